@@ -1,0 +1,5 @@
+//! Corelane: a Kafka-class message broker for Linux. This page is the map of the code.
+
+pub mod limits;
+pub mod request;
+pub mod types;
