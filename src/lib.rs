@@ -3,5 +3,7 @@
 #[cfg(feature = "server")]
 pub mod cluster;
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod metrics;
 pub mod request;
 pub mod types;

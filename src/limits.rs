@@ -54,6 +54,10 @@ pub const MAX_COMMAND: usize = 64 * 1024;
 pub const MAX_CATALOGUE: usize = 256 * 1024 * 1024;
 /// Producer ids that a shard takes at once.
 pub const PRODUCER_ID_BLOCK: u32 = 1000;
+/// Topics whose traffic a shard counts one by one; the rest count together.
+pub const MAX_TOPIC_METRICS: usize = 1000;
+/// Longest latency that a stage's histogram tells from longer ones, ns.
+pub const MAX_STAGE_NS: u64 = 60_000_000_000;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");
