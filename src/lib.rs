@@ -1,5 +1,9 @@
 //! Corelane: a Kafka-class message broker for Linux. This page is the map of the code.
 
+#[cfg(feature = "server")]
+pub mod cluster;
 pub mod limits;
+#[cfg(feature = "server")]
+pub mod metrics;
 pub mod request;
 pub mod types;
