@@ -3,3 +3,4 @@
 pub mod limits;
 pub mod request;
 pub mod types;
+pub mod wire;
