@@ -7,3 +7,4 @@ pub mod limits;
 pub mod metrics;
 pub mod request;
 pub mod types;
+pub mod wire;

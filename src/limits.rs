@@ -7,6 +7,13 @@ pub const BLOCK: usize = 4096;
 pub const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Longest frame header (FlatBuffers), bytes.
 pub const MAX_FRAME_HEADER: usize = 1024 * 1024;
+/// Longest frame header of a response, bytes: metadata of many partitions is larger than any request.
+pub const MAX_RESPONSE_HEADER: usize = 64 * 1024 * 1024;
+/// A header's content, shared parts counted each time they are used, is at most this many times its length: what a decoder
+/// copies out of a hostile header is bounded by the header.
+pub const HEADER_EXPANSION: usize = 8;
+/// Deepest nesting of tables in a header.
+pub const MAX_HEADER_DEPTH: usize = 8;
 /// Longest frame but for its batch payload's own limit, bytes: a 1 GiB record and its wrapping.
 pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 
