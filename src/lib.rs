@@ -1,5 +1,6 @@
 //! Corelane: a Kafka-class message broker for Linux. This page is the map of the code.
 
 pub mod limits;
+pub mod log;
 pub mod request;
 pub mod types;
