@@ -3,6 +3,7 @@
 #[cfg(feature = "server")]
 pub mod cluster;
 pub mod limits;
+pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod request;
