@@ -21,6 +21,14 @@ pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 /// Largest value of `max.message.bytes`, bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
+/// Smallest value of `max.message.bytes`, bytes: an empty batch.
+pub const MIN_MAX_MESSAGE_BYTES: usize = 61;
+/// Smallest value of `segment.bytes`, bytes.
+pub const MIN_SEGMENT_BYTES: u64 = 1024 * 1024;
+/// Default of `segment.bytes`, bytes (Kafka's default).
+pub const DEFAULT_SEGMENT_BYTES: u64 = 1 << 30;
+/// Largest value of `segment.bytes`, bytes (Kafka's): positions in an index are 32 bits.
+pub const MAX_SEGMENT_BYTES: u64 = i32::MAX as u64;
 /// A batch of at least this many bytes is written straight to its segment.
 pub const LARGE_APPEND: usize = 128 * 1024;
 /// A batch of more than this many bytes is received into a file of its own and adopted as a segment.
@@ -45,6 +53,18 @@ pub const MAX_TOPIC_NAME: usize = 249;
 pub const MAX_PARTITIONS: u32 = 100_000;
 /// Largest number of shards of a node: the advertised id is node id * 1024 + shard.
 pub const MAX_SHARDS: u32 = 1024;
+/// Largest number of partitions of all topics together.
+pub const MAX_ALL_PARTITIONS: u64 = 1_000_000;
+/// Longest encoded command of the catalogue, bytes.
+pub const MAX_COMMAND: usize = 64 * 1024;
+/// Longest catalogue file, bytes; a command that would pass it is refused.
+pub const MAX_CATALOGUE: usize = 256 * 1024 * 1024;
+/// Producer ids that a shard takes at once.
+pub const PRODUCER_ID_BLOCK: u32 = 1000;
+/// Topics whose traffic a shard counts one by one; the rest count together.
+pub const MAX_TOPIC_METRICS: usize = 1000;
+/// Longest latency that a stage's histogram tells from longer ones, ns.
+pub const MAX_STAGE_NS: u64 = 60_000_000_000;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");
