@@ -2,6 +2,8 @@
 
 #[cfg(feature = "server")]
 pub mod cluster;
+pub mod batch;
+pub mod checksum;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]

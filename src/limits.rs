@@ -29,6 +29,8 @@ pub const MIN_SEGMENT_BYTES: u64 = 1024 * 1024;
 pub const DEFAULT_SEGMENT_BYTES: u64 = 1 << 30;
 /// Largest value of `segment.bytes`, bytes (Kafka's): positions in an index are 32 bits.
 pub const MAX_SEGMENT_BYTES: u64 = i32::MAX as u64;
+/// Largest zstd window that a reader of batches allocates, as a power of two, bytes: 128 MiB, what level 22 uses.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 /// A batch of at least this many bytes is written straight to its segment.
 pub const LARGE_APPEND: usize = 128 * 1024;
 /// A batch of more than this many bytes is received into a file of its own and adopted as a segment.
