@@ -58,6 +58,20 @@ pub const PRODUCER_ID_BLOCK: u32 = 1000;
 pub const MAX_TOPIC_METRICS: usize = 1000;
 /// Longest latency that a stage's histogram tells from longer ones, ns.
 pub const MAX_STAGE_NS: u64 = 60_000_000_000;
+/// Requests from the shards that wait for the control plane.
+pub const CONTROL_REQUESTS: usize = 256;
+/// Events that wait for a shard.
+pub const SHARD_EVENTS: usize = 16;
+/// Longest wait until every shard has a new catalogue in force before its proposer is answered anyway, ms.
+pub const IN_FORCE_MS: u64 = 5_000;
+/// Threads on which a control-plane runtime may block for files.
+pub const CONTROL_BLOCKING_THREADS: usize = 2;
+/// Connections that the admin port serves at once; more wait in the kernel's backlog.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Longest wait for the head of an admin request, s.
+pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest life of an admin connection, s.
+pub const ADMIN_CONNECTION_S: u64 = 120;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");
