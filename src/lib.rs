@@ -10,4 +10,6 @@ pub mod limits;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod request;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod types;
