@@ -43,14 +43,20 @@
 //! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
 #[cfg(feature = "server")]
+pub mod bridge;
+#[cfg(feature = "server")]
 pub mod cluster;
 pub mod batch;
 pub mod checksum;
 pub mod docs;
+#[cfg(feature = "server")]
+pub mod control;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod request;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod types;
 pub mod wire;
