@@ -44,6 +44,8 @@
 
 pub mod batch;
 pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "server")]
 pub mod cluster;
 pub mod docs;
