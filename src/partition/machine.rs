@@ -3,9 +3,11 @@
 use std::collections::VecDeque;
 
 use crate::batch::{self, BatchHeader};
-use crate::checksum;
-use crate::limits::{BLOCK, INDEX_INTERVAL};
-use crate::log::{Index, IndexEntry, PartitionState, ProducerTable, SegmentInfo, Sequence};
+use crate::log::checkpoint::PartitionState;
+use crate::log::index::{Index, IndexEntry, fits_segment};
+use crate::log::producers::{ProducerTable, Sequence};
+use crate::log::running_hash::running_hash;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
 use crate::types::{LeaderEpoch, Offset, Timestamp, TopicPartition};
@@ -24,8 +26,6 @@ pub struct Partition {
     segments: VecDeque<SegmentInfo>,
     /// Index of the last segment.
     index: Index,
-    /// Position of the last index entry's batch, for the interval.
-    indexed_position: u64,
     /// When the unsealed segment got its first record, by the broker's clock.
     segment_started: Option<Timestamp>,
     flushed: Flushed,
@@ -72,17 +72,17 @@ pub enum Planned {
     Refused(Refusal),
 }
 
-/// A segment that was closed by a roll.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A segment that was closed by a roll, with its index.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Sealed {
-    /// Its base offset.
-    pub segment: Offset,
-    /// Bytes that count.
-    pub valid_end: u64,
+    /// As it will stay.
+    pub segment: SegmentInfo,
+    /// Its index.
+    pub index: Index,
 }
 
 /// What a roll did.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Opened {
     /// The segment before, if it was open.
     pub sealed: Option<Sealed>,
@@ -97,7 +97,6 @@ impl Partition {
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
             epochs.push((epoch, state.log_end));
         }
-        let indexed_position = index.last().map_or(0, |e| u64::from(e.position));
         Partition {
             id: state.partition,
             epoch,
@@ -108,7 +107,6 @@ impl Partition {
             max_timestamp: state.max_timestamp,
             segments: state.segments.into(),
             index,
-            indexed_position,
             segment_started: None,
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(&state.producers, max_producers),
@@ -206,10 +204,10 @@ impl Partition {
     }
 
     fn must_roll(&self, active: &SegmentInfo, end_offset: Offset, len: usize, now: Timestamp, settings: &Settings) -> bool {
-        let empty = active.valid_end == BLOCK as u64;
+        let empty = active.valid_end == FIRST_POSITION;
         // Index entries hold offset and position in 32 bits.
-        let too_far = end_offset - active.base_offset > i64::from(u32::MAX) || active.valid_end + len as u64 > u64::from(u32::MAX);
-        let too_large = active.valid_end + len as u64 > settings.segment_bytes.max(BLOCK as u64);
+        let too_far = !fits_segment(active.base_offset, end_offset, active.valid_end + len as u64);
+        let too_large = active.valid_end + len as u64 > settings.segment_bytes.max(FIRST_POSITION);
         let too_old = self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms);
         !empty && (too_far || too_large || too_old)
     }
@@ -219,16 +217,15 @@ impl Partition {
         assert_eq!(plan.base_offset, self.ladder.appended(), "a plan is carried out before the next one is made");
         let active = self.segments.back_mut().expect("a plan names the open segment");
         assert!(!active.sealed && active.valid_end == plan.position, "the plan's position is the segment's end");
-        if plan.position - self.indexed_position >= INDEX_INTERVAL || self.index.is_empty() {
+        if self.index.wants(plan.position) {
             self.index.push(IndexEntry {
                 offset: plan.base_offset,
-                position: plan.position as u32,
+                position: plan.position,
                 max_timestamp: active.max_timestamp,
                 running_hash: self.running_hash,
             });
-            self.indexed_position = plan.position;
         }
-        self.running_hash = checksum::running_hash(self.running_hash, stored);
+        self.running_hash = running_hash(self.running_hash, stored);
         self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
         active.valid_end += plan.len as u64;
         active.end_offset = plan.end_offset;
@@ -242,14 +239,12 @@ impl Partition {
 
     /// Seals the open segment and opens one at the log's end.
     pub fn open_segment(&mut self) -> Opened {
-        let sealed = self.seal();
         let base_offset = self.ladder.appended();
-        self.segments.push_back(SegmentInfo::new(base_offset, self.running_hash));
-        self.index = Index::new(base_offset);
-        self.indexed_position = 0;
+        let sealed = self.seal();
+        self.segments.push_back(SegmentInfo::new(base_offset, 0, self.running_hash));
         self.segment_started = None;
         if sealed.is_none() && self.fully_flushed_before(base_offset) {
-            self.flushed = Flushed { segment: base_offset, position: BLOCK as u64 };
+            self.flushed = Flushed { segment: base_offset, position: FIRST_POSITION };
         }
         Opened { sealed, segment: base_offset }
     }
@@ -257,7 +252,7 @@ impl Partition {
     /// Takes a file that holds one whole batch as the sealed last segment. The open one is sealed first.
     pub fn adopt(&mut self, plan: &Plan, stored: &[u8; batch::HEADER_LEN], header: &BatchHeader, now: Timestamp) -> Option<Sealed> {
         let opened = self.open_segment();
-        assert_eq!((plan.segment, plan.position), (opened.segment, BLOCK as u64), "an adopted batch is alone in its segment");
+        assert_eq!((plan.segment, plan.position), (opened.segment, FIRST_POSITION), "an adopted batch is alone in its segment");
         self.append(plan, stored, header, now);
         let segment = self.segments.back_mut().expect("opened above");
         segment.sealed = true;
@@ -271,16 +266,17 @@ impl Partition {
             Planned::Append(_) | Planned::Roll => {
                 let base_offset = self.ladder.appended();
                 let end_offset = base_offset + i64::from(header.record_count);
-                Planned::Append(Plan { base_offset, end_offset, segment: base_offset, position: BLOCK as u64, len })
+                Planned::Append(Plan { base_offset, end_offset, segment: base_offset, position: FIRST_POSITION, len })
             }
             other => other,
         }
     }
 
     fn seal(&mut self) -> Option<Sealed> {
+        let index = std::mem::replace(&mut self.index, Index::new(self.ladder.appended()));
         let active = self.segments.back_mut().filter(|s| !s.sealed)?;
         active.sealed = true;
-        Some(Sealed { segment: active.base_offset, valid_end: active.valid_end })
+        Some(Sealed { segment: *active, index })
     }
 
     fn fully_flushed_before(&self, base_offset: Offset) -> bool {
@@ -294,7 +290,7 @@ impl Partition {
     pub fn unflushed(&self) -> Option<(SegmentInfo, u64)> {
         let at = self.segments.iter().position(|s| s.base_offset >= self.flushed.segment)?;
         self.segments.range(at..).find_map(|s| {
-            let from = if s.base_offset == self.flushed.segment { self.flushed.position } else { BLOCK as u64 };
+            let from = if s.base_offset == self.flushed.segment { self.flushed.position } else { FIRST_POSITION };
             (from < s.valid_end).then_some((*s, from))
         })
     }
@@ -308,7 +304,7 @@ impl Partition {
 
     /// The new log start that retention asks for, if any: whole sealed segments only, never past the watermark.
     pub fn retention(&self, now: Timestamp, settings: &Settings) -> Option<Offset> {
-        let mut total: u64 = self.segments.iter().map(|s| s.valid_end - BLOCK as u64).sum();
+        let mut total: u64 = self.segments.iter().map(|s| s.valid_end - FIRST_POSITION).sum();
         let mut start = None;
         for segment in self.segments.iter().take_while(|s| s.sealed && s.end_offset <= self.ladder.committed()) {
             let too_much = settings.retention_bytes.is_some_and(|most| total > most);
@@ -316,7 +312,7 @@ impl Partition {
             if !too_much && !too_old {
                 break;
             }
-            total -= segment.valid_end - BLOCK as u64;
+            total -= segment.valid_end - FIRST_POSITION;
             start = Some(segment.end_offset);
         }
         start.filter(|s| *s > self.log_start)
@@ -324,7 +320,7 @@ impl Partition {
 
     /// Whether the open segment is due for a roll by age, so that retention by time comes to it.
     pub fn is_overdue(&self, now: Timestamp, settings: &Settings) -> bool {
-        self.active().is_some_and(|s| s.valid_end > BLOCK as u64)
+        self.active().is_some_and(|s| s.valid_end > FIRST_POSITION)
             && self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
     }
 
@@ -345,7 +341,7 @@ impl Partition {
         if let Some(first) = self.segments.front()
             && self.flushed.segment < first.base_offset
         {
-            self.flushed = Flushed { segment: first.base_offset, position: BLOCK as u64 };
+            self.flushed = Flushed { segment: first.base_offset, position: FIRST_POSITION };
         }
         Ok(gone)
     }

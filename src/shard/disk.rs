@@ -179,6 +179,11 @@ impl DataFile {
         &self.path
     }
 
+    /// The disk it is on.
+    pub fn disk(&self) -> &Rc<Disk> {
+        &self.disk
+    }
+
     /// Writes the whole buffer at a block boundary. A short write is an error.
     pub async fn write(&self, buffer: Rc<DmaBuffer>, position: u64) -> io::Result<()> {
         let len = buffer.len();

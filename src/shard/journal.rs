@@ -16,13 +16,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 
 use crate::limits::{BLOCK, DURABLE_MARK_MS, MAX_GROUP};
-use crate::log::{ENTRY_HEADER_LEN, EntryHeader, GROUP_HEADER_LEN, GroupHeader, entry_space, group_front};
-use crate::metrics::ShardMetrics;
+use crate::log::journal::{ENTRY_HEADER_LEN, EntryHeader, GROUP_HEADER_LEN, GroupHeader, entry_space, group_front};
+use crate::metrics::{Counter, ShardMetrics, Stage};
 use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::shard::event::Event;
 use crate::shard::partition_cell::PartitionCell;
@@ -58,7 +59,7 @@ pub struct Journal {
     stopping: Cell<bool>,
     /// Capacity of all group buffers alive, bytes.
     accounted: Rc<Cell<usize>>,
-    metrics: std::sync::Arc<ShardMetrics>,
+    metrics: Arc<ShardMetrics>,
 }
 
 struct State {
@@ -90,7 +91,7 @@ pub struct Placed {
 
 impl Journal {
     /// A journal that starts its generation with sequence 1.
-    pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: std::sync::Arc<ShardMetrics>) -> Rc<Journal> {
+    pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
         let state = State {
             open: None,
             closed: VecDeque::new(),
@@ -240,19 +241,20 @@ impl Journal {
 
     async fn commit(&self, groups: Vec<Group>) -> io::Result<()> {
         let started = Instant::now();
-        self.metrics.stage_queue(started.duration_since(groups[0].opened));
+        self.metrics.record(Stage::Queue, started.duration_since(groups[0].opened).as_nanos() as u64);
         let mut writes = Vec::with_capacity(groups.len());
         for group in &groups {
             let place = self.ring.place(group.buffer.filled().next_multiple_of(BLOCK) as u64, group.sequence).await;
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
-            self.metrics.journal_bytes(memory.len() as u64);
+            self.metrics.add(Counter::JournalBytes, memory.len() as u64);
             writes.push(async move { place.file.write(memory, place.position).await });
         }
         try_join_all(writes).await?;
         let last = groups.last().expect("commit is called with groups").sequence;
         self.written.set(last);
-        self.metrics.stage_journal_write(started.elapsed());
-        self.metrics.journal_groups(groups.len() as u64);
+        self.metrics.record(Stage::JournalWrite, started.elapsed().as_nanos() as u64);
+        self.metrics.add(Counter::JournalGroups, groups.len() as u64);
+        self.metrics.add(Counter::JournalEntries, groups.iter().map(|g| u64::from(g.entries)).sum());
         for cell in groups.iter().flat_map(|g| &g.touched) {
             cell.advance(self.written.get(), self.durable.get());
         }
@@ -260,7 +262,7 @@ impl Journal {
             let sync_started = Instant::now();
             self.ring.sync().await?;
             self.durable.set(last);
-            self.metrics.stage_sync(sync_started.elapsed());
+            self.metrics.record(Stage::Sync, sync_started.elapsed().as_nanos() as u64);
             for cell in groups.iter().flat_map(|g| &g.touched) {
                 cell.advance(last, last);
             }
@@ -297,7 +299,7 @@ impl Journal {
         let memory = buffer.seal(|entries| self.front(sequence, 0, place.file_id, place.position, entries));
         // `written` stays: nobody waits for a mark, and it asks for no sync of its own.
         place.file.write(memory, place.position).await?;
-        self.metrics.durable_mark();
+        self.metrics.add(Counter::DurableMarks, 1);
         Ok(())
     }
 

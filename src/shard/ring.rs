@@ -11,7 +11,8 @@ use std::rc::Rc;
 use futures_util::future::try_join_all;
 
 use crate::limits::BLOCK;
-use crate::log::{JournalHeader, journal_path};
+use crate::log::file_header::{JournalHeader, encode_header};
+use crate::log::paths;
 use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
 
@@ -86,7 +87,7 @@ impl Ring {
         assert!(max_files >= 2, "a ring has at least two files");
         let mut state = State::default();
         for known in files {
-            let file = disk.open(&journal_path(known.id)).await?;
+            let file = disk.open(&paths::journal(known.id)).await?;
             state.ready.push_back(Rc::new(RingFile { file, id: known.id, last_sequence: Cell::new(0) }));
         }
         let ring = Ring {
@@ -210,7 +211,7 @@ impl Ring {
     async fn create_file(&self) -> io::Result<Rc<RingFile>> {
         let id = self.next_id.get();
         self.next_id.set(id + self.id_step);
-        let file = self.disk.create(&journal_path(id)).await?;
+        let file = self.disk.create(&paths::journal(id)).await?;
         file.allocate(self.file_size).await?;
         let zeros = zeroed(ZERO_WRITE.min(self.file_size as usize));
         let mut position = 0;
@@ -220,7 +221,7 @@ impl Ring {
             file.write(piece, position).await?;
             position += len;
         }
-        let header = JournalHeader { cluster: self.cluster, id, size: self.file_size }.encode();
+        let header = encode_header(&JournalHeader { cluster: self.cluster, file: id, size: self.file_size });
         file.write(filled(&header), 0).await?;
         file.sync().await?;
         self.disk.sync_dir("journal").await?;

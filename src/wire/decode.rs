@@ -85,8 +85,7 @@ pub fn decode_request(header: &[u8], payload_len: usize) -> Result<(u64, Request
 /// # Errors
 /// See [`WireError`].
 pub fn decode_request_reusing(header: &[u8], payload_len: usize, spare: &mut Vec<ProduceBatch>) -> Result<(u64, Request), WireError> {
-    let root = verified::<ForwardsUOffset<g::Request>>(header)
-        .map_err(|cause| WireError::header("Request", envelope_correlation(header), &cause))?;
+    let root = verified::<g::Request>(header).map_err(|cause| WireError::header("Request", envelope_correlation(header), &cause))?;
     let correlation = root.correlation();
     let request = request_of(&root, payload_len, spare).map_err(|what| match what {
         Fault::Kind(kind) => WireError::UnknownKind { table: "Request", correlation, kind },
@@ -104,8 +103,7 @@ pub fn decode_request_reusing(header: &[u8], payload_len: usize, spare: &mut Vec
 /// # Errors
 /// See [`WireError`].
 pub fn decode_response(header: &[u8], payload_len: usize) -> Result<(u64, Response), WireError> {
-    let root = verified::<ForwardsUOffset<g::Response>>(header)
-        .map_err(|cause| WireError::header("Response", envelope_correlation(header), &cause))?;
+    let root = verified::<g::Response>(header).map_err(|cause| WireError::header("Response", envelope_correlation(header), &cause))?;
     let correlation = root.correlation();
     let response = response_of(&root, payload_len).map_err(|what| match what {
         Fault::Kind(kind) => WireError::UnknownKind { table: "Response", correlation, kind },
@@ -120,7 +118,7 @@ pub fn decode_response(header: &[u8], payload_len: usize) -> Result<(u64, Respon
 
 /// The correlation id of a header whose rest can't be read.
 fn envelope_correlation(header: &[u8]) -> Option<u64> {
-    verified::<ForwardsUOffset<g::Envelope>>(header).ok().map(|envelope| envelope.correlation())
+    verified::<g::Envelope>(header).ok().map(|envelope| envelope.correlation())
 }
 
 /// What is wrong with a body.

@@ -83,7 +83,7 @@ pub fn encode_hello(hello: &Hello, out: &mut Vec<u8>) {
 /// # Errors
 /// The header does not verify.
 pub fn decode_hello(header: &[u8]) -> Result<Hello, WireError> {
-    let hello = verified::<flatbuffers::ForwardsUOffset<g::Hello>>(header).map_err(|cause| WireError::header("Hello", None, &cause))?;
+    let hello = verified::<g::Hello>(header).map_err(|cause| WireError::header("Hello", None, &cause))?;
     Ok(Hello {
         version_min: hello.version_min(),
         version_max: hello.version_max(),
@@ -116,8 +116,7 @@ pub fn encode_hello_reply(reply: &Result<HelloReply, Refusal>, out: &mut Vec<u8>
 /// # Errors
 /// The header does not verify.
 pub fn decode_hello_reply(header: &[u8]) -> Result<Result<HelloReply, Refusal>, WireError> {
-    let reply =
-        verified::<flatbuffers::ForwardsUOffset<g::HelloReply>>(header).map_err(|cause| WireError::header("HelloReply", None, &cause))?;
+    let reply = verified::<g::HelloReply>(header).map_err(|cause| WireError::header("HelloReply", None, &cause))?;
     if let Some(refusal) = reply.refusal() {
         return Ok(Err(refusal_of(refusal)));
     }

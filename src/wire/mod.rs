@@ -44,3 +44,6 @@ where
     };
     flatbuffers::root_with_opts::<T>(&options, header)
 }
+
+#[cfg(test)]
+mod tests;
