@@ -42,6 +42,10 @@
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
 //! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
+pub mod batch;
+pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "server")]
 pub mod bridge;
 #[cfg(feature = "server")]
