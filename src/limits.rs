@@ -14,6 +14,8 @@ pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 /// Largest value of `max.message.bytes`, bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
+/// Largest zstd window that a reader of batches allocates, as a power of two, bytes: 128 MiB, what level 22 uses.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 /// A batch of at least this many bytes is written straight to its segment.
 pub const LARGE_APPEND: usize = 128 * 1024;
 /// A batch of more than this many bytes is received into a file of its own and adopted as a segment.
