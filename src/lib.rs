@@ -43,24 +43,24 @@
 //! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
 pub mod batch;
-pub mod checksum;
-#[cfg(feature = "cli")]
-pub mod cli;
 #[cfg(feature = "server")]
 pub mod bridge;
+pub mod checksum;
 #[cfg(feature = "server")]
 pub mod cluster;
-pub mod batch;
-pub mod checksum;
-pub mod docs;
 #[cfg(feature = "server")]
 pub mod control;
+pub mod docs;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
+#[cfg(feature = "server")]
+pub mod partition;
 pub mod request;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+pub mod shard;
 pub mod types;
 pub mod wire;

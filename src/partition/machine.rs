@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use crate::batch::{self, BatchHeader};
+use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
 use crate::log::index::{Index, IndexEntry, fits_segment};
 use crate::log::producers::{ProducerTable, Sequence};
-use crate::log::running_hash::running_hash;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
@@ -91,8 +91,8 @@ pub struct Opened {
 }
 
 impl Partition {
-    /// A partition as recovered (or new), led from now on in `epoch`; `index` is that of its last segment if that is unsealed.
-    pub fn open(state: PartitionState, epoch: LeaderEpoch, index: Index, max_producers: usize) -> Partition {
+    /// A partition as recovered (or new), led from now on in `epoch`. If its last segment is open, [`Partition::restore_index`] comes before the first append.
+    pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
         let mut epochs = state.epochs;
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
             epochs.push((epoch, state.log_end));
@@ -106,10 +106,10 @@ impl Partition {
             running_hash: state.running_hash,
             max_timestamp: state.max_timestamp,
             segments: state.segments.into(),
-            index,
+            index: Index::new(0),
             segment_started: None,
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
-            producers: ProducerTable::restore(&state.producers, max_producers),
+            producers: ProducerTable::restore(max_producers, &state.producers, now),
         }
     }
 
@@ -188,8 +188,8 @@ impl Partition {
         }
         match self.producers.check(header) {
             Sequence::New => {}
-            Sequence::Duplicate { base_offset, end_offset } => return Planned::Duplicate { base_offset, end_offset },
-            Sequence::Refused(refusal) => return Planned::Refused(refusal),
+            Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
+            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
         }
         let base_offset = self.ladder.appended();
         let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
@@ -234,7 +234,7 @@ impl Partition {
         active.index_entries = self.index.len() as u32;
         self.segment_started.get_or_insert(now);
         self.ladder.append_to(plan.end_offset);
-        self.producers.record(header, plan.base_offset, now);
+        self.producers.record(&BatchHeader { base_offset: plan.base_offset, ..*header }, now);
     }
 
     /// The segment that [`Partition::open_segment`] would open.
@@ -362,7 +362,7 @@ impl Partition {
 
     /// Forgets producers that have been silent too long.
     pub fn expire_producers(&mut self, now: Timestamp, after_ms: i64) {
-        self.producers.expire(now, after_ms);
+        self.producers.expire(now.saturating_sub(after_ms));
     }
 
     /// The segment that holds `offset`.
@@ -387,5 +387,21 @@ impl Partition {
             segments: self.segments.iter().copied().collect(),
             producers: self.producers.snapshot(),
         }
+    }
+}
+
+fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+    let producer = header.producer_id;
+    match sequence {
+        Sequence::OutOfOrder { expected, actual } => {
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+        }
+        Sequence::Fenced { current, actual } => {
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+        }
+        Sequence::UnknownProducer { actual } => {
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+        }
+        Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
     }
 }

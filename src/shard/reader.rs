@@ -18,10 +18,10 @@ use std::sync::Arc;
 use glommio::io::ReadResult;
 
 use crate::batch::{self, BatchHeader, HEADER_LEN};
+use crate::checksum::running_hash;
 use crate::limits::{ADOPT_APPEND, BLOCK};
 use crate::log::index::{Index, IndexEntry};
 use crate::log::paths;
-use crate::log::running_hash::running_hash;
 use crate::log::segment::SegmentInfo;
 use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::request::{Code, Refusal};

@@ -22,7 +22,7 @@ use crate::limits::{BLOCK, LARGE_APPEND};
 use crate::log::index::Index;
 use crate::log::journal::{EntryHeader, EntryKind, LargeReference, SegmentOpen};
 use crate::metrics::{Counter, Gauge, ShardMetrics};
-use crate::partition::{Partition, Plan, Planned};
+use crate::partition::{Plan, Planned};
 use crate::request::{Code, Refusal};
 use crate::shard::budget::Budget;
 use crate::shard::buffer::{AppendBuffer, Piece};
@@ -548,9 +548,4 @@ pub fn head_len(position: u64) -> usize {
 /// Now, ms since the epoch.
 pub fn now_ms() -> Timestamp {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as Timestamp)
-}
-
-/// A machine for a new or recovered partition.
-pub fn machine(state: crate::log::checkpoint::PartitionState, epoch: crate::types::LeaderEpoch, max_producers: usize) -> Partition {
-    Partition::open(state, epoch, Index::new(0), max_producers)
 }

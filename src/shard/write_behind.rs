@@ -9,7 +9,7 @@ use std::io;
 use std::rc::Rc;
 
 use futures_util::future::join_all;
-use futures_util::stream::{self, StreamExt, TryStreamExt};
+use futures_util::stream::{self, TryStreamExt};
 
 use crate::limits::BLOCK;
 use crate::log::journal::{EntryHeader, EntryKind};
