@@ -36,7 +36,7 @@ pub fn stamp_log_append_time(batch: &mut [u8], now: Timestamp) {
 
 /// As [`stamp_log_append_time`] with no more than the header at hand: the new CRC follows from the old one, whose batch must have been checked.
 ///
-/// For batches whose body is already on disk. A little slower than the other below some 10 KiB.
+/// For batches whose body is already on its way to disk: it takes some 20 us whatever the length, as long as the other takes for half a MiB.
 ///
 /// # Errors
 /// As [`BatchHeader::parse`].
