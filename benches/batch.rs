@@ -1,4 +1,5 @@
 //! What a batch costs: checksums, checking as the broker does, building as the producer does, reading as the consumer does.
+#![allow(missing_docs, reason = "criterion's macros make public functions")]
 
 use std::hint::black_box;
 

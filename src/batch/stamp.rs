@@ -55,3 +55,29 @@ fn write_log_append_time(head: &mut [u8], now: Timestamp) {
     head[21..23].copy_from_slice(&attributes.to_be_bytes());
     head[35..43].copy_from_slice(&now.to_be_bytes());
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, Compression, check_stored};
+
+    #[test]
+    fn stamping_leaves_the_crc_right() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for i in 0..50 {
+            builder.append(1000 + i, None, Some(&[i as u8; 100]), &[]).unwrap();
+        }
+        let mut batch = builder.build().to_vec();
+        stamp(&mut batch[..16], 77, 3);
+        let header = check_stored(&batch).unwrap();
+        assert_eq!((header.base_offset, header.leader_epoch), (77, 3));
+
+        let mut by_head = batch.clone();
+        stamp_log_append_time(&mut batch, 5000);
+        stamp_log_append_time_head(&mut by_head[..HEADER_LEN], 5000).unwrap();
+        assert_eq!(by_head, batch);
+        let stamped = check_stored(&batch).unwrap();
+        assert_eq!(stamped, BatchHeader { attributes: LOG_APPEND_TIME, max_timestamp: 5000, crc: stamped.crc, ..header });
+        assert_ne!(stamped.crc, header.crc);
+    }
+}
