@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
 
+use bytes::Bytes;
 use futures_util::AsyncWriteExt;
 use glommio::io::ReadResult;
 use glommio::net::{TcpListener, TcpStream};
@@ -50,6 +51,8 @@ pub enum Outgoing {
     Tail(Piece),
     /// Record batches from disk: the result and the range of it.
     Disk(ReadResult, std::ops::Range<usize>),
+    /// From another shard.
+    Shared(Bytes),
 }
 
 impl Outgoing {
@@ -58,7 +61,42 @@ impl Outgoing {
             Outgoing::Owned(bytes) => bytes,
             Outgoing::Tail(piece) => piece.bytes(),
             Outgoing::Disk(result, range) => &result[range.clone()],
+            Outgoing::Shared(bytes) => bytes,
         }
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        self.bytes().len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its first `at` bytes, and what is left if that is not all.
+    pub fn split(self, at: usize) -> (Outgoing, Option<Outgoing>) {
+        if at >= self.len() {
+            return (self, None);
+        }
+        match self {
+            Outgoing::Owned(mut bytes) => {
+                let rest = bytes.split_off(at);
+                (Outgoing::Owned(bytes), Some(Outgoing::Owned(rest)))
+            }
+            Outgoing::Tail(piece) => (Outgoing::Tail(piece.part(0..at)), Some(Outgoing::Tail(piece.part(at..piece.len())))),
+            Outgoing::Disk(data, range) => {
+                let middle = range.start + at;
+                (Outgoing::Disk(data.clone(), range.start..middle), Some(Outgoing::Disk(data, middle..range.end)))
+            }
+            Outgoing::Shared(bytes) => (Outgoing::Shared(bytes.slice(..at)), Some(Outgoing::Shared(bytes.slice(at..)))),
+        }
+    }
+
+    /// Adds its bytes to `out`.
+    pub fn copy_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.bytes());
     }
 }
 
@@ -73,6 +111,8 @@ pub struct Sender {
     blocked: Event,
     drained: Event,
     closed: Cell<bool>,
+    /// It is among the connections that are flushed next.
+    pub(super) listed: Cell<bool>,
 }
 
 impl Sender {
@@ -86,6 +126,7 @@ impl Sender {
             blocked: Event::default(),
             drained: Event::default(),
             closed: Cell::new(false),
+            listed: Cell::new(false),
         })
     }
 
