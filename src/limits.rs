@@ -7,6 +7,13 @@ pub const BLOCK: usize = 4096;
 pub const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Longest frame header (FlatBuffers), bytes.
 pub const MAX_FRAME_HEADER: usize = 1024 * 1024;
+/// Longest frame header of a response, bytes: metadata of many partitions is larger than any request.
+pub const MAX_RESPONSE_HEADER: usize = 64 * 1024 * 1024;
+/// A header's content, shared parts counted each time they are used, is at most this many times its length: what a decoder
+/// copies out of a hostile header is bounded by the header.
+pub const HEADER_EXPANSION: usize = 8;
+/// Deepest nesting of tables in a header.
+pub const MAX_HEADER_DEPTH: usize = 8;
 /// Longest frame but for its batch payload's own limit, bytes: a 1 GiB record and its wrapping.
 pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 
@@ -22,6 +29,8 @@ pub const MIN_SEGMENT_BYTES: u64 = 1024 * 1024;
 pub const DEFAULT_SEGMENT_BYTES: u64 = 1 << 30;
 /// Largest value of `segment.bytes`, bytes (Kafka's): positions in an index are 32 bits.
 pub const MAX_SEGMENT_BYTES: u64 = i32::MAX as u64;
+/// Largest zstd window that a reader of batches allocates, as a power of two, bytes: 128 MiB, what level 22 uses.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 /// A batch of at least this many bytes is written straight to its segment.
 pub const LARGE_APPEND: usize = 128 * 1024;
 /// A batch of more than this many bytes is received into a file of its own and adopted as a segment.

@@ -1,0 +1,173 @@
+//! Checksums: which one guards what, and the crates that compute them.
+//!
+//! - [`crc32`] (IEEE) guards our own formats: frames' headers, journal groups, file headers, checkpoints.
+//! - [`crc32c`] (Castagnoli) is the one that Kafka's record batch carries, over its bytes from 21 on.
+//! - [`running_hash`] (CRC-64/NVME) chains the headers of a partition's batches: it covers what a batch's own
+//!   CRC leaves out (base offset, length, epoch, magic) and the order of the batches.
+//!
+//! All three find accidents. None withstands somebody who means to deceive.
+
+use crc_fast::CrcAlgorithm::Crc32Iscsi;
+
+/// Bytes of a batch's header that [`running_hash`] covers.
+const HASHED_HEADER: usize = 61;
+
+/// CRC-32 (IEEE) of `bytes`.
+#[must_use]
+pub fn crc32(bytes: &[u8]) -> u32 {
+    crc32fast::hash(bytes)
+}
+
+/// CRC-32 (IEEE) of `bytes`, continued from `seed`.
+///
+/// With the CRC of earlier bytes as the seed this is the CRC of both together; with an identity as the seed it ties the
+/// bytes to their place.
+#[must_use]
+pub fn crc32_seeded(seed: u32, bytes: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new_with_initial(seed);
+    hasher.update(bytes);
+    hasher.finalize()
+}
+
+/// CRC-32 (IEEE) of bytes that come in pieces.
+#[derive(Clone, Debug, Default)]
+pub struct Crc32(crc32fast::Hasher);
+
+impl Crc32 {
+    /// Of no bytes yet.
+    #[must_use]
+    pub fn new() -> Crc32 {
+        Crc32::default()
+    }
+
+    /// Takes the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The CRC of all pieces.
+    #[must_use]
+    pub fn finish(self) -> u32 {
+        self.0.finalize()
+    }
+}
+
+/// CRC-32C (Castagnoli, also called CRC-32/ISCSI) of `bytes`.
+#[must_use]
+pub fn crc32c(bytes: &[u8]) -> u32 {
+    crc_fast::crc32_iscsi(bytes)
+}
+
+/// CRC-32C of bytes that come in pieces.
+#[derive(Clone, Copy, Debug)]
+pub struct Crc32c(crc_fast::Digest);
+
+impl Crc32c {
+    /// Of no bytes yet.
+    #[must_use]
+    pub fn new() -> Crc32c {
+        Crc32c(crc_fast::Digest::new(Crc32Iscsi))
+    }
+
+    /// Takes the next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The CRC of all pieces.
+    #[must_use]
+    pub fn finish(self) -> u32 {
+        self.0.finalize() as u32
+    }
+}
+
+impl Default for Crc32c {
+    fn default() -> Crc32c {
+        Crc32c::new()
+    }
+}
+
+/// CRC-32C of `whole` with its beginning exchanged, without reading the rest.
+///
+/// `whole` is the CRC of a beginning and a rest of `rest_len` bytes; `old` and `new` are CRCs of the beginning before and after, of equal length.
+#[must_use]
+pub fn crc32c_exchange(whole: u32, old: u32, new: u32, rest_len: u64) -> u32 {
+    // combine(a, b, n) is shift(a, n) ^ b: putting `old` in a second time takes it out and leaves the CRC of the rest.
+    let combine = |a: u64, b: u64| crc_fast::checksum_combine(Crc32Iscsi, a, b, rest_len);
+    let rest = combine(u64::from(old), u64::from(whole));
+    combine(u64::from(new), rest) as u32
+}
+
+/// The running hash of a partition after one more batch: CRC-64/NVME of `previous` (8 bytes, little-endian) and the first 61 bytes of the batch as stored.
+///
+/// Before the batch at offset 0 it is 0.
+///
+/// # Panics
+/// When `header61` is not 61 bytes.
+#[must_use]
+pub fn running_hash(previous: u64, header61: &[u8]) -> u64 {
+    assert_eq!(header61.len(), HASHED_HEADER, "the running hash covers exactly the batch header");
+    let mut bytes = [0; 8 + HASHED_HEADER];
+    bytes[..8].copy_from_slice(&previous.to_le_bytes());
+    bytes[8..].copy_from_slice(header61);
+    crc_fast::crc64_nvme(&bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGITS: &[u8] = b"123456789";
+
+    /// The check values of the CRC catalogues.
+    #[test]
+    fn known_check_values() {
+        assert_eq!(crc32(DIGITS), 0xCBF4_3926);
+        assert_eq!(crc32c(DIGITS), 0xE306_9283);
+        assert_eq!(crc_fast::crc64_nvme(DIGITS), 0xAE8B_1486_0A79_9888);
+    }
+
+    /// RFC 3720, appendix B.4.
+    #[test]
+    fn crc32c_of_the_rfc_examples() {
+        assert_eq!(crc32c(&[0; 32]), 0x8A91_36AA);
+        assert_eq!(crc32c(&[0xff; 32]), 0x62A8_AB43);
+        assert_eq!(crc32c(&(0..32).collect::<Vec<u8>>()), 0x46DD_794E);
+    }
+
+    #[test]
+    fn pieces_give_the_crc_of_the_whole() {
+        let bytes: Vec<u8> = (0..5000u32).map(|i| (i * 31) as u8).collect();
+        for cut in [0, 1, 7, 40, 61, 256, 4095, 4999, 5000] {
+            let mut ieee = Crc32::new();
+            ieee.update(&bytes[..cut]);
+            ieee.update(&bytes[cut..]);
+            assert_eq!(ieee.finish(), crc32(&bytes));
+            assert_eq!(crc32_seeded(crc32(&bytes[..cut]), &bytes[cut..]), crc32(&bytes));
+            let mut castagnoli = Crc32c::new();
+            castagnoli.update(&bytes[..cut]);
+            castagnoli.update(&bytes[cut..]);
+            assert_eq!(castagnoli.finish(), crc32c(&bytes));
+        }
+    }
+
+    #[test]
+    fn an_exchanged_beginning_needs_no_look_at_the_rest() {
+        for rest_len in [0, 1, 15, 100, 5000] {
+            let rest: Vec<u8> = (0..rest_len as u32).map(|i| (i * 7) as u8).collect();
+            let whole = |head: &[u8]| crc32c(&[head, &rest].concat());
+            let (old, new) = (b"the old beginning", b"the new beginning");
+            assert_eq!(crc32c_exchange(whole(old), crc32c(old), crc32c(new), rest_len), whole(new));
+        }
+    }
+
+    #[test]
+    fn the_running_hash_is_the_crc64_of_hash_and_header() {
+        let header: Vec<u8> = (0..61).collect();
+        let mut joined = 0x0102_0304_0506_0708u64.to_le_bytes().to_vec();
+        joined.extend_from_slice(&header);
+        assert_eq!(running_hash(0x0102_0304_0506_0708, &header), crc_fast::crc64_nvme(&joined));
+        let (first, second) = (vec![1; 61], vec![2; 61]);
+        assert_ne!(running_hash(running_hash(0, &first), &second), running_hash(running_hash(0, &second), &first));
+    }
+}

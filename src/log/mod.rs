@@ -1,0 +1,14 @@
+//! The store: what every file holds, byte for byte, and the machines that read and recover it.
+//!
+//! Pure: formats are functions from bytes to values and back; recovery and inspection work on the
+//! [`StoreFiles`](files::StoreFiles) that they are given. Who writes these files while the broker runs is the shard's matter, not this module's.
+//! The formats are described in `src/docs/on_disk.md`, which is their contract.
+
+pub mod checkpoint;
+pub(crate) mod fields;
+pub mod file_header;
+pub mod index;
+pub mod journal;
+pub mod paths;
+pub mod running_hash;
+pub mod segment;
