@@ -48,8 +48,6 @@ pub mod checksum;
 pub mod cli;
 #[cfg(feature = "server")]
 pub mod cluster;
-pub mod batch;
-pub mod checksum;
 pub mod docs;
 pub mod limits;
 pub mod log;
