@@ -43,16 +43,22 @@
 //! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
 pub mod batch;
+#[cfg(feature = "server")]
+pub mod bridge;
 pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "server")]
 pub mod cluster;
+#[cfg(feature = "server")]
+pub mod control;
 pub mod docs;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
 pub mod request;
+#[cfg(feature = "server")]
+pub mod server;
 pub mod types;
 pub mod wire;

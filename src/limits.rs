@@ -67,6 +67,38 @@ pub const PRODUCER_ID_BLOCK: u32 = 1000;
 pub const MAX_TOPIC_METRICS: usize = 1000;
 /// Longest latency that a stage's histogram tells from longer ones, ns.
 pub const MAX_STAGE_NS: u64 = 60_000_000_000;
+/// Requests from the shards that wait for the control plane.
+pub const CONTROL_REQUESTS: usize = 256;
+/// Events that wait for a shard.
+pub const SHARD_EVENTS: usize = 16;
+/// Longest wait until every shard has a new catalogue in force before its proposer is answered anyway, ms.
+pub const IN_FORCE_MS: u64 = 5_000;
+/// Threads on which a control-plane runtime may block for files.
+pub const CONTROL_BLOCKING_THREADS: usize = 2;
+/// Connections that the admin port serves at once; more wait in the kernel's backlog.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Longest wait for the head of an admin request, s.
+pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest life of an admin connection, s.
+pub const ADMIN_CONNECTION_S: u64 = 120;
+/// Default of `--memory`, bytes.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+/// Least memory of a shard, bytes.
+pub const MIN_SHARD_MEMORY: u64 = 32 * 1024 * 1024;
+/// Most shards that clients are told of, unless somebody asks for more.
+pub const DEFAULT_ADVERTISED_ENDPOINTS: u32 = 16;
+/// Longest spin of an idle shard, us.
+pub const MAX_SPIN_US: u64 = 100_000;
+/// Longest host name, bytes (DNS).
+pub const MAX_HOST_NAME: usize = 253;
+/// Least memory that must be lockable, bytes (the runtime's own check).
+pub const MIN_LOCKED_MEMORY: u64 = 512 * 1024;
+/// Least number of descriptors that a broker starts with.
+pub const MIN_DESCRIPTORS: u64 = 1024;
+/// Free space that a new store needs, bytes: the reserve and room to start.
+pub const MIN_FREE_SPACE: u64 = 128 * 1024 * 1024;
+/// Free space that each shard of a new store needs on top, bytes: two journal files.
+pub const MIN_FREE_SPACE_PER_SHARD: u64 = 2 * JOURNAL_FILE;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");

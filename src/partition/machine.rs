@@ -237,11 +237,25 @@ impl Partition {
         self.producers.record(header, plan.base_offset, now);
     }
 
+    /// The segment that [`Partition::open_segment`] would open.
+    pub fn next_segment(&self) -> SegmentInfo {
+        SegmentInfo::new(self.ladder.appended(), 0, self.running_hash)
+    }
+
+    /// Gives a partition that was just opened the index of its open segment, read from disk.
+    pub fn restore_index(&mut self, index: Index) {
+        let active = self.segments.back_mut().filter(|s| !s.sealed).expect("only an open segment is appended to");
+        assert_eq!(index.segment(), active.base_offset, "the index is the open segment's");
+        active.index_entries = index.len() as u32;
+        self.index = index;
+    }
+
     /// Seals the open segment and opens one at the log's end.
     pub fn open_segment(&mut self) -> Opened {
         let base_offset = self.ladder.appended();
         let sealed = self.seal();
         self.segments.push_back(SegmentInfo::new(base_offset, 0, self.running_hash));
+        self.index = Index::new(base_offset);
         self.segment_started = None;
         if sealed.is_none() && self.fully_flushed_before(base_offset) {
             self.flushed = Flushed { segment: base_offset, position: FIRST_POSITION };
@@ -290,7 +304,7 @@ impl Partition {
     pub fn unflushed(&self) -> Option<(SegmentInfo, u64)> {
         let at = self.segments.iter().position(|s| s.base_offset >= self.flushed.segment)?;
         self.segments.range(at..).find_map(|s| {
-            let from = if s.base_offset == self.flushed.segment { self.flushed.position } else { FIRST_POSITION };
+            let from = if s.base_offset == self.flushed.segment { self.flushed.position.max(FIRST_POSITION) } else { FIRST_POSITION };
             (from < s.valid_end).then_some((*s, from))
         })
     }

@@ -91,6 +91,17 @@ impl AppendBuffer {
         from..from + len
     }
 
+    /// Overwrites the first bytes of a buffer that nobody else has.
+    ///
+    /// # Panics
+    /// When they are not filled yet or are reserved.
+    #[allow(unsafe_code)]
+    pub fn patch_front(&mut self, bytes: &[u8]) {
+        assert!(self.reserved == 0 && bytes.len() <= self.filled.get(), "filled bytes are patched");
+        // SAFETY: inside the allocation; `&mut self` proves that no slice is lent out.
+        unsafe { std::slice::from_raw_parts_mut(self.start, bytes.len()) }.copy_from_slice(bytes);
+    }
+
     /// Filled bytes by range.
     ///
     /// # Panics
@@ -165,6 +176,11 @@ impl Piece {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.range.is_empty()
+    }
+
+    /// Bytes of memory that it keeps alive.
+    pub fn pinned(&self) -> usize {
+        self.buffer.capacity()
     }
 
     /// A part of it, by a range relative to its start.
