@@ -59,7 +59,7 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let sender = Sender::new(&stream);
+    let sender = Sender::new(&stream, context.metrics.clone());
     let (read, write) = stream.split();
     let writer = glommio::spawn_local(sender.clone().run(write)).detach();
     let state = Rc::new(ConnectionState { sender: sender.clone(), deadline: Cell::new(context.store.seconds.get() + limits::HELLO_DEADLINE_S) });
@@ -322,7 +322,7 @@ impl Connection {
         if len > cell.settings.get().max_message_bytes {
             self.skip(len + trailer).await?;
             let most = cell.settings.get().max_message_bytes;
-            done.complete(Err(batch_refusal(&cell.id, &batch::BatchError::TooLarge { limit: most, actual: len })));
+            done.complete(Err(batch_refusal(&cell.id, &batch::BatchError::TooLarge { max: most, actual: len })));
             return Ok(());
         }
         let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {
@@ -401,7 +401,7 @@ impl Connection {
     }
 
     fn answer(&self, correlation: u64, acks: Acks) -> Box<dyn Answer> {
-        Box::new(ProduceAnswer { context: self.context.clone(), sender: self.sender.clone(), correlation, silent: acks == Acks::None, begun: Instant::now() })
+        Box::new(ProduceAnswer { context: self.context.clone(), sender: self.sender.clone(), correlation, silent: acks == Acks::None })
     }
 
     /// Answers a request that can't be read, if it can be told which it is.
@@ -459,7 +459,6 @@ struct ProduceAnswer {
     sender: Rc<Sender>,
     correlation: u64,
     silent: bool,
-    begun: Instant,
 }
 
 impl Answer for ProduceAnswer {
@@ -470,7 +469,6 @@ impl Answer for ProduceAnswer {
         if !self.silent {
             respond(&self.context, &self.sender, self.correlation, &Response::Produce(results), Vec::new());
         }
-        self.context.metrics.record(Stage::Respond, self.begun.elapsed().as_nanos() as u64);
     }
 }
 
