@@ -1,0 +1,101 @@
+//! The end of a segment's index file, and the entries that a replay adds to it.
+
+use super::Fault;
+use crate::limits::BLOCK;
+use crate::log::damage::{Damage, DamageKind};
+use crate::log::file_header::{self, IndexHeader, SegmentHeader};
+use crate::log::files::{StoreFiles, len_if_exists, read_blocks};
+use crate::log::index::{INDEX_ENTRY_LEN, Index, IndexEntry, entry_position, fits_segment};
+use crate::log::paths;
+use crate::log::segment::SegmentInfo;
+use crate::types::{Offset, Timestamp, TopicPartition};
+
+/// A segment's index, in memory while its partition is replayed.
+#[derive(Debug)]
+pub(super) struct IndexTail {
+    path: String,
+    index: Index,
+    /// Entries that the file has.
+    in_file: usize,
+    /// The file has no header that is right.
+    new_file: bool,
+    pub(super) damage: Option<Damage>,
+}
+
+impl IndexTail {
+    /// Reads the entries that count. From a damaged one on they are dropped: the index is derived data, and a read without it only starts earlier.
+    pub(super) fn load(files: &mut impl StoreFiles, partition: TopicPartition, segment: &SegmentInfo) -> Result<IndexTail, Fault> {
+        let base = segment.base_offset;
+        let path = paths::index(partition, base);
+        let mut tail = IndexTail { path, index: Index::new(base), in_file: 0, new_file: true, damage: None };
+        let count = segment.index_entries as usize;
+        let len = len_if_exists(files, &tail.path)?;
+        if len.is_none() && count == 0 {
+            return Ok(tail);
+        }
+        let bytes = match len {
+            Some(_) => read_blocks(files, &tail.path, 0, BLOCK + count * INDEX_ENTRY_LEN)?,
+            None => return Ok(tail.damaged(0, DamageKind::Missing, "the index is not there")),
+        };
+        if let Err(error) = file_header::decode_expecting(&bytes, &IndexHeader(segment.header(partition))) {
+            return Ok(if count == 0 { tail } else { tail.damaged(0, DamageKind::Header, error) });
+        }
+        tail.new_file = false;
+        let (index, error) = Index::load(base, &bytes[BLOCK..], segment.index_entries);
+        tail.in_file = index.len();
+        tail.index = index;
+        match error {
+            Some(error) => {
+                let at = entry_position(tail.in_file);
+                Ok(tail.damaged(at, DamageKind::Index, error))
+            }
+            None => Ok(tail),
+        }
+    }
+
+    fn damaged(mut self, at: u64, kind: DamageKind, detail: impl std::fmt::Display) -> IndexTail {
+        self.damage = Some(Damage::new(self.path.clone(), at, kind, detail));
+        self
+    }
+
+    pub(super) fn segment(&self) -> Offset {
+        self.index.segment()
+    }
+
+    /// Adds an entry for a batch, where one is due.
+    pub(super) fn offer(&mut self, offset: Offset, position: u64, max_timestamp: Timestamp, running_hash: u64) {
+        let after = self.index.entries().last().is_none_or(|last| offset > last.offset && position > last.position);
+        if after && self.index.wants(position) && fits_segment(self.index.segment(), offset, position) {
+            self.index.push(IndexEntry { offset, position, max_timestamp, running_hash });
+        }
+    }
+
+    /// Drops the entries of batches at or after a position.
+    pub(super) fn truncate(&mut self, position: u64) {
+        let before = self.index.len();
+        self.index.truncate(position);
+        if self.index.len() < before {
+            // The damage, if any, was behind the cut: an interrupted recovery has written there before.
+            self.damage = None;
+        }
+        self.in_file = self.in_file.min(self.index.len());
+    }
+
+    /// Writes what is new, and returns how many entries count.
+    pub(super) fn write(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader) -> Result<u32, Fault> {
+        if let Some(blocks) = self.index.blocks_from(self.in_file) {
+            if self.new_file {
+                files.write(&self.path, 0, &file_header::encode_header(&IndexHeader(*segment)))?;
+            }
+            files.write(&self.path, blocks.position, &blocks.bytes)?;
+            self.new_file = false;
+            self.in_file = self.index.len();
+        }
+        Ok(self.index.len() as u32)
+    }
+
+    /// The file, where it was written or may not be synced yet.
+    pub(super) fn path(&self) -> Option<&str> {
+        (!self.new_file).then_some(self.path.as_str())
+    }
+}
