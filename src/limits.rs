@@ -7,6 +7,13 @@ pub const BLOCK: usize = 4096;
 pub const RECEIVE_BUFFER: usize = 64 * 1024;
 /// Longest frame header (FlatBuffers), bytes.
 pub const MAX_FRAME_HEADER: usize = 1024 * 1024;
+/// Longest frame header of a response, bytes: metadata of many partitions is larger than any request.
+pub const MAX_RESPONSE_HEADER: usize = 64 * 1024 * 1024;
+/// A header's content, shared parts counted each time they are used, is at most this many times its length: what a decoder
+/// copies out of a hostile header is bounded by the header.
+pub const HEADER_EXPANSION: usize = 8;
+/// Deepest nesting of tables in a header.
+pub const MAX_HEADER_DEPTH: usize = 8;
 /// Longest frame but for its batch payload's own limit, bytes: a 1 GiB record and its wrapping.
 pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 
@@ -14,6 +21,14 @@ pub const MAX_FRAME: usize = (1 << 30) + 2 * MAX_FRAME_HEADER;
 pub const DEFAULT_MAX_MESSAGE_BYTES: usize = 1_048_588;
 /// Largest value of `max.message.bytes`, bytes.
 pub const MAX_MESSAGE_BYTES: usize = 1 << 30;
+/// Smallest value of `max.message.bytes`, bytes: an empty batch.
+pub const MIN_MAX_MESSAGE_BYTES: usize = 61;
+/// Smallest value of `segment.bytes`, bytes.
+pub const MIN_SEGMENT_BYTES: u64 = 1024 * 1024;
+/// Default of `segment.bytes`, bytes (Kafka's default).
+pub const DEFAULT_SEGMENT_BYTES: u64 = 1 << 30;
+/// Largest value of `segment.bytes`, bytes (Kafka's): positions in an index are 32 bits.
+pub const MAX_SEGMENT_BYTES: u64 = i32::MAX as u64;
 /// Largest zstd window that a reader of batches allocates, as a power of two, bytes: 128 MiB, what level 22 uses.
 pub const MAX_ZSTD_WINDOW_LOG: u32 = 27;
 /// A batch of at least this many bytes is written straight to its segment.
@@ -49,6 +64,50 @@ pub const MAX_TOPIC_NAME: usize = 249;
 pub const MAX_PARTITIONS: u32 = 100_000;
 /// Largest number of shards of a node: the advertised id is node id * 1024 + shard.
 pub const MAX_SHARDS: u32 = 1024;
+/// Largest number of partitions of all topics together.
+pub const MAX_ALL_PARTITIONS: u64 = 1_000_000;
+/// Longest encoded command of the catalogue, bytes.
+pub const MAX_COMMAND: usize = 64 * 1024;
+/// Longest catalogue file, bytes; a command that would pass it is refused.
+pub const MAX_CATALOGUE: usize = 256 * 1024 * 1024;
+/// Producer ids that a shard takes at once.
+pub const PRODUCER_ID_BLOCK: u32 = 1000;
+/// Topics whose traffic a shard counts one by one; the rest count together.
+pub const MAX_TOPIC_METRICS: usize = 1000;
+/// Longest latency that a stage's histogram tells from longer ones, ns.
+pub const MAX_STAGE_NS: u64 = 60_000_000_000;
+/// Requests from the shards that wait for the control plane.
+pub const CONTROL_REQUESTS: usize = 256;
+/// Events that wait for a shard.
+pub const SHARD_EVENTS: usize = 16;
+/// Longest wait until every shard has a new catalogue in force before its proposer is answered anyway, ms.
+pub const IN_FORCE_MS: u64 = 5_000;
+/// Threads on which a control-plane runtime may block for files.
+pub const CONTROL_BLOCKING_THREADS: usize = 2;
+/// Connections that the admin port serves at once; more wait in the kernel's backlog.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Longest wait for the head of an admin request, s.
+pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest life of an admin connection, s.
+pub const ADMIN_CONNECTION_S: u64 = 120;
+/// Default of `--memory`, bytes.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+/// Least memory of a shard, bytes.
+pub const MIN_SHARD_MEMORY: u64 = 32 * 1024 * 1024;
+/// Most shards that clients are told of, unless somebody asks for more.
+pub const DEFAULT_ADVERTISED_ENDPOINTS: u32 = 16;
+/// Longest spin of an idle shard, us.
+pub const MAX_SPIN_US: u64 = 100_000;
+/// Longest host name, bytes (DNS).
+pub const MAX_HOST_NAME: usize = 253;
+/// Least memory that must be lockable, bytes (the runtime's own check).
+pub const MIN_LOCKED_MEMORY: u64 = 512 * 1024;
+/// Least number of descriptors that a broker starts with.
+pub const MIN_DESCRIPTORS: u64 = 1024;
+/// Free space that a new store needs, bytes: the reserve and room to start.
+pub const MIN_FREE_SPACE: u64 = 128 * 1024 * 1024;
+/// Free space that each shard of a new store needs on top, bytes: two journal files.
+pub const MIN_FREE_SPACE_PER_SHARD: u64 = 2 * JOURNAL_FILE;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");

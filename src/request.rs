@@ -83,8 +83,11 @@ pub struct Produce {
     pub acks: Acks,
     /// How long the broker may wait for it, ms.
     pub timeout_ms: u32,
-    /// One batch each, in the payload.
+    /// One batch each, in the payload, in ascending order of their ranges.
     pub batches: Vec<ProduceBatch>,
+    /// The only batch's CRC-32C was not known when its header was sent: it is the 4 bytes (big-endian) that follow the batch, at
+    /// the end of the payload. Whoever takes the batch checks it and writes it into the batch's CRC field.
+    pub crc_trailer: bool,
 }
 
 /// One batch of a produce request.

@@ -95,23 +95,36 @@ pub enum GroupError {
 /// # Panics
 /// When `group` is not exactly `header.length` bytes, or longer than [`MAX_GROUP`].
 pub fn seal_group(group: &mut [u8], header: &GroupHeader) -> u32 {
-    assert_eq!(group.len(), header.length as usize, "a group is sealed whole");
-    assert!((GROUP_HEADER_LEN..=MAX_GROUP).contains(&group.len()), "a group of {} bytes", group.len());
-    put(group, 0, &GROUP_MAGIC);
-    put(group, 8, &header.generation.to_le_bytes());
-    put(group, 16, &header.salt.to_le_bytes());
-    put(group, 24, &header.file.to_le_bytes());
-    put(group, 32, &header.position.to_le_bytes());
-    put(group, 40, &header.sequence.to_le_bytes());
-    put(group, 48, &header.durable_sequence.to_le_bytes());
-    put(group, 56, &header.length.to_le_bytes());
-    put(group, 60, &header.shard.to_le_bytes());
-    put(group, 62, &header.entries.to_le_bytes());
-    put(group, 64, &header.previous_checksum.to_le_bytes());
-    put(group, 68, &[0; 4]);
-    let checksum = group_checksum(group);
-    put(group, CHECKSUM_AT, &checksum.to_le_bytes());
+    let (front, checksum) = group_front(header, &group[GROUP_HEADER_LEN..]);
+    put(group, 0, &front);
     checksum
+}
+
+/// The header's bytes in front of these entries, and the group's checksum: for a writer whose entries are lent out already.
+///
+/// # Panics
+/// When header and entries are not `header.length` bytes, or longer than [`MAX_GROUP`].
+pub fn group_front(header: &GroupHeader, entries: &[u8]) -> ([u8; GROUP_HEADER_LEN], u32) {
+    assert_eq!(GROUP_HEADER_LEN + entries.len(), header.length as usize, "a group is sealed whole");
+    assert!(header.length as usize <= MAX_GROUP, "a group of {} bytes", header.length);
+    let mut front = [0; GROUP_HEADER_LEN];
+    put(&mut front, 0, &GROUP_MAGIC);
+    put(&mut front, 8, &header.generation.to_le_bytes());
+    put(&mut front, 16, &header.salt.to_le_bytes());
+    put(&mut front, 24, &header.file.to_le_bytes());
+    put(&mut front, 32, &header.position.to_le_bytes());
+    put(&mut front, 40, &header.sequence.to_le_bytes());
+    put(&mut front, 48, &header.durable_sequence.to_le_bytes());
+    put(&mut front, 56, &header.length.to_le_bytes());
+    put(&mut front, 60, &header.shard.to_le_bytes());
+    put(&mut front, 62, &header.entries.to_le_bytes());
+    put(&mut front, 64, &header.previous_checksum.to_le_bytes());
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&front);
+    hasher.update(entries);
+    let checksum = hasher.finalize();
+    put(&mut front, CHECKSUM_AT, &checksum.to_le_bytes());
+    (front, checksum)
 }
 
 /// The header of the group that would start here, unchecked but for its magic: for a reader that compares identities before it computes a checksum.

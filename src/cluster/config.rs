@@ -1,0 +1,306 @@
+//! The settings of a topic: Kafka's names and defaults, made valid by type.
+//!
+//! [`SETTINGS`] is the one list; reading, printing, help and refusals all come from it.
+
+use crate::limits;
+use crate::request::ConfigEntry;
+use crate::types::Durability;
+
+/// Which timestamp a record keeps.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum TimestampType {
+    /// The producer's.
+    #[default]
+    CreateTime,
+    /// The broker's at the append.
+    LogAppendTime,
+}
+
+/// The settings of a topic, all in force.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TopicConfig {
+    /// Records older than this may go, ms; `None` keeps them for ever.
+    pub retention_ms: Option<u64>,
+    /// A partition longer than this loses its oldest segments, bytes; `None` has no bound.
+    pub retention_bytes: Option<u64>,
+    /// A segment that would grow past this is rolled, bytes.
+    pub segment_bytes: u64,
+    /// A segment older than this is rolled, ms.
+    pub segment_ms: u64,
+    /// Largest batch, bytes.
+    pub max_message_bytes: u32,
+    /// In-sync replicas that an `acks=all` append needs.
+    pub min_insync_replicas: u16,
+    /// When an append is acknowledged; `None` is the broker's default.
+    pub durability: Option<Durability>,
+    /// Which timestamp a record keeps.
+    pub timestamp_type: TimestampType,
+    /// Which of [`SETTINGS`] were set on the topic, by bit.
+    set: u32,
+}
+
+/// One setting that a topic can have.
+pub struct Setting {
+    /// Kafka's name, where Kafka has it.
+    pub name: &'static str,
+    /// The default as it would be written.
+    pub default: &'static str,
+    /// One line for people.
+    pub help: &'static str,
+    read: fn(&mut TopicConfig, &str) -> Result<(), String>,
+    print: fn(&TopicConfig, Durability) -> String,
+}
+
+/// Every setting of a topic, by name.
+pub const SETTINGS: &[Setting] = &[
+    Setting {
+        name: "cleanup.policy",
+        default: "delete",
+        help: "what happens to old records; only delete for now",
+        read: |_, v| match v {
+            "delete" => Ok(()),
+            "compact" | "compact,delete" | "delete,compact" => Err("delete (compaction is not there yet)".into()),
+            _ => Err("delete".into()),
+        },
+        print: |_, _| "delete".into(),
+    },
+    Setting {
+        name: "compression.type",
+        default: "producer",
+        help: "batches are kept as the producer sent them",
+        read: |_, v| if v == "producer" { Ok(()) } else { Err("producer (the broker does not re-compress)".into()) },
+        print: |_, _| "producer".into(),
+    },
+    Setting {
+        name: "durability",
+        default: "",
+        help: "when an append is acknowledged: durable, written or memory; the broker's default unless set",
+        read: |c, v| v.parse().map(|d| c.durability = Some(d)).map_err(|_| "durable, written or memory".into()),
+        print: |c, broker| c.durability.unwrap_or(broker).to_string(),
+    },
+    Setting {
+        name: "max.message.bytes",
+        default: "1048588",
+        help: "largest batch, bytes, up to 1073741824",
+        read: |c, v| {
+            integer(v, limits::MIN_MAX_MESSAGE_BYTES as u64, limits::MAX_MESSAGE_BYTES as u64).map(|n| c.max_message_bytes = n as u32)
+        },
+        print: |c, _| c.max_message_bytes.to_string(),
+    },
+    Setting {
+        name: "message.timestamp.type",
+        default: "CreateTime",
+        help: "CreateTime keeps the producer's timestamps, LogAppendTime sets the broker's",
+        read: |c, v| {
+            c.timestamp_type = match v {
+                "CreateTime" => TimestampType::CreateTime,
+                "LogAppendTime" => TimestampType::LogAppendTime,
+                _ => return Err("CreateTime or LogAppendTime".into()),
+            };
+            Ok(())
+        },
+        print: |c, _| match c.timestamp_type {
+            TimestampType::CreateTime => "CreateTime".into(),
+            TimestampType::LogAppendTime => "LogAppendTime".into(),
+        },
+    },
+    Setting {
+        name: "min.insync.replicas",
+        default: "1",
+        help: "in-sync replicas that an acks=all append needs, at most the replication factor",
+        read: |c, v| integer(v, 1, i16::MAX as u64).map(|n| c.min_insync_replicas = n as u16),
+        print: |c, _| c.min_insync_replicas.to_string(),
+    },
+    Setting {
+        name: "retention.bytes",
+        default: "-1",
+        help: "longest log of one partition, bytes; -1 has no bound",
+        read: |c, v| integer_or_none(v, 0).map(|n| c.retention_bytes = n),
+        print: |c, _| or_minus_one(c.retention_bytes),
+    },
+    Setting {
+        name: "retention.ms",
+        default: "604800000",
+        help: "age at which records may go, ms; -1 keeps them for ever",
+        read: |c, v| integer_or_none(v, 0).map(|n| c.retention_ms = n),
+        print: |c, _| or_minus_one(c.retention_ms),
+    },
+    Setting {
+        name: "segment.bytes",
+        default: "1073741824",
+        help: "length at which a segment is rolled, bytes, 1048576 to 2147483647",
+        read: |c, v| integer(v, limits::MIN_SEGMENT_BYTES, limits::MAX_SEGMENT_BYTES).map(|n| c.segment_bytes = n),
+        print: |c, _| c.segment_bytes.to_string(),
+    },
+    Setting {
+        name: "segment.ms",
+        default: "604800000",
+        help: "age at which a segment is rolled, ms",
+        read: |c, v| integer(v, 1, i64::MAX as u64).map(|n| c.segment_ms = n),
+        print: |c, _| c.segment_ms.to_string(),
+    },
+];
+
+const _: () = assert!(SETTINGS.len() <= 32, "the mask of set settings has 32 bits");
+
+/// A setting that does not exist or a value that can't be.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// No such name.
+    #[error("unknown topic setting {0:?}; the known ones are {known}", known = known_names())]
+    Unknown(String),
+    /// The value does not fit.
+    #[error("{name} must be {expected}, not {actual:?}")]
+    Value {
+        /// The setting.
+        name: &'static str,
+        /// What it takes.
+        expected: String,
+        /// What came.
+        actual: String,
+    },
+}
+
+impl Default for TopicConfig {
+    fn default() -> TopicConfig {
+        const WEEK_MS: u64 = 7 * 24 * 3600 * 1000;
+        TopicConfig {
+            retention_ms: Some(WEEK_MS),
+            retention_bytes: None,
+            segment_bytes: limits::DEFAULT_SEGMENT_BYTES,
+            segment_ms: WEEK_MS,
+            max_message_bytes: limits::DEFAULT_MAX_MESSAGE_BYTES as u32,
+            min_insync_replicas: 1,
+            durability: None,
+            timestamp_type: TimestampType::CreateTime,
+            set: 0,
+        }
+    }
+}
+
+impl TopicConfig {
+    /// The settings that follow from (name, value) pairs; the last of a name counts.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Result<TopicConfig, ConfigError> {
+        TopicConfig::default().with(pairs.into_iter().map(|(name, value)| (name, Some(value))))
+    }
+
+    /// These settings with changes: a value sets, `None` gives back the default.
+    pub fn with<'a>(&self, changes: impl IntoIterator<Item = (&'a str, Option<&'a str>)>) -> Result<TopicConfig, ConfigError> {
+        let mut next = self.clone();
+        for (name, value) in changes {
+            let index = SETTINGS.iter().position(|s| s.name == name).ok_or_else(|| ConfigError::Unknown(shorten(name)))?;
+            match value {
+                Some(value) => next.put(index, value)?,
+                None => next.put_default(index),
+            }
+        }
+        Ok(next)
+    }
+
+    /// All settings as in force, by name.
+    pub fn entries(&self, broker_durability: Durability) -> Vec<ConfigEntry> {
+        let entry = |(index, setting): (usize, &Setting)| ConfigEntry {
+            name: setting.name.into(),
+            value: (setting.print)(self, broker_durability),
+            is_set: self.set & (1 << index) != 0,
+        };
+        SETTINGS.iter().enumerate().map(entry).collect()
+    }
+
+    fn put(&mut self, index: usize, value: &str) -> Result<(), ConfigError> {
+        let setting = &SETTINGS[index];
+        let refused = |expected| ConfigError::Value { name: setting.name, expected, actual: shorten(value) };
+        (setting.read)(self, value.trim()).map_err(refused)?;
+        self.set |= 1 << index;
+        Ok(())
+    }
+
+    fn put_default(&mut self, index: usize) {
+        let setting = &SETTINGS[index];
+        if setting.name == "durability" {
+            self.durability = None;
+        } else {
+            (setting.read)(self, setting.default).expect("a default is a valid value");
+        }
+        self.set &= !(1 << index);
+    }
+}
+
+fn known_names() -> String {
+    SETTINGS.iter().map(|s| s.name).collect::<Vec<_>>().join(", ")
+}
+
+/// A refusal repeats what came, but not a megabyte of it.
+fn shorten(text: &str) -> String {
+    const LONGEST: usize = 80;
+    match text.char_indices().nth(LONGEST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.into(),
+    }
+}
+
+fn integer(text: &str, least: u64, most: u64) -> Result<u64, String> {
+    let parsed = text.parse::<u64>().ok().filter(|n| (least..=most).contains(n));
+    parsed.ok_or_else(|| format!("an integer from {least} to {most}"))
+}
+
+fn integer_or_none(text: &str, least: u64) -> Result<Option<u64>, String> {
+    if text == "-1" {
+        return Ok(None);
+    }
+    integer(text, least, i64::MAX as u64).map(Some).map_err(|expected| format!("-1 or {expected}"))
+}
+
+fn or_minus_one(value: Option<u64>) -> String {
+    value.map_or("-1".into(), |n| n.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_of_the_list_are_the_defaults_of_the_type() {
+        let mut config = TopicConfig::default();
+        for index in 0..SETTINGS.len() {
+            config.put_default(index);
+        }
+        assert_eq!(config, TopicConfig::default());
+        for (entry, setting) in config.entries(Durability::Written).iter().zip(SETTINGS) {
+            let expected = if setting.name == "durability" { "written" } else { setting.default };
+            assert_eq!((entry.value.as_str(), entry.is_set), (expected, false), "{}", setting.name);
+        }
+    }
+
+    #[test]
+    fn settings_are_listed_by_name() {
+        assert!(SETTINGS.is_sorted_by_key(|s| s.name));
+    }
+
+    #[test]
+    fn set_and_give_back() {
+        let config = TopicConfig::from_pairs([("retention.ms", "-1"), ("durability", "memory"), ("segment.bytes", "1048576")]).unwrap();
+        assert_eq!((config.retention_ms, config.durability, config.segment_bytes), (None, Some(Durability::Memory), 1 << 20));
+        let set: Vec<_> = config.entries(Durability::Durable).into_iter().filter(|e| e.is_set).map(|e| e.name).collect();
+        assert_eq!(set, ["durability", "retention.ms", "segment.bytes"]);
+        let back = config.with([("retention.ms", None), ("durability", None), ("segment.bytes", None)]).unwrap();
+        assert_eq!(back, TopicConfig::default());
+    }
+
+    #[test]
+    fn impossible_values_name_what_is_expected() {
+        for (name, value, expected) in [
+            ("segment.bytes", "1048575", "segment.bytes must be an integer from 1048576 to 2147483647, not \"1048575\""),
+            ("retention.bytes", "-2", "retention.bytes must be -1 or an integer from 0 to 9223372036854775807, not \"-2\""),
+            ("cleanup.policy", "compact", "cleanup.policy must be delete (compaction is not there yet), not \"compact\""),
+            ("max.message.bytes", "1073741825", "max.message.bytes must be an integer from 61 to 1073741824, not \"1073741825\""),
+            ("durability", "fsync", "durability must be durable, written or memory, not \"fsync\""),
+            ("compression.type", "zstd", "compression.type must be producer (the broker does not re-compress), not \"zstd\""),
+            ("min.insync.replicas", "0", "min.insync.replicas must be an integer from 1 to 32767, not \"0\""),
+        ] {
+            assert_eq!(TopicConfig::from_pairs([(name, value)]).unwrap_err().to_string(), expected);
+        }
+        let unknown = TopicConfig::from_pairs([("retention.hours", "1")]).unwrap_err().to_string();
+        assert!(unknown.starts_with("unknown topic setting \"retention.hours\"; the known ones are cleanup.policy, "), "{unknown}");
+    }
+}

@@ -1,0 +1,407 @@
+//! The partition machine.
+
+use std::collections::VecDeque;
+
+use crate::batch::{self, BatchHeader};
+use crate::checksum::running_hash;
+use crate::log::checkpoint::PartitionState;
+use crate::log::index::{Index, IndexEntry, fits_segment};
+use crate::log::producers::{ProducerTable, Sequence};
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::partition::{Ladder, Settings};
+use crate::request::{Code, Refusal};
+use crate::types::{LeaderEpoch, Offset, Timestamp, TopicPartition};
+
+/// Rules and memory of one partition.
+pub struct Partition {
+    id: TopicPartition,
+    epoch: LeaderEpoch,
+    /// (epoch, first offset in it), rising.
+    epochs: Vec<(LeaderEpoch, Offset)>,
+    ladder: Ladder,
+    log_start: Offset,
+    running_hash: u64,
+    max_timestamp: Timestamp,
+    /// By base offset; only the last one may be unsealed.
+    segments: VecDeque<SegmentInfo>,
+    /// Index of the last segment.
+    index: Index,
+    /// When the unsealed segment got its first record, by the broker's clock.
+    segment_started: Option<Timestamp>,
+    flushed: Flushed,
+    producers: ProducerTable,
+}
+
+/// Everything below is in segments and synced.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Flushed {
+    segment: Offset,
+    position: u64,
+}
+
+/// Where an append goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Plan {
+    /// Offset of the first record.
+    pub base_offset: Offset,
+    /// One past the last record.
+    pub end_offset: Offset,
+    /// Segment by base offset.
+    pub segment: Offset,
+    /// Position of the batch in it.
+    pub position: u64,
+    /// Bytes of the batch.
+    pub len: usize,
+}
+
+/// What is to be done with a batch.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Planned {
+    /// Append it here.
+    Append(Plan),
+    /// A new segment first ([`Partition::open_segment`]), then plan again.
+    Roll,
+    /// It is here already: answer with the original's offset once that is committed.
+    Duplicate {
+        /// The original's offset.
+        base_offset: Offset,
+        /// To be committed before the answer.
+        end_offset: Offset,
+    },
+    /// No.
+    Refused(Refusal),
+}
+
+/// A segment that was closed by a roll, with its index.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sealed {
+    /// As it will stay.
+    pub segment: SegmentInfo,
+    /// Its index.
+    pub index: Index,
+}
+
+/// What a roll did.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// The segment before, if it was open.
+    pub sealed: Option<Sealed>,
+    /// Base offset of the new one.
+    pub segment: Offset,
+}
+
+impl Partition {
+    /// A partition as recovered (or new), led from now on in `epoch`. If its last segment is open, [`Partition::restore_index`] comes before the first append.
+    pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
+        let mut epochs = state.epochs;
+        if epochs.last().is_none_or(|(last, _)| *last < epoch) {
+            epochs.push((epoch, state.log_end));
+        }
+        Partition {
+            id: state.partition,
+            epoch,
+            epochs,
+            ladder: Ladder::at(state.log_end),
+            log_start: state.log_start,
+            running_hash: state.running_hash,
+            max_timestamp: state.max_timestamp,
+            segments: state.segments.into(),
+            index: Index::new(0),
+            segment_started: None,
+            flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
+            producers: ProducerTable::restore(max_producers, &state.producers, now),
+        }
+    }
+
+    /// Which partition.
+    pub fn id(&self) -> TopicPartition {
+        self.id
+    }
+
+    /// The present leader epoch.
+    pub fn epoch(&self) -> LeaderEpoch {
+        self.epoch
+    }
+
+    /// How far the log has come.
+    pub fn ladder(&self) -> &Ladder {
+        &self.ladder
+    }
+
+    /// Moves the device's ends and the watermark.
+    pub fn ladder_mut(&mut self) -> &mut Ladder {
+        &mut self.ladder
+    }
+
+    /// First readable offset.
+    pub fn log_start(&self) -> Offset {
+        self.log_start
+    }
+
+    /// Running hash at the log's end.
+    pub fn running_hash(&self) -> u64 {
+        self.running_hash
+    }
+
+    /// Largest timestamp so far; -1 on an empty log.
+    pub fn max_timestamp(&self) -> Timestamp {
+        self.max_timestamp
+    }
+
+    /// Segments by base offset.
+    pub fn segments(&self) -> &VecDeque<SegmentInfo> {
+        &self.segments
+    }
+
+    /// The segment that is appended to.
+    pub fn active(&self) -> Option<&SegmentInfo> {
+        self.segments.back().filter(|s| !s.sealed)
+    }
+
+    /// Index of the last segment.
+    pub fn index(&self) -> &Index {
+        &self.index
+    }
+
+    /// (Segment, position): everything before is in segments and synced.
+    pub fn flushed(&self) -> (Offset, u64) {
+        (self.flushed.segment, self.flushed.position)
+    }
+
+    /// The log end of `epoch` or of the largest one before it, with that epoch; for clients that look for divergence.
+    pub fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<(LeaderEpoch, Offset)> {
+        let at = self.epochs.iter().rposition(|(e, _)| *e <= epoch)?;
+        let end = self.epochs.get(at + 1).map_or(self.ladder.appended(), |(_, start)| *start);
+        Some((self.epochs[at].0, end))
+    }
+
+    /// Position at which the next batch would start; `None` without an open segment.
+    pub fn next_position(&self) -> Option<u64> {
+        self.active().map(|s| s.valid_end)
+    }
+
+    /// Decides what becomes of a checked batch of `len` bytes.
+    pub fn plan(&self, header: &BatchHeader, len: usize, now: Timestamp, settings: &Settings) -> Planned {
+        if len > settings.max_message_bytes {
+            let message = format!("batch of {len} bytes; max.message.bytes of the topic is {}", settings.max_message_bytes);
+            return Planned::Refused(Refusal::new(Code::RecordTooLarge, message));
+        }
+        match self.producers.check(header) {
+            Sequence::New => {}
+            Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
+            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
+        }
+        let base_offset = self.ladder.appended();
+        let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
+            return Planned::Refused(Refusal::new(Code::InvalidRecord, "the partition's offsets are used up"));
+        };
+        match self.active() {
+            Some(active) if !self.must_roll(active, end_offset, len, now, settings) => {
+                Planned::Append(Plan { base_offset, end_offset, segment: active.base_offset, position: active.valid_end, len })
+            }
+            _ => Planned::Roll,
+        }
+    }
+
+    fn must_roll(&self, active: &SegmentInfo, end_offset: Offset, len: usize, now: Timestamp, settings: &Settings) -> bool {
+        let empty = active.valid_end == FIRST_POSITION;
+        // Index entries hold offset and position in 32 bits.
+        let too_far = !fits_segment(active.base_offset, end_offset, active.valid_end + len as u64);
+        let too_large = active.valid_end + len as u64 > settings.segment_bytes.max(FIRST_POSITION);
+        let too_old = self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms);
+        !empty && (too_far || too_large || too_old)
+    }
+
+    /// Takes a planned batch into the log. `stored` are its first 61 bytes as they will be on disk.
+    pub fn append(&mut self, plan: &Plan, stored: &[u8; batch::HEADER_LEN], header: &BatchHeader, now: Timestamp) {
+        assert_eq!(plan.base_offset, self.ladder.appended(), "a plan is carried out before the next one is made");
+        let active = self.segments.back_mut().expect("a plan names the open segment");
+        assert!(!active.sealed && active.valid_end == plan.position, "the plan's position is the segment's end");
+        if self.index.wants(plan.position) {
+            self.index.push(IndexEntry {
+                offset: plan.base_offset,
+                position: plan.position,
+                max_timestamp: active.max_timestamp,
+                running_hash: self.running_hash,
+            });
+        }
+        self.running_hash = running_hash(self.running_hash, stored);
+        self.max_timestamp = self.max_timestamp.max(header.max_timestamp);
+        active.valid_end += plan.len as u64;
+        active.end_offset = plan.end_offset;
+        active.max_timestamp = active.max_timestamp.max(header.max_timestamp);
+        active.running_hash = self.running_hash;
+        active.index_entries = self.index.len() as u32;
+        self.segment_started.get_or_insert(now);
+        self.ladder.append_to(plan.end_offset);
+        self.producers.record(&BatchHeader { base_offset: plan.base_offset, ..*header }, now);
+    }
+
+    /// The segment that [`Partition::open_segment`] would open.
+    pub fn next_segment(&self) -> SegmentInfo {
+        SegmentInfo::new(self.ladder.appended(), 0, self.running_hash)
+    }
+
+    /// Gives a partition that was just opened the index of its open segment, read from disk.
+    pub fn restore_index(&mut self, index: Index) {
+        let active = self.segments.back_mut().filter(|s| !s.sealed).expect("only an open segment is appended to");
+        assert_eq!(index.segment(), active.base_offset, "the index is the open segment's");
+        active.index_entries = index.len() as u32;
+        self.index = index;
+    }
+
+    /// Seals the open segment and opens one at the log's end.
+    pub fn open_segment(&mut self) -> Opened {
+        let base_offset = self.ladder.appended();
+        let sealed = self.seal();
+        self.segments.push_back(SegmentInfo::new(base_offset, 0, self.running_hash));
+        self.index = Index::new(base_offset);
+        self.segment_started = None;
+        if sealed.is_none() && self.fully_flushed_before(base_offset) {
+            self.flushed = Flushed { segment: base_offset, position: FIRST_POSITION };
+        }
+        Opened { sealed, segment: base_offset }
+    }
+
+    /// Takes a file that holds one whole batch as the sealed last segment. The open one is sealed first.
+    pub fn adopt(&mut self, plan: &Plan, stored: &[u8; batch::HEADER_LEN], header: &BatchHeader, now: Timestamp) -> Option<Sealed> {
+        let opened = self.open_segment();
+        assert_eq!((plan.segment, plan.position), (opened.segment, FIRST_POSITION), "an adopted batch is alone in its segment");
+        self.append(plan, stored, header, now);
+        let segment = self.segments.back_mut().expect("opened above");
+        segment.sealed = true;
+        segment.adopted = true;
+        opened.sealed
+    }
+
+    /// The plan of a batch that becomes a segment of its own.
+    pub fn plan_adoption(&self, header: &BatchHeader, len: usize, now: Timestamp, settings: &Settings) -> Planned {
+        match self.plan(header, len, now, settings) {
+            Planned::Append(_) | Planned::Roll => {
+                let base_offset = self.ladder.appended();
+                let end_offset = base_offset + i64::from(header.record_count);
+                Planned::Append(Plan { base_offset, end_offset, segment: base_offset, position: FIRST_POSITION, len })
+            }
+            other => other,
+        }
+    }
+
+    fn seal(&mut self) -> Option<Sealed> {
+        let index = std::mem::replace(&mut self.index, Index::new(self.ladder.appended()));
+        let active = self.segments.back_mut().filter(|s| !s.sealed)?;
+        active.sealed = true;
+        Some(Sealed { segment: *active, index })
+    }
+
+    fn fully_flushed_before(&self, base_offset: Offset) -> bool {
+        match self.segments.iter().rev().find(|s| s.base_offset < base_offset) {
+            None => true,
+            Some(last) => last.sealed && self.flushed.segment == last.base_offset && self.flushed.position >= last.valid_end,
+        }
+    }
+
+    /// The next unflushed (segment, from, to): `to` is the segment's end; `None` when all is flushed.
+    pub fn unflushed(&self) -> Option<(SegmentInfo, u64)> {
+        let at = self.segments.iter().position(|s| s.base_offset >= self.flushed.segment)?;
+        self.segments.range(at..).find_map(|s| {
+            let from = if s.base_offset == self.flushed.segment { self.flushed.position.max(FIRST_POSITION) } else { FIRST_POSITION };
+            (from < s.valid_end).then_some((*s, from))
+        })
+    }
+
+    /// Everything up to `position` of `segment` is in segments and synced.
+    pub fn flushed_to(&mut self, segment: Offset, position: u64) {
+        let target = Flushed { segment, position };
+        assert!((segment, position) >= (self.flushed.segment, self.flushed.position), "flushing goes on: {:?} to {target:?}", self.flushed);
+        self.flushed = target;
+    }
+
+    /// The new log start that retention asks for, if any: whole sealed segments only, never past the watermark.
+    pub fn retention(&self, now: Timestamp, settings: &Settings) -> Option<Offset> {
+        let mut total: u64 = self.segments.iter().map(|s| s.valid_end - FIRST_POSITION).sum();
+        let mut start = None;
+        for segment in self.segments.iter().take_while(|s| s.sealed && s.end_offset <= self.ladder.committed()) {
+            let too_much = settings.retention_bytes.is_some_and(|most| total > most);
+            let too_old = settings.retention_ms.is_some_and(|ms| segment.max_timestamp < now.saturating_sub(ms));
+            if !too_much && !too_old {
+                break;
+            }
+            total -= segment.valid_end - FIRST_POSITION;
+            start = Some(segment.end_offset);
+        }
+        start.filter(|s| *s > self.log_start)
+    }
+
+    /// Whether the open segment is due for a roll by age, so that retention by time comes to it.
+    pub fn is_overdue(&self, now: Timestamp, settings: &Settings) -> bool {
+        self.active().is_some_and(|s| s.valid_end > FIRST_POSITION)
+            && self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
+    }
+
+    /// Raises the log start; segments wholly below it are taken out and returned.
+    ///
+    /// # Errors
+    /// When `start` is not between the present one and the watermark.
+    pub fn raise_log_start(&mut self, start: Offset) -> Result<Vec<SegmentInfo>, Refusal> {
+        if start < self.log_start || start > self.ladder.committed() {
+            let message = format!("log start {start} is not between {} and the high watermark {}", self.log_start, self.ladder.committed());
+            return Err(Refusal::new(Code::OffsetOutOfRange, message));
+        }
+        self.log_start = start;
+        let mut gone = Vec::new();
+        while self.segments.front().is_some_and(|s| s.sealed && s.end_offset <= start) {
+            gone.extend(self.segments.pop_front());
+        }
+        if let Some(first) = self.segments.front()
+            && self.flushed.segment < first.base_offset
+        {
+            self.flushed = Flushed { segment: first.base_offset, position: FIRST_POSITION };
+        }
+        Ok(gone)
+    }
+
+    /// Forgets producers that have been silent too long.
+    pub fn expire_producers(&mut self, now: Timestamp, after_ms: i64) {
+        self.producers.expire(now.saturating_sub(after_ms));
+    }
+
+    /// The segment that holds `offset`.
+    pub fn segment_of(&self, offset: Offset) -> Option<&SegmentInfo> {
+        let at = self.segments.partition_point(|s| s.base_offset <= offset).checked_sub(1)?;
+        self.segments.get(at).filter(|s| offset < s.end_offset)
+    }
+
+    /// What a checkpoint keeps.
+    pub fn state(&self) -> PartitionState {
+        PartitionState {
+            partition: self.id,
+            quarantined: false,
+            log_start: self.log_start,
+            log_end: self.ladder.appended(),
+            high_watermark: self.ladder.committed(),
+            running_hash: self.running_hash,
+            max_timestamp: self.max_timestamp,
+            flushed_segment: self.flushed.segment,
+            flushed_position: self.flushed.position,
+            epochs: self.epochs.clone(),
+            segments: self.segments.iter().copied().collect(),
+            producers: self.producers.snapshot(),
+        }
+    }
+}
+
+fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+    let producer = header.producer_id;
+    match sequence {
+        Sequence::OutOfOrder { expected, actual } => {
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+        }
+        Sequence::Fenced { current, actual } => {
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+        }
+        Sequence::UnknownProducer { actual } => {
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+        }
+        Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
+    }
+}

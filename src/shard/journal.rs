@@ -1,0 +1,342 @@
+//! The shard's journal: group commit into a ring of recycled files.
+//!
+//! Appends add entries to the open group. The commit task takes every group that has come together, writes them at
+//! once and syncs once; while that is in flight the next group fills. Nobody waits for a linger: a lone record is a
+//! group of its own at once.
+//!
+//! The buffer of a group is also the tail memory of its records, so a small append is copied once, from the socket's
+//! buffer to here.
+//!
+//! Crash story: a group counts whole or not at all (checksum), follows its predecessor (sequence, checksum), and says
+//! up to which sequence groups were known durable when it was built, so recovery can tell a torn end from damage. After
+//! an idle moment a durable mark is written, so that only the very last group is ever in doubt. A failed write or sync
+//! ends the commit task with an error and nothing of the doubtful groups is answered: the process goes down into recovery.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::future::try_join_all;
+
+use crate::limits::{BLOCK, DURABLE_MARK_MS, MAX_GROUP};
+use crate::log::journal::{ENTRY_HEADER_LEN, EntryHeader, GROUP_HEADER_LEN, GroupHeader, entry_space, group_front};
+use crate::metrics::{Counter, ShardMetrics, Stage};
+use crate::shard::buffer::{AppendBuffer, Piece};
+use crate::shard::event::Event;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::ring::Ring;
+
+/// Smallest buffer of a group, bytes.
+const MIN_BUFFER: usize = 8 * 1024;
+/// Buffer of a group under load, bytes: small enough that a partition that lags pins little.
+const MAX_BUFFER: usize = 256 * 1024;
+
+/// Identity of the groups that a journal writes.
+#[derive(Clone, Copy, Debug)]
+pub struct JournalIdentity {
+    /// This run of the store.
+    pub generation: u64,
+    /// Random, per generation.
+    pub salt: u64,
+    /// Which shard.
+    pub shard: u16,
+}
+
+/// The journal of a shard.
+pub struct Journal {
+    identity: JournalIdentity,
+    ring: Rc<Ring>,
+    state: RefCell<State>,
+    written: Cell<u64>,
+    durable: Cell<u64>,
+    work: Event,
+    progress: Event,
+    /// Partitions whose groups are written and wait for a later sync.
+    unsynced: RefCell<Vec<Rc<PartitionCell>>>,
+    /// Somebody waits for a sync of what is written already.
+    sync_wanted: Cell<bool>,
+    stopping: Cell<bool>,
+    /// Capacity of all group buffers alive, bytes.
+    accounted: Rc<Cell<usize>>,
+    metrics: Arc<ShardMetrics>,
+}
+
+struct State {
+    open: Option<Group>,
+    closed: VecDeque<Group>,
+    next_sequence: u64,
+    previous_checksum: u32,
+    buffer_size: usize,
+    /// Sequence that the last written header claimed durable.
+    claimed: u64,
+}
+
+struct Group {
+    buffer: Rc<AppendBuffer>,
+    sequence: u64,
+    entries: u16,
+    touched: Vec<Rc<PartitionCell>>,
+    must_sync: bool,
+    opened: Instant,
+}
+
+/// Where an entry went.
+pub struct Placed {
+    /// Its group.
+    pub sequence: u64,
+    /// Its payload.
+    pub payload: Piece,
+}
+
+impl Journal {
+    /// A journal that starts its generation with sequence 1.
+    pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
+        let state = State {
+            open: None,
+            closed: VecDeque::new(),
+            next_sequence: 1,
+            previous_checksum: 0,
+            buffer_size: MIN_BUFFER,
+            claimed: 0,
+        };
+        Rc::new(Journal {
+            identity,
+            ring,
+            state: RefCell::new(state),
+            written: Cell::new(0),
+            durable: Cell::new(0),
+            work: Event::default(),
+            progress: Event::default(),
+            unsynced: RefCell::default(),
+            sync_wanted: Cell::new(false),
+            stopping: Cell::new(false),
+            accounted,
+            metrics,
+        })
+    }
+
+    /// Highest sequence whose device write is done.
+    pub fn written(&self) -> u64 {
+        self.written.get()
+    }
+
+    /// Highest sequence that is synced.
+    pub fn durable(&self) -> u64 {
+        self.durable.get()
+    }
+
+    /// The sequence that an entry added now gets.
+    pub fn current_sequence(&self) -> u64 {
+        let state = self.state.borrow();
+        state.open.as_ref().map_or(state.next_sequence, |g| g.sequence)
+    }
+
+    /// Closes the open group, so that whatever is added from now on is in a later one; returns the last sequence given.
+    pub fn cut(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        if let Some(open) = state.open.take() {
+            state.closed.push_back(open);
+            self.work.notify();
+        }
+        state.next_sequence - 1
+    }
+
+    /// Notified when groups become durable.
+    pub fn progress(&self) -> &Event {
+        &self.progress
+    }
+
+    /// Adds an entry whose payload of `header.payload_len` bytes `fill` writes. `touched` hears when the group is written and durable; without
+    /// `must_sync` the group may wait for the next one that needs a sync.
+    pub fn add(&self, header: &EntryHeader, must_sync: bool, touched: Option<&Rc<PartitionCell>>, fill: impl FnOnce(&mut [u8])) -> Placed {
+        let payload_len = header.payload_len as usize;
+        let space = entry_space(payload_len);
+        assert!(GROUP_HEADER_LEN + space <= MAX_GROUP, "an entry of {payload_len} bytes is no small append");
+        let mut state = self.state.borrow_mut();
+        if state.open.as_ref().is_some_and(|g| g.buffer.room() < space || g.entries == u16::MAX) {
+            let full = state.open.take().expect("checked");
+            state.closed.push_back(full);
+            state.buffer_size = (state.buffer_size * 2).min(MAX_BUFFER);
+        }
+        if state.open.is_none() {
+            let capacity = state.buffer_size.max(GROUP_HEADER_LEN + space);
+            let buffer = Rc::new(AppendBuffer::new(capacity, GROUP_HEADER_LEN, &self.accounted));
+            let sequence = state.next_sequence;
+            state.next_sequence += 1;
+            state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), must_sync: false, opened: Instant::now() });
+        }
+        let group = state.open.as_mut().expect("opened above");
+        let head = group.buffer.push_with(ENTRY_HEADER_LEN, |space| header.write(space));
+        let payload = group.buffer.push_with(payload_len, fill);
+        group.buffer.push_zeros(space - ENTRY_HEADER_LEN - payload_len);
+        debug_assert_eq!(head.end, payload.start);
+        group.entries += 1;
+        group.must_sync |= must_sync;
+        if let Some(cell) = touched
+            && cell.touched_in.replace(group.sequence) != group.sequence
+        {
+            group.touched.push(cell.clone());
+        }
+        let placed = Placed { sequence: group.sequence, payload: Piece::new(group.buffer.clone(), payload) };
+        drop(state);
+        self.work.notify();
+        placed
+    }
+
+    /// Waits until everything up to `sequence` is durable, asking for a sync if nobody has.
+    pub async fn wait_durable(&self, sequence: u64) {
+        loop {
+            let ticket = self.progress.ticket();
+            if self.durable.get() >= sequence {
+                return;
+            }
+            {
+                let mut state = self.state.borrow_mut();
+                let State { open, closed, .. } = &mut *state;
+                if let Some(newest) = open.as_mut().or(closed.back_mut()) {
+                    newest.must_sync = true;
+                }
+            }
+            self.sync_wanted.set(true);
+            self.work.notify();
+            self.progress.wait(ticket).await;
+        }
+    }
+
+    /// Ends the commit task once everything is durable.
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.work.notify();
+    }
+
+    /// The commit task. Returns when stopped; an error means that groups are in doubt and the process must go down.
+    pub async fn run(self: Rc<Journal>) -> io::Result<()> {
+        loop {
+            let ticket = self.work.ticket();
+            let groups = self.take_groups();
+            if !groups.is_empty() {
+                self.commit(groups).await?;
+                continue;
+            }
+            let unsynced = self.written.get() > self.durable.get();
+            if unsynced && self.sync_wanted.replace(false) {
+                self.sync_written().await?;
+                continue;
+            }
+            let unmarked = self.state.borrow().claimed < self.durable.get();
+            if self.stopping.get() && !unsynced {
+                return Ok(());
+            }
+            if !unsynced && !unmarked {
+                self.work.wait(ticket).await;
+                continue;
+            }
+            let deadline = Instant::now() + Duration::from_millis(DURABLE_MARK_MS);
+            if self.stopping.get() || !self.work.wait_until(ticket, deadline).await {
+                match unsynced {
+                    true => self.sync_written().await?,
+                    false => self.write_mark().await?,
+                }
+            }
+        }
+    }
+
+    fn take_groups(&self) -> Vec<Group> {
+        let mut state = self.state.borrow_mut();
+        let mut groups: Vec<Group> = state.closed.drain(..).collect();
+        if let Some(open) = state.open.take() {
+            if groups.is_empty() && open.buffer.filled() * 4 < open.buffer.capacity() {
+                state.buffer_size = (open.buffer.filled() * 2).next_power_of_two().clamp(MIN_BUFFER, MAX_BUFFER);
+            }
+            groups.push(open);
+        }
+        groups
+    }
+
+    async fn commit(&self, groups: Vec<Group>) -> io::Result<()> {
+        let started = Instant::now();
+        self.metrics.record(Stage::Queue, started.duration_since(groups[0].opened).as_nanos() as u64);
+        let mut writes = Vec::with_capacity(groups.len());
+        for group in &groups {
+            let place = self.ring.place(group.buffer.filled().next_multiple_of(BLOCK) as u64, group.sequence).await;
+            let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
+            self.metrics.add(Counter::JournalBytes, memory.len() as u64);
+            writes.push(async move { place.file.write(memory, place.position).await });
+        }
+        try_join_all(writes).await?;
+        let last = groups.last().expect("commit is called with groups").sequence;
+        self.written.set(last);
+        self.metrics.record(Stage::JournalWrite, started.elapsed().as_nanos() as u64);
+        self.metrics.add(Counter::JournalGroups, groups.len() as u64);
+        self.metrics.add(Counter::JournalEntries, groups.iter().map(|g| u64::from(g.entries)).sum());
+        for cell in groups.iter().flat_map(|g| &g.touched) {
+            cell.advance(self.written.get(), self.durable.get());
+        }
+        if groups.iter().any(|g| g.must_sync) {
+            let sync_started = Instant::now();
+            self.ring.sync().await?;
+            self.durable.set(last);
+            self.metrics.record(Stage::Sync, sync_started.elapsed().as_nanos() as u64);
+            for cell in groups.iter().flat_map(|g| &g.touched) {
+                cell.advance(last, last);
+            }
+            self.progress.notify();
+        } else {
+            self.unsynced.borrow_mut().extend(groups.into_iter().flat_map(|g| g.touched));
+        }
+        Ok(())
+    }
+
+    async fn sync_written(&self) -> io::Result<()> {
+        let last = self.written.get();
+        self.ring.sync().await?;
+        self.durable.set(last);
+        for cell in self.unsynced.take() {
+            cell.advance(last, last);
+        }
+        self.progress.notify();
+        Ok(())
+    }
+
+    /// A group without entries that says what is durable; unsynced, it only narrows the doubt.
+    async fn write_mark(&self) -> io::Result<()> {
+        let buffer = AppendBuffer::new(BLOCK, GROUP_HEADER_LEN, &self.accounted);
+        let sequence = {
+            let mut state = self.state.borrow_mut();
+            if state.open.is_some() || !state.closed.is_empty() {
+                return Ok(());
+            }
+            state.next_sequence += 1;
+            state.next_sequence - 1
+        };
+        let place = self.ring.place(BLOCK as u64, sequence).await;
+        let memory = buffer.seal(|entries| self.front(sequence, 0, place.file_id, place.position, entries));
+        // `written` stays: nobody waits for a mark, and it asks for no sync of its own.
+        place.file.write(memory, place.position).await?;
+        self.metrics.add(Counter::DurableMarks, 1);
+        Ok(())
+    }
+
+    fn front(&self, sequence: u64, entries: u16, file: u64, position: u64, bytes: &[u8]) -> [u8; GROUP_HEADER_LEN] {
+        let mut state = self.state.borrow_mut();
+        let header = GroupHeader {
+            generation: self.identity.generation,
+            salt: self.identity.salt,
+            file,
+            position,
+            sequence,
+            durable_sequence: self.durable.get(),
+            length: (GROUP_HEADER_LEN + bytes.len()) as u32,
+            shard: self.identity.shard,
+            entries,
+            previous_checksum: state.previous_checksum,
+        };
+        let (front, checksum) = group_front(&header, bytes);
+        state.previous_checksum = checksum;
+        state.claimed = header.durable_sequence;
+        front
+    }
+}

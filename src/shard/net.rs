@@ -1,0 +1,225 @@
+//! Sockets of a shard: listeners, and a connection's two halves.
+//!
+//! Reading is by readiness, straight into the caller's buffer. Writing takes slices of any owner and gives as many as
+//! possible to one `sendmsg`; what the socket does not take waits in the connection's queue until it is writable.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
+use std::rc::Rc;
+
+use futures_util::AsyncWriteExt;
+use glommio::io::ReadResult;
+use glommio::net::{TcpListener, TcpStream};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use crate::shard::buffer::Piece;
+use crate::shard::event::Event;
+
+/// Connections that may wait to be accepted.
+const BACKLOG: i32 = 1024;
+/// Most slices of one `sendmsg` (the kernel takes 1024).
+const MAX_SLICES: usize = 256;
+
+/// A bound, listening socket that has not been given to an executor yet.
+///
+/// No SO_REUSEPORT: a second broker on the same port is told that it is in use.
+pub fn listen(address: SocketAddr) -> io::Result<std::net::TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket.into())
+}
+
+/// Gives a listening socket to this executor.
+#[allow(unsafe_code)]
+pub fn adopt_listener(listener: std::net::TcpListener) -> TcpListener {
+    // SAFETY: `into_raw_fd` gives up ownership, so the descriptor has exactly one owner.
+    unsafe { TcpListener::from_raw_fd(listener.into_raw_fd()) }
+}
+
+/// Bytes on their way to a peer, kept alive by their owner.
+pub enum Outgoing {
+    /// Frame prefixes and headers.
+    Owned(Vec<u8>),
+    /// Record batches from the tail.
+    Tail(Piece),
+    /// Record batches from disk: the result and the range of it.
+    Disk(ReadResult, std::ops::Range<usize>),
+}
+
+impl Outgoing {
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Outgoing::Owned(bytes) => bytes,
+            Outgoing::Tail(piece) => piece.bytes(),
+            Outgoing::Disk(result, range) => &result[range.clone()],
+        }
+    }
+}
+
+/// The sending side of a connection; anyone on the shard may queue a response.
+pub struct Sender {
+    fd: RawFd,
+    queue: RefCell<VecDeque<Outgoing>>,
+    /// Bytes of the first queued item that are gone already.
+    sent_of_first: Cell<usize>,
+    queued_bytes: Cell<usize>,
+    /// The writer task waits for this when there is nothing that it has to push.
+    blocked: Event,
+    drained: Event,
+    closed: Cell<bool>,
+}
+
+impl Sender {
+    /// For the socket of `stream`; `close` before the stream is dropped.
+    pub fn new(stream: &TcpStream) -> Rc<Sender> {
+        Rc::new(Sender {
+            fd: stream.as_raw_fd(),
+            queue: RefCell::default(),
+            sent_of_first: Cell::new(0),
+            queued_bytes: Cell::new(0),
+            blocked: Event::default(),
+            drained: Event::default(),
+            closed: Cell::new(false),
+        })
+    }
+
+    /// Adds bytes without sending them yet.
+    pub fn queue(&self, item: Outgoing) {
+        if self.closed.get() {
+            return;
+        }
+        self.queued_bytes.set(self.queued_bytes.get() + item.bytes().len());
+        self.queue.borrow_mut().push_back(item);
+    }
+
+    /// Bytes that wait.
+    pub fn queued_bytes(&self) -> usize {
+        self.queued_bytes.get()
+    }
+
+    /// Whether the connection is over.
+    pub fn is_closed(&self) -> bool {
+        self.closed.get()
+    }
+
+    /// Ends the connection: nothing more is sent, both directions are shut, the tasks of the connection end.
+    #[allow(unsafe_code)]
+    pub fn close(&self) {
+        if self.closed.replace(true) {
+            return;
+        }
+        self.queue.borrow_mut().clear();
+        self.queued_bytes.set(0);
+        // SAFETY: shutdown on a descriptor that is open: the owner of the stream calls `close` before it drops it.
+        unsafe { libc::shutdown(self.fd, libc::SHUT_RDWR) };
+        self.blocked.notify();
+        self.drained.notify();
+    }
+
+    /// Sends what the socket takes now. The rest is left to the writer task.
+    pub fn flush(&self) {
+        if self.closed.get() || self.queued_bytes.get() == 0 {
+            return;
+        }
+        match self.send_queued() {
+            Ok(true) => self.drained.notify(),
+            Ok(false) => self.blocked.notify(),
+            Err(_) => self.close(),
+        }
+    }
+
+    /// True when the queue is empty, false when the socket takes no more.
+    #[allow(unsafe_code)]
+    fn send_queued(&self) -> io::Result<bool> {
+        loop {
+            let mut slices = [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MAX_SLICES];
+            let mut count = 0;
+            let sent = {
+                let queue = self.queue.borrow();
+                for (i, item) in queue.iter().take(MAX_SLICES).enumerate() {
+                    let bytes = item.bytes();
+                    let bytes = if i == 0 { &bytes[self.sent_of_first.get()..] } else { bytes };
+                    slices[count] = libc::iovec { iov_base: bytes.as_ptr() as *mut libc::c_void, iov_len: bytes.len() };
+                    count += 1;
+                }
+                if count == 0 {
+                    return Ok(true);
+                }
+                // SAFETY: all-zero is a valid msghdr; the slices point into items that the borrowed queue keeps alive during the call.
+                let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+                message.msg_iov = slices.as_mut_ptr();
+                message.msg_iovlen = count;
+                // SAFETY: as above; the descriptor is open until `close` was called, which was checked.
+                unsafe { libc::sendmsg(self.fd, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) }
+            };
+            if sent < 0 {
+                let error = io::Error::last_os_error();
+                match error.kind() {
+                    io::ErrorKind::WouldBlock => return Ok(false),
+                    io::ErrorKind::Interrupted => continue,
+                    _ => return Err(error),
+                }
+            }
+            self.forget(sent as usize);
+        }
+    }
+
+    fn forget(&self, mut sent: usize) {
+        self.queued_bytes.set(self.queued_bytes.get() - sent);
+        let mut queue = self.queue.borrow_mut();
+        while let Some(first) = queue.front() {
+            let left = first.bytes().len() - self.sent_of_first.get();
+            if sent < left {
+                self.sent_of_first.set(self.sent_of_first.get() + sent);
+                return;
+            }
+            sent -= left;
+            self.sent_of_first.set(0);
+            queue.pop_front();
+        }
+    }
+
+    /// The writer task: pushes what `flush` could not send whenever the socket is writable again. Ends when the connection is closed.
+    pub async fn run(self: Rc<Sender>, mut socket: impl futures_util::AsyncWrite + Unpin) {
+        while !self.closed.get() {
+            let ticket = self.blocked.ticket();
+            match self.send_queued() {
+                Err(_) => return self.close(),
+                Ok(true) => {
+                    self.drained.notify();
+                    self.blocked.wait(ticket).await;
+                }
+                Ok(false) => {
+                    // A plain write of a small part waits for writability; the loop then goes on with many slices.
+                    let part = {
+                        let queue = self.queue.borrow();
+                        let Some(first) = queue.front() else { continue };
+                        let bytes = &first.bytes()[self.sent_of_first.get()..];
+                        bytes[..bytes.len().min(4096)].to_vec()
+                    };
+                    match socket.write(&part).await {
+                        Ok(sent) if !self.closed.get() => self.forget(sent),
+                        _ => return self.close(),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits until at most `bytes` are queued or the connection is over.
+    pub async fn wait_below(&self, bytes: usize) {
+        loop {
+            let ticket = self.drained.ticket();
+            if self.closed.get() || self.queued_bytes.get() <= bytes {
+                return;
+            }
+            self.drained.wait(ticket).await;
+        }
+    }
+}

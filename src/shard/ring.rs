@@ -1,0 +1,246 @@
+//! The journal's files: fixed size, zero-written before first use, used in turn.
+//!
+//! A file that is full is *used* until no checkpoint slot needs any of its groups; then it is *ready* again. A file is
+//! prepared ahead of need, so the commit task does not wait for a new one while the ring keeps up.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::rc::Rc;
+
+use futures_util::future::try_join_all;
+
+use crate::limits::BLOCK;
+use crate::log::file_header::{JournalHeader, encode_header};
+use crate::log::paths;
+use crate::shard::disk::{DataFile, Disk};
+use crate::shard::event::Event;
+
+/// Zeros are written in pieces of this size, bytes.
+const ZERO_WRITE: usize = 1 << 20;
+
+/// A journal file that the store has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalFile {
+    /// Unique in the store, never reused.
+    pub id: u64,
+    /// Bytes.
+    pub size: u64,
+}
+
+/// The files of one shard's journal.
+pub struct Ring {
+    disk: Rc<Disk>,
+    cluster: [u8; 16],
+    file_size: u64,
+    max_files: usize,
+    next_id: Cell<u64>,
+    id_step: u64,
+    state: RefCell<State>,
+    /// A file became ready, or one is wanted.
+    changed: Event,
+    stopping: Cell<bool>,
+}
+
+#[derive(Default)]
+struct State {
+    used: VecDeque<Rc<RingFile>>,
+    current: Option<(Rc<RingFile>, u64)>,
+    ready: VecDeque<Rc<RingFile>>,
+    dirty: Vec<Rc<RingFile>>,
+}
+
+/// One open file of the ring.
+pub struct RingFile {
+    file: DataFile,
+    id: u64,
+    last_sequence: Cell<u64>,
+}
+
+/// Where a group goes.
+pub struct Place {
+    /// The file.
+    pub file: Rc<RingFile>,
+    /// Its id.
+    pub file_id: u64,
+    /// Position in it.
+    pub position: u64,
+}
+
+impl RingFile {
+    /// Writes a sealed group.
+    pub async fn write(&self, memory: Rc<glommio::io::DmaBuffer>, position: u64) -> io::Result<()> {
+        self.file.write(memory, position).await
+    }
+}
+
+impl Ring {
+    /// A ring of at most `max_files` files of `file_size` bytes; `files` are taken over, new ones get `first_id`, `first_id + id_step`, ...
+    pub async fn open(
+        disk: Rc<Disk>,
+        cluster: [u8; 16],
+        file_size: u64,
+        max_files: usize,
+        files: &[JournalFile],
+        (first_id, id_step): (u64, u64),
+    ) -> io::Result<Rc<Ring>> {
+        assert!(max_files >= 2, "a ring has at least two files");
+        let mut state = State::default();
+        for known in files {
+            let file = disk.open(&paths::journal(known.id)).await?;
+            state.ready.push_back(Rc::new(RingFile { file, id: known.id, last_sequence: Cell::new(0) }));
+        }
+        let ring = Ring {
+            disk,
+            cluster,
+            file_size,
+            max_files,
+            next_id: Cell::new(first_id),
+            id_step,
+            state: RefCell::new(state),
+            changed: Event::default(),
+            stopping: Cell::new(false),
+        };
+        if ring.state.borrow().ready.is_empty() {
+            let file = ring.create_file().await?;
+            ring.state.borrow_mut().ready.push_back(file);
+        }
+        Ok(Rc::new(ring))
+    }
+
+    /// A place for `len` bytes of the group `sequence`. Waits while every file is still needed: that is the back pressure of a disk that lags.
+    pub async fn place(&self, len: u64, sequence: u64) -> Place {
+        loop {
+            let ticket = self.changed.ticket();
+            if let Some(place) = self.try_place(len, sequence) {
+                return place;
+            }
+            self.changed.wait(ticket).await;
+        }
+    }
+
+    fn try_place(&self, len: u64, sequence: u64) -> Option<Place> {
+        let mut state = self.state.borrow_mut();
+        if state.current.as_ref().is_some_and(|(_, position)| position + len > self.file_size) {
+            let (full, _) = state.current.take().expect("checked");
+            state.used.push_back(full);
+            self.changed.notify();
+        }
+        if state.current.is_none() {
+            let next = state.ready.pop_front()?;
+            state.current = Some((next, BLOCK as u64));
+            self.changed.notify();
+        }
+        let (file, position) = state.current.as_mut().expect("set above");
+        let place = Place { file: file.clone(), file_id: file.id, position: *position };
+        *position += len;
+        place.file.last_sequence.set(sequence);
+        if !state.dirty.iter().any(|f| f.id == place.file_id) {
+            let file = place.file.clone();
+            state.dirty.push(file);
+        }
+        Some(place)
+    }
+
+    /// Makes every group written so far durable, in whichever file it is.
+    pub async fn sync(&self) -> io::Result<()> {
+        let dirty = std::mem::take(&mut self.state.borrow_mut().dirty);
+        if let [file] = &dirty[..] {
+            return file.file.sync().await;
+        }
+        try_join_all(dirty.iter().map(|f| f.file.sync())).await.map(drop)
+    }
+
+    /// Groups before `sequence` are needed by no checkpoint slot any more.
+    pub fn release_before(&self, sequence: u64) {
+        let mut state = self.state.borrow_mut();
+        let mut released = false;
+        while state.used.front().is_some_and(|f| f.last_sequence.get() < sequence) {
+            let file = state.used.pop_front().expect("checked");
+            state.ready.push_back(file);
+            released = true;
+        }
+        drop(state);
+        if released {
+            self.changed.notify();
+        }
+    }
+
+    /// Bytes of files that hold groups still needed, and of all files that there may be.
+    pub fn occupancy_bytes(&self) -> (u64, u64) {
+        let state = self.state.borrow();
+        let used = state.used.len() + usize::from(state.current.is_some());
+        (used as u64 * self.file_size, self.max_files as u64 * self.file_size)
+    }
+
+    /// The last sequence in a file that is full.
+    pub fn newest_used_sequence(&self) -> Option<u64> {
+        self.state.borrow().used.back().map(|f| f.last_sequence.get())
+    }
+
+    /// Notified when a file is full or becomes ready.
+    pub fn changed(&self) -> &Event {
+        &self.changed
+    }
+
+    /// The task that keeps one file ready ahead of need. Ends on [`Ring::stop`].
+    pub async fn run(self: Rc<Ring>) -> io::Result<()> {
+        while !self.stopping.get() {
+            let ticket = self.changed.ticket();
+            let wanted = {
+                let state = self.state.borrow();
+                let all = state.ready.len() + state.used.len() + usize::from(state.current.is_some());
+                state.ready.is_empty() && state.current.is_some() && all < self.max_files
+            };
+            if wanted {
+                let file = self.create_file().await?;
+                self.state.borrow_mut().ready.push_back(file);
+                self.changed.notify();
+            } else {
+                self.changed.wait(ticket).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends [`Ring::run`].
+    pub fn stop(&self) {
+        self.stopping.set(true);
+        self.changed.notify();
+    }
+
+    async fn create_file(&self) -> io::Result<Rc<RingFile>> {
+        let id = self.next_id.get();
+        self.next_id.set(id + self.id_step);
+        let file = self.disk.create(&paths::journal(id)).await?;
+        file.allocate(self.file_size).await?;
+        let zeros = zeroed(ZERO_WRITE.min(self.file_size as usize));
+        let mut position = 0;
+        while position < self.file_size {
+            let len = (self.file_size - position).min(zeros.len() as u64);
+            let piece = if len == zeros.len() as u64 { zeros.clone() } else { zeroed(len as usize) };
+            file.write(piece, position).await?;
+            position += len;
+        }
+        let header = encode_header(&JournalHeader { cluster: self.cluster, file: id, size: self.file_size });
+        file.write(filled(&header), 0).await?;
+        file.sync().await?;
+        self.disk.sync_dir("journal").await?;
+        Ok(Rc::new(RingFile { file, id, last_sequence: Cell::new(0) }))
+    }
+}
+
+/// Aligned zeros.
+pub fn zeroed(len: usize) -> Rc<glommio::io::DmaBuffer> {
+    let mut buffer = glommio::allocate_dma_buffer_global(len);
+    buffer.as_bytes_mut().fill(0);
+    Rc::new(buffer)
+}
+
+/// An aligned copy of `bytes`, zero-padded to a block.
+pub fn filled(bytes: &[u8]) -> Rc<glommio::io::DmaBuffer> {
+    let mut buffer = glommio::allocate_dma_buffer_global(bytes.len().next_multiple_of(BLOCK));
+    buffer.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    buffer.as_bytes_mut()[bytes.len()..].fill(0);
+    Rc::new(buffer)
+}

@@ -1,0 +1,178 @@
+//! A segment's two files, open for writing: the log and its index.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use crate::limits::BLOCK;
+use crate::log::index::{INDEX_ENTRY_LEN, Index};
+use crate::log::paths;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::shard::disk::{DataFile, Disk};
+use crate::shard::event::Event;
+use crate::shard::ring::filled;
+use crate::types::TopicPartition;
+
+/// First allocation of a segment, bytes; doubled up to [`MAX_ALLOCATION`] each time.
+const MIN_ALLOCATION: u64 = 64 * 1024;
+/// Largest step of allocation, bytes.
+const MAX_ALLOCATION: u64 = 64 * 1024 * 1024;
+/// Step of allocation of an index, bytes.
+const INDEX_ALLOCATION: u64 = 64 * 1024;
+
+/// Open files of one segment.
+pub struct SegmentFiles {
+    /// Batches.
+    pub log: DataFile,
+    /// Index entries.
+    pub index: DataFile,
+    allocated: Cell<u64>,
+    index_allocated: Cell<u64>,
+    index_written: Cell<usize>,
+    /// Its names are durable.
+    named: Cell<bool>,
+    /// Shared syncs: how many were asked for, up to which one they are done, whether one is under way.
+    sync_asked: Cell<u64>,
+    sync_done: Cell<u64>,
+    syncing: Cell<bool>,
+    synced: Event,
+    partition: TopicPartition,
+}
+
+impl SegmentFiles {
+    /// Creates both files with their headers and first blocks. Their names are durable after the first [`SegmentFiles::sync`].
+    pub async fn create(disk: &Rc<Disk>, partition: TopicPartition, info: &SegmentInfo) -> io::Result<SegmentFiles> {
+        let (log_path, index_path) = (paths::segment(partition, info.base_offset), paths::index(partition, info.base_offset));
+        // What an earlier attempt left (the disk was full, say) holds nothing that counts: no entry names this segment yet.
+        disk.remove(&log_path).await?;
+        disk.remove(&index_path).await?;
+        let log = disk.create(&log_path).await?;
+        let index = disk.create(&index_path).await?;
+        let files = SegmentFiles {
+            log,
+            index,
+            allocated: Cell::new(0),
+            index_allocated: Cell::new(0),
+            index_written: Cell::new(0),
+            named: Cell::new(false),
+            sync_asked: Cell::new(0),
+            sync_done: Cell::new(0),
+            syncing: Cell::new(false),
+            synced: Event::default(),
+            partition,
+        };
+        files.allocate(FIRST_POSITION + 1).await?;
+        files.log.write(filled(&info.header_block(partition)), 0).await?;
+        files.index.write(filled(&info.index_header_block(partition)), 0).await?;
+        Ok(files)
+    }
+
+    /// Opens the files of a segment that goes on after a restart, and its index.
+    pub async fn open(disk: &Rc<Disk>, partition: TopicPartition, info: &SegmentInfo) -> io::Result<(SegmentFiles, Index)> {
+        let log = disk.open(&paths::segment(partition, info.base_offset)).await?;
+        let file = disk.open(&paths::index(partition, info.base_offset)).await?;
+        let index = read_index(&file, info).await?;
+        let files = SegmentFiles {
+            allocated: Cell::new(log.len().await? / BLOCK as u64 * BLOCK as u64),
+            index_allocated: Cell::new(file.len().await? / BLOCK as u64 * BLOCK as u64),
+            index_written: Cell::new(index.len()),
+            named: Cell::new(true),
+            sync_asked: Cell::new(0),
+            sync_done: Cell::new(0),
+            syncing: Cell::new(false),
+            synced: Event::default(),
+            log,
+            index: file,
+            partition,
+        };
+        Ok((files, index))
+    }
+
+    /// Whether blocks exist for the log up to `end`, and for its index.
+    pub fn has_room(&self, end: u64) -> bool {
+        end <= self.allocated.get() && index_bytes(end) <= self.index_allocated.get()
+    }
+
+    /// Makes blocks for the log up to `end` and more, and for its index.
+    pub async fn allocate(&self, end: u64) -> io::Result<()> {
+        if end > self.allocated.get() {
+            let step = self.allocated.get().clamp(MIN_ALLOCATION, MAX_ALLOCATION);
+            let size = end.next_multiple_of(step);
+            self.log.allocate(size).await?;
+            self.allocated.set(size);
+        }
+        if index_bytes(end) > self.index_allocated.get() {
+            let size = index_bytes(end).next_multiple_of(INDEX_ALLOCATION);
+            self.index.allocate(size).await?;
+            self.index_allocated.set(size);
+        }
+        Ok(())
+    }
+
+    /// Writes the index entries of batches before `position` that are not in the file yet.
+    pub async fn write_index(&self, index: &Index, position: u64) -> io::Result<()> {
+        let to = index.entries().partition_point(|e| e.position < position);
+        let Some(blocks) = index.blocks(self.index_written.get(), to) else { return Ok(()) };
+        self.index.write(filled(&blocks.bytes), blocks.position).await?;
+        self.index_written.set(to);
+        Ok(())
+    }
+
+    /// Makes log, index and, the first time, their names durable.
+    pub async fn sync(&self) -> io::Result<()> {
+        futures_util::try_join!(self.log.sync(), self.index.sync())?;
+        self.name().await
+    }
+
+    /// Makes what was written to the log before this call durable, and the names. Callers at the same time share a sync: one that
+    /// is under way may have begun before a caller's write ended, so that caller waits for the next.
+    pub async fn sync_log_shared(&self) -> io::Result<()> {
+        let wanted = self.sync_asked.get() + 1;
+        self.sync_asked.set(wanted);
+        loop {
+            let ticket = self.synced.ticket();
+            if self.sync_done.get() >= wanted {
+                return Ok(());
+            }
+            if self.syncing.replace(true) {
+                self.synced.wait(ticket).await;
+                continue;
+            }
+            let covers = self.sync_asked.get();
+            let result = match self.log.sync().await {
+                Ok(()) => self.name().await,
+                Err(error) => Err(error),
+            };
+            self.syncing.set(false);
+            if result.is_ok() {
+                self.sync_done.set(covers);
+            }
+            self.synced.notify();
+            result?;
+        }
+    }
+
+    async fn name(&self) -> io::Result<()> {
+        if !self.named.get() {
+            self.log.disk().sync_dir(&paths::partition_dir(self.partition)).await?;
+            self.named.set(true);
+        }
+        Ok(())
+    }
+}
+
+/// The index as it is in its file. Entries that don't check end it there: what is missing is made again as the segment grows, and found by a longer scan until then.
+pub async fn read_index(file: &DataFile, info: &SegmentInfo) -> io::Result<Index> {
+    let len = info.index_entries as usize * INDEX_ENTRY_LEN;
+    let bytes = file.read(BLOCK as u64, len.next_multiple_of(BLOCK).max(BLOCK)).await?;
+    let (index, error) = Index::load(info.base_offset, &bytes, info.index_entries);
+    if let Some(error) = error {
+        tracing::warn!(file = file.path(), %error, "index entry does not check; reads scan past it");
+    }
+    Ok(index)
+}
+
+/// Size of an index that covers a log of `end` bytes: one entry per 32 KiB and one for the first batch, and slack of a block.
+fn index_bytes(end: u64) -> u64 {
+    (BLOCK as u64 * 2 + (end / crate::limits::INDEX_INTERVAL + 1) * INDEX_ENTRY_LEN as u64).next_multiple_of(BLOCK as u64)
+}

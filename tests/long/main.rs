@@ -1,0 +1,29 @@
+//! Long checks: `cargo long NAME [--seconds N | --rounds N] [--seed S] [--round R] [--resume]`.
+//!
+//! A check is a sequence of *rounds*, each made from (seed, round number) alone, so that any round can be replayed. Plain
+//! `cargo test` runs the short form of each: a fixed number of rounds. A check registers itself in [`CHECKS`] and lives in a
+//! file of its own beside this one.
+//!
+//! After each round the result is written to `target/long/NAME.json` (whole, by rename), so that an interrupted run loses
+//! one round at most and `--resume` goes on behind it.
+
+mod harness;
+mod selftest;
+
+use std::process::ExitCode;
+
+use harness::Entry;
+
+/// Every check, in the order of `--help`.
+const CHECKS: &[Entry] = &[];
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == "--long") {
+        arguments.remove(1);
+        return harness::run_long(CHECKS, arguments);
+    }
+    let mut trials = harness::short_forms(CHECKS);
+    trials.extend(selftest::trials());
+    libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
+}

@@ -1,0 +1,58 @@
+//! The harness itself: a planted failure is reported with the words that replay it, and a resumed run goes on where it stopped.
+
+use libtest_mimic::{Failed, Trial};
+
+use crate::harness::{Check, Entry, Round, Run, Until};
+
+/// Fails in its fourth round, or when a round gets a used scratch directory or a used seed.
+#[derive(Default)]
+struct FailsInRoundThree {
+    seeds: Vec<u64>,
+}
+
+impl Check for FailsInRoundThree {
+    fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
+        round.count("visited", 1);
+        let left = round.scratch.join("left");
+        if left.exists() || self.seeds.contains(&round.seed) {
+            return Err(format!("round {} is not independent of those before it", round.number));
+        }
+        std::fs::write(&left, "by an earlier round").map_err(|e| e.to_string())?;
+        self.seeds.push(round.seed);
+        if round.number == 3 { Err("expected 1, found 2".into()) } else { Ok(()) }
+    }
+}
+
+const PLANTED: Entry = Entry { name: "planted", about: "fails in round 3", short_rounds: 5, start: || Box::<FailsInRoundThree>::default() };
+
+pub fn trials() -> Vec<Trial> {
+    vec![
+        Trial::test("harness_reports_a_planted_failure", reports_a_planted_failure),
+        Trial::test("harness_resumes_behind_the_last_round", resumes_behind_the_last_round),
+    ]
+}
+
+fn reports_a_planted_failure() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    let mut run = Run::new(PLANTED, 7, directory.path());
+    expect(!run.go(Until::Rounds(5), &mut |_| ()), "the planted failure is seen")?;
+    let result = run.result();
+    expect(result["rounds"] == 3, "three rounds passed before it")?;
+    expect(result["counts"]["visited"] == 3, "a failed round does not count")?;
+    let words = result["failure"].as_str().unwrap_or_default();
+    expect(words.contains("cargo long planted --seed 7 --round 3"), "it says how to replay")
+}
+
+fn resumes_behind_the_last_round() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    expect(Run::resume(PLANTED, directory.path()).is_err(), "nothing to resume is an error")?;
+    expect(Run::new(PLANTED, 7, directory.path()).go(Until::Rounds(2), &mut |_| ()), "two rounds pass")?;
+    let mut resumed = Run::resume(PLANTED, directory.path())?;
+    expect(resumed.go(Until::Rounds(3), &mut |_| ()), "the third passes too")?;
+    let result = resumed.result();
+    expect(result["counts"]["visited"] == 3 && result["seed"] == 7, "counts and seed went on")
+}
+
+fn expect(holds: bool, what: &str) -> Result<(), Failed> {
+    if holds { Ok(()) } else { Err(Failed::from(format!("not so: {what}"))) }
+}
