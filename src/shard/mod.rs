@@ -3,6 +3,7 @@
 //! Everything here runs on one thread and is not `Send`; what crosses to another thread goes through the mesh (shards) or the
 //! bridge (control plane). See [`store`] for the ways that a batch takes.
 
+pub mod blocking_files;
 pub mod budget;
 pub mod buffer;
 pub mod checkpoint;

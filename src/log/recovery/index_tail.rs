@@ -7,7 +7,7 @@ use crate::log::file_header::{self, IndexHeader, SegmentHeader};
 use crate::log::files::{StoreFiles, len_if_exists, read_blocks};
 use crate::log::index::{INDEX_ENTRY_LEN, Index, IndexEntry, entry_position, fits_segment};
 use crate::log::paths;
-use crate::log::segment::SegmentInfo;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 /// A segment's index, in memory while its partition is replayed.
@@ -23,11 +23,20 @@ pub(super) struct IndexTail {
 }
 
 impl IndexTail {
-    /// Reads the entries that count. From a damaged one on they are dropped: the index is derived data, and a read without it only starts earlier.
-    pub(super) fn load(files: &mut impl StoreFiles, partition: TopicPartition, segment: &SegmentInfo) -> Result<IndexTail, Fault> {
+    /// Reads the entries of batches below `flushed`; only those are known to be in the file. From a damaged one on they are dropped: the index is
+    /// derived data, and a read without it only starts earlier.
+    pub(super) fn load(
+        files: &mut impl StoreFiles,
+        partition: TopicPartition,
+        segment: &SegmentInfo,
+        flushed: (Offset, u64),
+    ) -> Result<IndexTail, Fault> {
         let base = segment.base_offset;
         let path = paths::index(partition, base);
         let mut tail = IndexTail { path, index: Index::new(base), in_file: 0, new_file: true, damage: None };
+        if (base, FIRST_POSITION) >= flushed {
+            return Ok(tail);
+        }
         let count = segment.index_entries as usize;
         let len = len_if_exists(files, &tail.path)?;
         if len.is_none() && count == 0 {
@@ -41,15 +50,19 @@ impl IndexTail {
             return Ok(if count == 0 { tail } else { tail.damaged(0, DamageKind::Header, error) });
         }
         tail.new_file = false;
-        let (index, error) = Index::load(base, &bytes[BLOCK..], segment.index_entries);
+        let (mut index, error) = Index::load(base, &bytes[BLOCK..], segment.index_entries);
+        let at = entry_position(index.len());
+        if base == flushed.0 {
+            index.truncate(flushed.1);
+        }
         tail.in_file = index.len();
         tail.index = index;
+        // Of the segment that is being flushed the checkpoint counts entries that were never written: they are blank.
+        let rest = bytes.get(at as usize..).unwrap_or_default();
+        let blank = rest.iter().take(INDEX_ENTRY_LEN).all(|byte| *byte == 0);
         match error {
-            Some(error) => {
-                let at = entry_position(tail.in_file);
-                Ok(tail.damaged(at, DamageKind::Index, error))
-            }
-            None => Ok(tail),
+            Some(error) if !(blank && base == flushed.0) => Ok(tail.damaged(at, DamageKind::Index, error)),
+            _ => Ok(tail),
         }
     }
 
@@ -83,19 +96,19 @@ impl IndexTail {
 
     /// Writes what is new, and returns how many entries count.
     pub(super) fn write(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader) -> Result<u32, Fault> {
-        if let Some(blocks) = self.index.blocks_from(self.in_file) {
-            if self.new_file {
-                files.write(&self.path, 0, &file_header::encode_header(&IndexHeader(*segment)))?;
-            }
-            files.write(&self.path, blocks.position, &blocks.bytes)?;
+        if self.new_file {
+            files.write(&self.path, 0, &file_header::encode_header(&IndexHeader(*segment)))?;
             self.new_file = false;
+        }
+        if let Some(blocks) = self.index.blocks_from(self.in_file) {
+            files.write(&self.path, blocks.position, &blocks.bytes)?;
             self.in_file = self.index.len();
         }
         Ok(self.index.len() as u32)
     }
 
-    /// The file, where it was written or may not be synced yet.
-    pub(super) fn path(&self) -> Option<&str> {
-        (!self.new_file).then_some(self.path.as_str())
+    /// The file.
+    pub(super) fn path(&self) -> &str {
+        &self.path
     }
 }

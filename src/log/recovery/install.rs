@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use super::journals::{JournalFile, Scan};
-use super::replay::Replay;
-use super::{AvailableJournal, Fault, OpenError, OpenRequest, PartitionImage, RecoveredStore, Recovery, Source, settle};
+use super::{AvailableJournal, OpenError, OpenRequest, PartitionImage, RecoveredStore, Recovery, Source, settle};
 use crate::log::checkpoint::{self, CheckpointBody, PartitionState};
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, CheckpointHeader, GenerationRecord};
@@ -42,10 +41,7 @@ pub(super) fn install(
 }
 
 /// Syncs what the replay wrote and makes the partitions' new state of it.
-fn take_images(
-    files: &mut impl StoreFiles,
-    recovery: &mut Recovery,
-) -> Result<BTreeMap<TopicPartition, PartitionImage>, OpenError> {
+fn take_images(files: &mut impl StoreFiles, recovery: &mut Recovery) -> Result<BTreeMap<TopicPartition, PartitionImage>, OpenError> {
     sync_written(files, recovery)?;
     let nowhere = Source { file: paths::TOPICS_DIR.into(), offset: 0, proven_durable: true };
     let mut images = BTreeMap::new();
@@ -55,7 +51,8 @@ fn take_images(
         recovery.report.bytes += replay.placement.written;
         let damage = replay.indexes.iter_mut().filter_map(|index| index.damage.take());
         recovery.report.damage.extend(damage);
-        match missing_segment(files, replay).and_then(|()| replay.remainder(files)) {
+        recovery.report.damage.append(&mut replay.index_damage);
+        match replay.remainder(files) {
             Ok(remainder) => {
                 images.insert(partition, PartitionImage { state: flushed(&replay.state), remainder });
             }
@@ -69,30 +66,14 @@ fn sync_written(files: &mut impl StoreFiles, recovery: &Recovery) -> Result<(), 
     let (mut written, mut dirs) = (Vec::new(), BTreeSet::new());
     for (partition, replay) in &recovery.replays {
         let segments = replay.placement.touched.iter().map(|base| paths::segment(*partition, *base));
-        let indexes = replay.indexes.iter().filter_map(|index| index.path().map(str::to_string));
         let before = written.len();
-        written.extend(segments.chain(indexes));
+        written.extend(segments.chain(replay.written.iter().cloned()));
         if written.len() > before || replay.renamed {
             dirs.insert(paths::partition_dir(*partition));
         }
     }
     files.sync_all(&written)?;
     dirs.iter().try_for_each(|dir| files.sync_dir(dir))
-}
-
-/// Every segment of the state must have its file.
-fn missing_segment(files: &mut impl StoreFiles, replay: &Replay) -> Result<(), Fault> {
-    let partition = replay.state.partition;
-    let dir = paths::partition_dir(partition);
-    if replay.state.segments.is_empty() {
-        return Ok(());
-    }
-    let names: HashSet<String> = list_sorted(files, &dir)?.into_iter().map(|entry| entry.name).collect();
-    let missing = replay.state.segments.iter().map(|segment| paths::segment(partition, segment.base_offset));
-    match missing.into_iter().find(|path| !names.contains(&path[dir.len() + 1..])) {
-        Some(path) => Err(Fault::at(&path, 0, DamageKind::Missing, "the segment is not there")),
-        None => Ok(()),
-    }
 }
 
 /// The state with everything flushed.
@@ -134,8 +115,7 @@ fn write_checkpoints(
     files.sync_dir("")?;
     let mut written = Vec::new();
     for (shard, images) in (0..).zip(shards) {
-        let header =
-            CheckpointHeader { cluster: request.cluster, generation, sequence: 0, shard, body_crc: 0, body_len: 0 };
+        let header = CheckpointHeader { cluster: request.cluster, generation, sequence: 0, shard, body_crc: 0, body_len: 0 };
         let partitions = images.iter().map(|image| image.state.clone()).collect();
         let bytes = checkpoint::encode(&header, &CheckpointBody { sequence: 0, replay_from: 1, partitions });
         let path = paths::checkpoint(generation, shard, Slot::A);

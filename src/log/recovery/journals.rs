@@ -220,7 +220,7 @@ pub(crate) fn chain(scan: &Scan, shard: u32, replay_from: u64, checkpoint: u64) 
 }
 
 /// What may be left of group `next`: it names the group before it, or a sequence that was never reached.
-fn suspect_after<'a>(scan: &'a Scan, shard: u32, next: u64, previous: Option<FoundGroup>) -> Option<&'a Suspect> {
+fn suspect_after(scan: &Scan, shard: u32, next: u64, previous: Option<FoundGroup>) -> Option<&Suspect> {
     scan.suspects.iter().find(|suspect| {
         let names_previous = previous.is_some_and(|previous| suspect.header.previous_checksum == previous.checksum);
         names_previous || (u32::from(suspect.header.shard) == shard && suspect.header.sequence >= next)

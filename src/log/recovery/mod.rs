@@ -124,9 +124,9 @@ pub enum OpenError {
         /// The shard.
         shard: u32,
         /// What is wrong with slot a.
-        first: Damage,
+        first: Box<Damage>,
         /// What is wrong with slot b.
-        second: Damage,
+        second: Box<Damage>,
     },
     /// There are journals or partitions, and nothing says of which generation.
     #[error("{found:?} is there and the file \"generation\" is not")]
@@ -251,11 +251,7 @@ fn read_generation(
 }
 
 fn expect_cluster(file: &str, request: &OpenRequest<'_>, actual: [u8; 16]) -> Result<(), OpenError> {
-    if actual == request.cluster {
-        Ok(())
-    } else {
-        Err(OpenError::OtherCluster { file: file.into(), expected: request.cluster, actual })
-    }
+    if actual == request.cluster { Ok(()) } else { Err(OpenError::OtherCluster { file: file.into(), expected: request.cluster, actual }) }
 }
 
 /// A checkpoint slot as it was found.
@@ -321,13 +317,15 @@ fn newest_checkpoint(
     match (first, second) {
         (FoundSlot::Valid(a), FoundSlot::Valid(b)) => Ok((if b.sequence > a.sequence { *b } else { *a }, None)),
         (FoundSlot::Valid(body), FoundSlot::Absent) | (FoundSlot::Absent, FoundSlot::Valid(body)) => Ok((*body, None)),
-        (FoundSlot::Valid(body), FoundSlot::Damaged(damage)) | (FoundSlot::Damaged(damage), FoundSlot::Valid(body)) => Ok((*body, Some(damage))),
+        (FoundSlot::Valid(body), FoundSlot::Damaged(damage)) | (FoundSlot::Damaged(damage), FoundSlot::Valid(body)) => {
+            Ok((*body, Some(damage)))
+        }
         (first, second) => {
             let damage = |found, slot| match found {
                 FoundSlot::Damaged(damage) => damage,
                 _ => absent(slot),
             };
-            Err(OpenError::Checkpoints { shard, first: damage(first, Slot::A), second: damage(second, Slot::B) })
+            Err(OpenError::Checkpoints { shard, first: Box::new(damage(first, Slot::A)), second: Box::new(damage(second, Slot::B)) })
         }
     }
 }
@@ -358,7 +356,8 @@ impl Recovery {
             let (body, damaged_slot) = newest_checkpoint(files, request, record.generation, shard)?;
             let chain = journals::chain(scan, shard, body.replay_from, body.sequence);
             let set_aside = self.report.damage.len();
-            let mut replay = ShardReplay { catalogue: &catalogue, request, scan, chain: &chain, checkpoint: body.sequence, noted: body.sequence };
+            let mut replay =
+                ShardReplay { catalogue: &catalogue, request, scan, chain: &chain, checkpoint: body.sequence, noted: body.sequence };
             let partitions = self.start(body, &catalogue, request.now_ms);
             let done = replay.run(self, files, partitions)?;
             self.take_over(done);
@@ -466,8 +465,7 @@ impl ShardReplay<'_> {
         let Ok(bytes) = self.scan.group(group) else { return Ok(()) };
         recovery.report.groups += 1;
         for entry in Entries::new(bytes) {
-            let (entry, payload) =
-                entry.map_err(|error| OpenError::Entry { file: source.file.clone(), offset: source.offset, error })?;
+            let (entry, payload) = entry.map_err(|error| OpenError::Entry { file: source.file.clone(), offset: source.offset, error })?;
             recovery.report.entries += 1;
             let partition = entry.topic_partition;
             match entry.kind {

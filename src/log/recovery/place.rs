@@ -85,13 +85,7 @@ impl Placement {
     }
 
     /// Puts bytes at a position. Those that are flushed already are left out.
-    pub(super) fn place(
-        &mut self,
-        files: &mut impl StoreFiles,
-        segment: &SegmentHeader,
-        position: u64,
-        bytes: &[u8],
-    ) -> Result<(), Fault> {
+    pub(super) fn place(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader, position: u64, bytes: &[u8]) -> Result<(), Fault> {
         let base = segment.base_offset;
         let end = position.saturating_add(bytes.len() as u64);
         if self.is_flushed(base, end) || bytes.is_empty() {
@@ -118,7 +112,7 @@ impl Placement {
             Some(at) if position <= self.runs[at].end() => at,
             _ => {
                 let covered = self.covered(base);
-                if position > covered || position % BLOCK_LEN != 0 {
+                if position > covered || !position.is_multiple_of(BLOCK_LEN) {
                     let detail = format!("bytes from {position} on of segment {base} don't follow on {covered}");
                     return Err(Fault::partition(DamageKind::Continuity, detail));
                 }

@@ -3,6 +3,8 @@
 //! Entries up to the checkpoint only place bytes. Entries after it are checked against the state (offsets, positions, running hash) and change it. The first one
 //! that does not fit sets the partition aside: from there on nothing of it is touched.
 
+use std::collections::HashSet;
+
 use super::index_tail::IndexTail;
 use super::place::{Placement, block_start, check_header};
 use super::{Fault, Source};
@@ -12,7 +14,7 @@ use crate::limits::{BLOCK, PARTITION_PRODUCERS, SEGMENT_READ};
 use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::SegmentHeader;
-use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, read_blocks};
+use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, list_sorted, read_blocks};
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
 use crate::log::paths;
 use crate::log::producers::ProducerTable;
@@ -47,8 +49,12 @@ pub(super) struct Replay {
     references: Vec<PendingReference>,
     /// Running hash before the next entry, while the entries are those that the checkpoint has seen.
     seen_hash: Option<u64>,
-    /// Segments that were made from an adopted file: their directory needs a sync.
+    /// A segment was made from an adopted file: the directory needs a sync.
     pub(super) renamed: bool,
+    /// Index files that were written.
+    pub(super) written: Vec<String>,
+    /// What is wrong with indexes that no batch was added to.
+    pub(super) index_damage: Vec<Damage>,
     /// The log ended at a batch that never got durable: what came after it counts for nothing.
     cut: bool,
     /// Groups were lost that may have held something of this partition.
@@ -66,6 +72,8 @@ impl Replay {
             references: Vec::new(),
             seen_hash: None,
             renamed: false,
+            written: Vec::new(),
+            index_damage: Vec::new(),
             cut: false,
             suspect: None,
         }
@@ -134,13 +142,7 @@ impl Replay {
     }
 
     /// Applies an entry after the checkpoint.
-    pub(super) fn apply(
-        &mut self,
-        files: &mut impl StoreFiles,
-        entry: &EntryHeader,
-        payload: &[u8],
-        source: &Source,
-    ) -> Result<(), Fault> {
+    pub(super) fn apply(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
         if self.cut && !self.counts_after_cut(entry) {
             return Ok(());
         }
@@ -172,7 +174,9 @@ impl Replay {
                 Ok(())
             }
             EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
-            EntryKind::PartitionDropped => Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it")),
+            EntryKind::PartitionDropped => {
+                Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it"))
+            }
             EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),
         }?;
         self.state.high_watermark = self.state.high_watermark.max(entry.high_watermark).min(self.state.log_end);
@@ -422,13 +426,7 @@ impl Replay {
         self.references.retain(|reference| reference.segment >= first);
     }
 
-    fn append_reference(
-        &mut self,
-        files: &mut impl StoreFiles,
-        entry: &EntryHeader,
-        payload: &[u8],
-        source: &Source,
-    ) -> Result<(), Fault> {
+    fn append_reference(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
         let (reference, ends) = LargeReference::decode(entry, payload).map_err(Fault::entry)?;
         let mut segment = self.open_end(entry)?;
         let batch = BatchHeader::parse(&reference.header).map_err(|error| Fault::partition(DamageKind::Batch, error))?;
@@ -566,7 +564,8 @@ impl Replay {
         if let Some(at) = self.indexes.iter().position(|index| index.segment() == segment.base_offset) {
             return Ok(at);
         }
-        self.indexes.push(IndexTail::load(files, self.state.partition, segment)?);
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
+        self.indexes.push(IndexTail::load(files, self.state.partition, segment, flushed)?);
         Ok(self.indexes.len() - 1)
     }
 
@@ -594,9 +593,37 @@ impl Replay {
         for index in &mut self.indexes {
             if let Some(segment) = self.state.segments.iter_mut().find(|segment| segment.base_offset == index.segment()) {
                 segment.index_entries = index.write(files, &segment.header(self.state.partition))?;
+                self.written.push(index.path().to_string());
             }
         }
+        self.complete_files(files)?;
         self.state.producers = self.producers.snapshot();
+        Ok(())
+    }
+
+    /// Every segment must have its file; an index that is not there begins anew.
+    fn complete_files(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
+        let partition = self.state.partition;
+        if self.state.segments.is_empty() {
+            return Ok(());
+        }
+        let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
+        let is_there = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
+        for segment in &mut self.state.segments {
+            let path = paths::segment(partition, segment.base_offset);
+            if !is_there(&path) {
+                return Err(Fault::at(&path, 0, DamageKind::Missing, "the segment is not there"));
+            }
+            let path = paths::index(partition, segment.base_offset);
+            if !is_there(&path) {
+                files.write(&path, 0, &segment.index_header_block(partition))?;
+                if segment.index_entries > 0 && self.indexes.iter().all(|index| index.segment() != segment.base_offset) {
+                    self.index_damage.push(Damage::new(path.clone(), 0, DamageKind::Missing, "the index is not there"));
+                }
+                segment.index_entries = 0;
+                self.written.push(path);
+            }
+        }
         Ok(())
     }
 
