@@ -47,12 +47,6 @@ pub mod batch;
 pub mod bridge;
 pub mod checksum;
 #[cfg(feature = "server")]
-#[cfg(feature = "server")]
-pub mod bridge;
-pub mod checksum;
-#[cfg(feature = "cli")]
-pub mod cli;
-#[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
