@@ -46,6 +46,8 @@ pub mod batch;
 #[cfg(feature = "server")]
 pub mod bridge;
 pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
 #[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
@@ -55,8 +57,12 @@ pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
+#[cfg(feature = "server")]
+pub mod partition;
 pub mod request;
 #[cfg(feature = "server")]
 pub mod server;
+#[cfg(feature = "server")]
+pub mod shard;
 pub mod types;
 pub mod wire;

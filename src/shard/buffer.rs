@@ -91,6 +91,17 @@ impl AppendBuffer {
         from..from + len
     }
 
+    /// Overwrites the first bytes of a buffer that nobody else has.
+    ///
+    /// # Panics
+    /// When they are not filled yet or are reserved.
+    #[allow(unsafe_code)]
+    pub fn patch_front(&mut self, bytes: &[u8]) {
+        assert!(self.reserved == 0 && bytes.len() <= self.filled.get(), "filled bytes are patched");
+        // SAFETY: inside the allocation; `&mut self` proves that no slice is lent out.
+        unsafe { std::slice::from_raw_parts_mut(self.start, bytes.len()) }.copy_from_slice(bytes);
+    }
+
     /// Filled bytes by range.
     ///
     /// # Panics
@@ -167,6 +178,11 @@ impl Piece {
         self.range.is_empty()
     }
 
+    /// Bytes of memory that it keeps alive.
+    pub fn pinned(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// A part of it, by a range relative to its start.
     pub fn part(&self, range: Range<usize>) -> Piece {
         assert!(range.end <= self.len(), "a part is inside");
@@ -186,7 +202,10 @@ mod tests {
         let first = Piece::new(buffer.clone(), buffer.push(b"first"));
         let second = Piece::new(buffer.clone(), buffer.push(b"second"));
         assert_eq!((first.bytes(), second.bytes()), (&b"first"[..], &b"second"[..]));
-        let frozen = buffer.seal(|rest| { assert_eq!(rest, b"firstsecond"); *b"HEADHEADHEADHEAD" });
+        let frozen = buffer.seal(|rest| {
+            assert_eq!(rest, b"firstsecond");
+            *b"HEADHEADHEADHEAD"
+        });
         assert_eq!(frozen.len(), 4096);
         assert_eq!(&frozen.as_bytes()[..4], b"HEAD");
         assert_eq!(&frozen.as_bytes()[16..27], b"firstsecond");

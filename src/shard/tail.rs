@@ -1,9 +1,11 @@
 //! The memory of one partition: batches that are not in a segment yet, and behind them, while there is room, batches that are.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use crate::limits::BLOCK;
-use crate::shard::buffer::Piece;
+use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::types::Offset;
 
 /// One appended batch in memory.
@@ -118,6 +120,17 @@ impl Tail {
         let chunk = self.chunks.pop_front()?;
         self.bytes -= chunk.len();
         Some(chunk)
+    }
+
+    /// Gives the oldest chunk memory of its own, if it shares a larger buffer and is a small one; false if there is no chunk.
+    pub fn copy_out_first(&mut self, accounted: &Rc<Cell<usize>>) -> bool {
+        let Some(first) = self.chunks.front_mut() else { return false };
+        if first.body.is_none() && first.front.pinned() > first.front.len().next_multiple_of(BLOCK) {
+            let copy = Rc::new(AppendBuffer::new(first.front.len(), 0, accounted));
+            let range = copy.push(first.front.bytes());
+            first.front = Piece::new(copy, range);
+        }
+        true
     }
 
     /// Group of the oldest byte that is not flushed.
