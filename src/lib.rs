@@ -49,6 +49,12 @@ pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "server")]
+#[cfg(feature = "server")]
+pub mod bridge;
+pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;

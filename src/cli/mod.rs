@@ -5,6 +5,7 @@
 //! output is JSON and nothing else.
 
 pub mod bench;
+pub mod child;
 pub mod exit;
 pub mod format;
 pub mod logging;
