@@ -45,6 +45,15 @@ pub const MAX_JOURNAL: u64 = 512 * 1024 * 1024;
 /// An idle shard writes a durable mark after this long, ms.
 pub const DURABLE_MARK_MS: u64 = 10;
 
+/// Longest body of a checkpoint, bytes: what a start may read and hold for one shard.
+pub const MAX_CHECKPOINT: u64 = 1 << 30;
+/// Recovery writes a partition's replayed bytes when it holds this many, bytes.
+pub const REPLAY_CHUNK: usize = 4 * 1024 * 1024;
+/// Recovery and inspection read a segment in pieces of this many bytes.
+pub const SEGMENT_READ: usize = 1024 * 1024;
+/// Idempotent producers that a partition remembers; the least recently used one is forgotten for the next.
+pub const PARTITION_PRODUCERS: usize = 4096;
+
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
 /// Batches that a producer entry remembers (Kafka's guarantee for five requests in flight).
@@ -107,6 +116,7 @@ const _: () = {
     assert!(LARGE_APPEND < ADOPT_APPEND, "the three ways of an append are in order");
     assert!((MAX_GROUP as u64) < JOURNAL_FILE, "a group fits a journal file");
     assert!(MAX_MESSAGE_BYTES + MAX_FRAME_HEADER < MAX_FRAME, "the largest batch fits a frame");
+    assert!(REPLAY_CHUNK.is_multiple_of(BLOCK) && SEGMENT_READ.is_multiple_of(BLOCK), "files are read and written in whole blocks");
     assert!(MAX_JOURNAL.is_multiple_of(JOURNAL_FILE), "journals are whole files");
 };
 

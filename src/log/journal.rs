@@ -129,7 +129,12 @@ pub fn group_front(header: &GroupHeader, entries: &[u8]) -> ([u8; GROUP_HEADER_L
 
 /// The header of the group that would start here, unchecked but for its magic: for a reader that compares identities before it computes a checksum.
 pub fn peek_group(bytes: &[u8]) -> Option<GroupHeader> {
-    (bytes.len() >= GROUP_HEADER_LEN && bytes[..4] == GROUP_MAGIC).then(|| read_header(bytes))
+    read_group_header(bytes).filter(|_| bytes[..4] == GROUP_MAGIC)
+}
+
+/// The fields of a group's header whatever the magic is, to tell a damaged group from bytes that never were one; `None` where there are too few bytes.
+pub(crate) fn read_group_header(bytes: &[u8]) -> Option<GroupHeader> {
+    (bytes.len() >= GROUP_HEADER_LEN).then(|| read_header(bytes))
 }
 
 /// The group that starts at the beginning of `bytes`: its header and exactly its bytes.

@@ -4,6 +4,7 @@
 //! bridge (control plane). See [`store`] for the ways that a batch takes.
 
 pub mod adoption;
+pub mod blocking_files;
 pub mod budget;
 pub mod buffer;
 pub mod checkpoint;
