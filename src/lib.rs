@@ -1,9 +1,11 @@
 //! Corelane: a Kafka-class message broker for Linux. This page is the map of the code.
 
-#[cfg(feature = "server")]
-pub mod cluster;
 pub mod batch;
 pub mod checksum;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
+pub mod cluster;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
