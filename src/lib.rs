@@ -59,6 +59,11 @@ pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
+pub mod checksum;
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "server")]
+pub mod cluster;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
