@@ -164,14 +164,7 @@ impl Store {
         self.append_stamped(cell, header, batch, now, done)
     }
 
-    fn append_stamped(
-        &self,
-        cell: &Rc<PartitionCell>,
-        header: &BatchHeader,
-        batch: &[u8],
-        now: Timestamp,
-        done: Completion,
-    ) -> Result<(), Blocked> {
+    fn append_stamped(&self, cell: &Rc<PartitionCell>, header: &BatchHeader, batch: &[u8], now: Timestamp, done: Completion) -> Result<(), Blocked> {
         debug_assert!(batch.len() < LARGE_APPEND);
         let (plan, done) = self.plan(cell, header, batch.len(), now, done)?;
         let mut stored = [0; HEADER_LEN];
@@ -212,13 +205,7 @@ impl Store {
     /// Appends a checked batch of [`LARGE_APPEND`] bytes or more: whole blocks go straight to the segment, the journal gets a
     /// reference and the ragged ends. `batch.head` must end at a block boundary of the segment for the plan that is made now; where another append came
     /// first, the bytes are moved.
-    pub fn append_large(
-        self: &Rc<Store>,
-        cell: &Rc<PartitionCell>,
-        header: &BatchHeader,
-        batch: LargeBatch,
-        done: Completion,
-    ) -> Result<(), (Blocked, LargeBatch)> {
+    pub fn append_large(self: &Rc<Store>, cell: &Rc<PartitionCell>, header: &BatchHeader, batch: LargeBatch, done: Completion) -> Result<(), (Blocked, LargeBatch)> {
         let len = batch.head.len() + batch.body_len;
         let now = now_ms();
         let (plan, done) = match self.plan(cell, header, len, now, done) {
@@ -243,8 +230,7 @@ impl Store {
         let carried = remainder.len();
         let direct_len = batch.body_len / BLOCK * BLOCK;
         let tail_len = batch.body_len - direct_len;
-        let reference =
-            LargeReference { batch_len: len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: stored };
+        let reference = LargeReference { batch_len: len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: stored };
         let entry = EntryHeader {
             position: plan.position - carried as u64,
             payload_len: reference.payload_len(carried as u32) as u32,
@@ -280,14 +266,7 @@ impl Store {
         Ok(())
     }
 
-    fn write_direct(
-        self: &Rc<Store>,
-        cell: &Rc<PartitionCell>,
-        plan: &Plan,
-        batch: &LargeBatch,
-        direct_len: usize,
-        direct: Rc<DirectWrite>,
-    ) {
+    fn write_direct(self: &Rc<Store>, cell: &Rc<PartitionCell>, plan: &Plan, batch: &LargeBatch, direct_len: usize, direct: Rc<DirectWrite>) {
         let memory = batch.body.freeze(direct_len);
         let position = plan.position + batch.head.len() as u64;
         let files = cell.files_of(plan.segment).expect("a plan's segment is open");
@@ -313,14 +292,7 @@ impl Store {
     }
 
     /// Decides what becomes of a batch; only a plan that can be carried out at once is returned.
-    fn plan(
-        &self,
-        cell: &PartitionCell,
-        header: &BatchHeader,
-        len: usize,
-        now: Timestamp,
-        done: Completion,
-    ) -> Result<(Plan, Completion), Blocked> {
+    fn plan(&self, cell: &PartitionCell, header: &BatchHeader, len: usize, now: Timestamp, done: Completion) -> Result<(Plan, Completion), Blocked> {
         if let Some(refusal) = cell.gone() {
             done.complete(Err(refusal));
             return Err(Blocked::Decided);
@@ -383,15 +355,7 @@ impl Store {
         self.journal.add(&self.entry(cell, kind, &plan), false, None, |_| ()).sequence
     }
 
-    fn remember(
-        &self,
-        cell: &Rc<PartitionCell>,
-        header: &BatchHeader,
-        plan: &Plan,
-        chunk: Chunk,
-        direct: Option<Rc<DirectWrite>>,
-        done: Completion,
-    ) {
+    fn remember(&self, cell: &Rc<PartitionCell>, header: &BatchHeader, plan: &Plan, chunk: Chunk, direct: Option<Rc<DirectWrite>>, done: Completion) {
         let sequence = chunk.sequence;
         let unflushed = match &chunk.body {
             None => chunk.front.len() - chunk.carried,
@@ -540,13 +504,7 @@ impl Store {
         assert_eq!(base_offset, cell.machine.borrow().ladder().appended(), "no append during a roll");
         let opened = cell.machine.borrow_mut().open_segment();
         if let Some(sealed) = opened.sealed {
-            self.add_state_entry(
-                cell,
-                EntryKind::SegmentSeal,
-                sealed.segment.base_offset,
-                sealed.segment.valid_end,
-                sealed.segment.end_offset,
-            );
+            self.add_state_entry(cell, EntryKind::SegmentSeal, sealed.segment.base_offset, sealed.segment.valid_end, sealed.segment.end_offset);
             cell.keep_sealed(sealed);
             self.metrics.add(Counter::SegmentsRolled, 1);
             self.mark("roll");
