@@ -46,10 +46,6 @@ pub mod batch;
 #[cfg(feature = "server")]
 pub mod bridge;
 pub mod checksum;
-#[cfg(feature = "server")]
-#[cfg(feature = "server")]
-pub mod bridge;
-pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "server")]
