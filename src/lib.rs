@@ -48,6 +48,8 @@ pub mod bridge;
 pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
