@@ -1,4 +1,46 @@
 //! Corelane: a Kafka-class message broker for Linux. This page is the map of the code.
+//!
+//! One pinned executor per core (a *shard*), every partition owned by exactly one shard, every byte written with direct I/O,
+//! every acknowledgement given after the bytes are on disk.
+//!
+//! ```text
+//!        clients: the native FlatBuffers protocol, pipelined, each shard at an address of its own
+//!              |               |               |
+//! data plane  [ shard 0 ]   [ shard 1 ]  ...  [ shard n-1 ]      glommio: pinned, nothing shared, direct I/O
+//!              \               |               /
+//!               ------- bridge: bounded queues -------
+//!                              |
+//! control plane           [ tokio threads ]                      the catalogue of topics | HTTP: metrics, health
+//! ```
+//!
+//! # The way of a record
+//! A producer's batch is encoded once, in Kafka's layout ([`batch`]). A frame carries it ([`wire`]) to the shard that owns the
+//! partition; the shard checks it, gives it its offsets, puts it into the journal group that is being gathered ([`log`]), writes
+//! the group with one aligned write and one sync, and answers. The same bytes go to the partition's segment later, and to consumers:
+//! from memory at the tail, from disk further back. Each place that copies a byte is listed in [`docs::data_path`]; what survives which
+//! failure is in [`docs::durability`]; the files are in [`docs::on_disk`].
+//!
+//! # The layers
+//! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.
+//!
+//! | layer | modules | rule |
+//! | --- | --- | --- |
+//! | vocabulary | [`types`], [`limits`], [`checksum`], `metrics` | no behaviour; every bound has its name in `limits` |
+//! | formats | [`batch`], [`request`], [`wire`] | pure: bytes to values and back |
+//! | machines | [`log`], `cluster` | pure: no clock, file, socket, thread or randomness; these are arguments |
+//! | shells | `shard` (glommio), `control` (tokio), `client` (tokio), `bridge` | the planes meet in `bridge` only; `client` stands alone |
+//! | assembly | `server`, `cli` | settings, start, stop, commands |
+//!
+//! # Features
+//! `server`, `client` and `cli`, all on by default. `default-features = false, features = ["client"]` compiles no broker and no
+//! io_uring.
+//!
+//! # What is not here, on purpose
+//! - No page cache: the broker knows better than the kernel which bytes are needed again, so the memory it uses is the memory it was given.
+//! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
+//! - No external coordinator, and no garbage collector.
+//! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
+//! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
 pub mod batch;
 pub mod checksum;
@@ -6,10 +48,30 @@ pub mod checksum;
 pub mod client;
 #[cfg(feature = "server")]
 pub mod cluster;
+#[cfg(feature = "server")]
+pub mod bridge;
+pub mod checksum;
+#[cfg(feature = "server")]
+#[cfg(feature = "server")]
+pub mod bridge;
+pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "server")]
+pub mod cluster;
+#[cfg(feature = "server")]
+pub mod control;
+pub mod docs;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
+#[cfg(feature = "server")]
+pub mod partition;
 pub mod request;
+#[cfg(feature = "server")]
+pub mod server;
+#[cfg(feature = "server")]
+pub mod shard;
 pub mod types;
 pub mod wire;

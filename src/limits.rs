@@ -45,6 +45,15 @@ pub const MAX_JOURNAL: u64 = 512 * 1024 * 1024;
 /// An idle shard writes a durable mark after this long, ms.
 pub const DURABLE_MARK_MS: u64 = 10;
 
+/// Longest body of a checkpoint, bytes: what a start may read and hold for one shard.
+pub const MAX_CHECKPOINT: u64 = 1 << 30;
+/// Recovery writes a partition's replayed bytes when it holds this many, bytes.
+pub const REPLAY_CHUNK: usize = 4 * 1024 * 1024;
+/// Recovery and inspection read a segment in pieces of this many bytes.
+pub const SEGMENT_READ: usize = 1024 * 1024;
+/// Idempotent producers that a partition remembers; the least recently used one is forgotten for the next.
+pub const PARTITION_PRODUCERS: usize = 4096;
+
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
 /// Batches that a producer entry remembers (Kafka's guarantee for five requests in flight).
@@ -67,11 +76,69 @@ pub const PRODUCER_ID_BLOCK: u32 = 1000;
 pub const MAX_TOPIC_METRICS: usize = 1000;
 /// Longest latency that a stage's histogram tells from longer ones, ns.
 pub const MAX_STAGE_NS: u64 = 60_000_000_000;
+/// Requests from the shards that wait for the control plane.
+pub const CONTROL_REQUESTS: usize = 256;
+/// Events that wait for a shard.
+pub const SHARD_EVENTS: usize = 16;
+/// Longest wait until every shard has a new catalogue in force before its proposer is answered anyway, ms.
+pub const IN_FORCE_MS: u64 = 5_000;
+/// Threads on which a control-plane runtime may block for files.
+pub const CONTROL_BLOCKING_THREADS: usize = 2;
+/// Connections that the admin port serves at once; more wait in the kernel's backlog.
+pub const ADMIN_CONNECTIONS: usize = 64;
+/// Longest wait for the head of an admin request, s.
+pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest life of an admin connection, s.
+pub const ADMIN_CONNECTION_S: u64 = 120;
+/// Default of `--memory`, bytes.
+pub const DEFAULT_MEMORY: u64 = 1 << 30;
+/// Least memory of a shard, bytes.
+pub const MIN_SHARD_MEMORY: u64 = 32 * 1024 * 1024;
+/// Most shards that clients are told of, unless somebody asks for more.
+pub const DEFAULT_ADVERTISED_ENDPOINTS: u32 = 16;
+/// Longest spin of an idle shard, us.
+pub const MAX_SPIN_US: u64 = 100_000;
+/// Longest host name, bytes (DNS).
+pub const MAX_HOST_NAME: usize = 253;
+/// Least memory that must be lockable, bytes (the runtime's own check).
+pub const MIN_LOCKED_MEMORY: u64 = 512 * 1024;
+/// Least number of descriptors that a broker starts with.
+pub const MIN_DESCRIPTORS: u64 = 1024;
+/// Free space that a new store needs, bytes: the reserve and room to start.
+pub const MIN_FREE_SPACE: u64 = 128 * 1024 * 1024;
+/// Free space that each shard of a new store needs on top, bytes: two journal files.
+pub const MIN_FREE_SPACE_PER_SHARD: u64 = 2 * JOURNAL_FILE;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");
     assert!(LARGE_APPEND < ADOPT_APPEND, "the three ways of an append are in order");
     assert!((MAX_GROUP as u64) < JOURNAL_FILE, "a group fits a journal file");
     assert!(MAX_MESSAGE_BYTES + MAX_FRAME_HEADER < MAX_FRAME, "the largest batch fits a frame");
+    assert!(REPLAY_CHUNK.is_multiple_of(BLOCK) && SEGMENT_READ.is_multiple_of(BLOCK), "files are read and written in whole blocks");
     assert!(MAX_JOURNAL.is_multiple_of(JOURNAL_FILE), "journals are whole files");
 };
+
+/// Connections of one shard.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// Requests that a shard reads ahead of its answers on one connection.
+pub const MAX_IN_FLIGHT: u32 = 1024;
+/// Bytes of answers that may wait for a slow reader before its requests wait too.
+pub const MAX_QUEUED_ANSWER: usize = 8 * 1024 * 1024;
+/// A frame is to be complete after this long and a second for each [`MIN_FRAME_RATE`] bytes, s.
+pub const FRAME_DEADLINE_S: u64 = 30;
+/// Slowest rate of a frame, bytes per second.
+pub const MIN_FRAME_RATE: u64 = 64 * 1024;
+/// A connection that has not said hello after this long is closed, s.
+pub const HELLO_DEADLINE_S: u64 = 10;
+/// Longest wait of a fetch, ms.
+pub const MAX_FETCH_WAIT_MS: u32 = 60_000;
+/// Most bytes of one answer to a fetch but for a single larger batch.
+pub const MAX_FETCH_BYTES: u32 = 16 * 1024 * 1024;
+/// Requests of one shard to another that wait.
+pub const MESH_QUEUE: usize = 1024;
+/// Idempotent producers that one partition remembers.
+pub const MAX_PRODUCERS: usize = 10_000;
+/// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
+pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
+/// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
+pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;

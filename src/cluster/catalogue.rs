@@ -79,7 +79,7 @@ impl CatalogueView {
         self.partitions
     }
 
-    /// How many commands were applied; a later snapshot has a larger number.
+    /// How many commands were applied, durable marks aside; a later snapshot has a larger number.
     pub fn commands(&self) -> u64 {
         self.commands
     }
@@ -97,6 +97,43 @@ impl CatalogueView {
         let plain = name.replace('.', "_");
         self.by_name.values().find(|t| t.name != name && t.name.replace('.', "_") == plain)
     }
+}
+
+/// What is different in a later snapshot.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Changes {
+    /// Topics that are new, by name.
+    pub created: Vec<Arc<Topic>>,
+    /// Topics as they are now, whose settings or partitions changed.
+    pub altered: Vec<Arc<Topic>>,
+    /// Topics that have gone, as they were.
+    pub deleted: Vec<Arc<Topic>>,
+}
+
+impl CatalogueView {
+    /// What happened to the topics since an earlier snapshot. A name that was deleted and created again is in both lists.
+    pub fn changes_since(&self, earlier: &CatalogueView) -> Changes {
+        let mut changes = Changes::default();
+        for topic in self.by_name.values() {
+            match earlier.by_id.get(&topic.id) {
+                None => changes.created.push(Arc::clone(topic)),
+                Some(before) if !Arc::ptr_eq(before, topic) => changes.altered.push(Arc::clone(topic)),
+                Some(_) => {}
+            }
+        }
+        let gone = |topic: &&Arc<Topic>| !self.by_id.contains_key(&topic.id);
+        changes.deleted = earlier.by_name.values().filter(gone).cloned().collect();
+        changes
+    }
+}
+
+/// A command that was made durable, and the state right after it.
+#[derive(Clone, Debug)]
+pub struct Committed {
+    /// What it did.
+    pub applied: Applied,
+    /// The snapshot with it.
+    pub view: Arc<CatalogueView>,
 }
 
 /// What a command did.
@@ -131,6 +168,11 @@ impl Catalogue {
         Catalogue { nodes, view: Arc::new(view) }
     }
 
+    /// One that goes on from a snapshot, to see what a command would do.
+    pub fn from_view(nodes: u16, view: Arc<CatalogueView>) -> Catalogue {
+        Catalogue { nodes, view }
+    }
+
     /// The present snapshot.
     pub fn view(&self) -> &Arc<CatalogueView> {
         &self.view
@@ -161,7 +203,8 @@ impl Catalogue {
                 Applied::NodeStarted(epoch)
             }
             Command::AllocateProducerIds { count } => Applied::ProducerIds(self.allocate_producer_ids(*count)?),
-            Command::DurableMark => Applied::Nothing,
+            // Not a change: it does not count, so that a replay agrees with the run that wrote it.
+            Command::DurableMark => return Ok(Applied::Nothing),
         };
         Arc::make_mut(&mut self.view).commands += 1;
         Ok(applied)
@@ -367,6 +410,23 @@ mod tests {
         assert_eq!(held.topic("a").unwrap().id, TopicId([1; 16]), "a snapshot stays as it was");
         assert_eq!(catalogue.view().topic("a").unwrap().id, TopicId([2; 16]));
         assert!(catalogue.view().topic_by_id(&TopicId([1; 16])).is_none());
+    }
+
+    #[test]
+    fn snapshots_tell_what_changed() {
+        let mut catalogue = Catalogue::new(1);
+        for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
+            catalogue.apply(&create(id, name, 1)).unwrap();
+        }
+        let before = catalogue.view().clone();
+        assert_eq!(before.changes_since(&before), Changes::default());
+        catalogue.apply(&Command::DeleteTopic { id: TopicId([1; 16]) }).unwrap();
+        catalogue.apply(&create(4, "a", 1)).unwrap();
+        catalogue.apply(&Command::AlterTopic { id: TopicId([2; 16]), partitions: Some(5), config: vec![] }).unwrap();
+        let changes = catalogue.view().changes_since(&before);
+        let ids = |topics: &[Arc<Topic>]| topics.iter().map(|t| t.id.0[0]).collect::<Vec<_>>();
+        assert_eq!((ids(&changes.created), ids(&changes.altered), ids(&changes.deleted)), (vec![4], vec![2], vec![1]));
+        assert_eq!(changes.altered[0].partitions, 5);
     }
 
     #[test]

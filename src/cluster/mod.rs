@@ -17,6 +17,6 @@ pub mod config;
 #[path = "generated/catalogue_generated.rs"]
 mod generated;
 
-pub use catalogue::{Applied, Catalogue, CatalogueView, Topic};
+pub use catalogue::{Applied, Catalogue, CatalogueView, Changes, Committed, Topic};
 pub use command::Command;
 pub use config::TopicConfig;

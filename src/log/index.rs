@@ -41,6 +41,18 @@ pub enum IndexError {
         /// Bytes 24 to 28.
         actual: [u8; 4],
     },
+    /// It is not after the one before it.
+    #[error("an index entry of offset {offset} at {position} follows one of offset {last_offset} at {last_position}")]
+    Order {
+        /// Its offset.
+        offset: Offset,
+        /// Its position.
+        position: u64,
+        /// The offset before it.
+        last_offset: Offset,
+        /// The position before it.
+        last_position: u64,
+    },
     /// The bytes don't check.
     #[error("the index entry's checksum is {actual:08x}, expected {expected:08x}")]
     Checksum {
@@ -138,12 +150,24 @@ impl Index {
         let mut index = Index::new(segment);
         for at in 0..count as usize {
             let bytes = bytes.get(at * INDEX_ENTRY_LEN..(at + 1) * INDEX_ENTRY_LEN).unwrap_or_default();
-            match IndexEntry::decode(bytes, segment) {
+            match IndexEntry::decode(bytes, segment).and_then(|entry| index.follows(entry)) {
                 Ok(entry) => index.entries.push(entry),
                 Err(error) => return (index, Some(error)),
             }
         }
         (index, None)
+    }
+
+    fn follows(&self, entry: IndexEntry) -> Result<IndexEntry, IndexError> {
+        match self.entries.last() {
+            Some(last) if entry.offset <= last.offset || entry.position <= last.position => Err(IndexError::Order {
+                offset: entry.offset,
+                position: entry.position,
+                last_offset: last.offset,
+                last_position: last.position,
+            }),
+            _ => Ok(entry),
+        }
     }
 
     /// Base offset of its segment.
@@ -176,8 +200,7 @@ impl Index {
     /// # Panics
     /// When it is not after the last one.
     pub fn push(&mut self, entry: IndexEntry) {
-        let after = self.entries.last().is_none_or(|last| entry.offset > last.offset && entry.position > last.position);
-        assert!(after, "index entry {entry:?} after {:?}", self.entries.last());
+        assert!(self.follows(entry).is_ok(), "index entry {entry:?} after {:?}", self.entries.last());
         self.entries.push(entry);
     }
 

@@ -5,9 +5,9 @@
 //!
 //! Not here: which group is torn and which is damaged ([`recovery`](crate::log::recovery)), and who writes groups (the shard).
 
+use crate::batch::HEADER_LEN;
 use crate::limits::{BLOCK, MAX_GROUP};
 use crate::log::fields::{bytes_at, i32_at, i64_at, put, u16_at, u32_at, u64_at};
-use crate::log::running_hash::HASHED_LEN;
 use crate::types::{LeaderEpoch, Offset, Timestamp, TopicId, TopicPartition};
 
 /// Length of a group's header, bytes.
@@ -17,7 +17,7 @@ pub const ENTRY_HEADER_LEN: usize = 96;
 /// Length of a large reference's payload before its carried, head and tail bytes.
 pub const LARGE_REFERENCE_LEN: usize = 80;
 /// Length of an adopt entry's payload.
-pub const ADOPT_LEN: usize = 16 + HASHED_LEN;
+pub const ADOPT_LEN: usize = 16 + HEADER_LEN;
 /// Length of a segment open entry's payload.
 pub const SEGMENT_OPEN_LEN: usize = 8;
 
@@ -129,7 +129,12 @@ pub fn group_front(header: &GroupHeader, entries: &[u8]) -> ([u8; GROUP_HEADER_L
 
 /// The header of the group that would start here, unchecked but for its magic: for a reader that compares identities before it computes a checksum.
 pub fn peek_group(bytes: &[u8]) -> Option<GroupHeader> {
-    (bytes.len() >= GROUP_HEADER_LEN && bytes[..4] == GROUP_MAGIC).then(|| read_header(bytes))
+    read_group_header(bytes).filter(|_| bytes[..4] == GROUP_MAGIC)
+}
+
+/// The fields of a group's header whatever the magic is, to tell a damaged group from bytes that never were one; `None` where there are too few bytes.
+pub(crate) fn read_group_header(bytes: &[u8]) -> Option<GroupHeader> {
+    (bytes.len() >= GROUP_HEADER_LEN).then(|| read_header(bytes))
 }
 
 /// The group that starts at the beginning of `bytes`: its header and exactly its bytes.
@@ -487,7 +492,7 @@ pub struct Adopt {
     /// Length of that file: header block, batch, padding to a block.
     pub file_len: u64,
     /// The batch's header as stored.
-    pub header: [u8; HASHED_LEN],
+    pub header: [u8; HEADER_LEN],
 }
 
 impl Adopt {
@@ -520,7 +525,7 @@ pub struct LargeReference {
     /// Bytes from the last block boundary to the batch's end.
     pub tail_len: u32,
     /// The batch's header as stored.
-    pub header: [u8; HASHED_LEN],
+    pub header: [u8; HEADER_LEN],
 }
 
 /// The bytes that a large reference brings along.
@@ -685,14 +690,14 @@ mod tests {
         let open = SegmentOpen { rewrite_generation: 4 };
         assert_eq!(SegmentOpen::decode(&open.encode()).unwrap(), open);
         assert!(SegmentOpen::decode(&[0; 7]).is_err());
-        let adopt = Adopt { id: 1, file_len: 1 << 30, header: [8; HASHED_LEN] };
+        let adopt = Adopt { id: 1, file_len: 1 << 30, header: [8; HEADER_LEN] };
         assert_eq!(Adopt::decode(&adopt.encode()).unwrap(), adopt);
         assert!(Adopt::decode(&[0; 78]).is_err());
     }
 
     #[test]
     fn a_large_reference_leaves_whole_blocks() {
-        let reference = LargeReference { batch_len: 3996 + 8192 + 50, head_len: 3996, tail_len: 50, header: [8; HASHED_LEN] };
+        let reference = LargeReference { batch_len: 3996 + 8192 + 50, head_len: 3996, tail_len: 50, header: [8; HEADER_LEN] };
         let mut payload = reference.encode().to_vec();
         payload.resize(reference.payload_len(100), 7);
         let header = EntryHeader { carried: 100, ..entry(EntryKind::LargeReference, payload.len()) };

@@ -5,10 +5,14 @@
 //! The formats are described in `src/docs/on_disk.md`, which is their contract.
 
 pub mod checkpoint;
+pub mod damage;
 pub(crate) mod fields;
 pub mod file_header;
+pub mod files;
+pub mod identity;
 pub mod index;
 pub mod journal;
 pub mod paths;
-pub mod running_hash;
+pub mod producers;
+pub mod recovery;
 pub mod segment;

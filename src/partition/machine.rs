@@ -3,10 +3,10 @@
 use std::collections::VecDeque;
 
 use crate::batch::{self, BatchHeader};
+use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
 use crate::log::index::{Index, IndexEntry, fits_segment};
 use crate::log::producers::{ProducerTable, Sequence};
-use crate::log::running_hash::running_hash;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
@@ -91,8 +91,8 @@ pub struct Opened {
 }
 
 impl Partition {
-    /// A partition as recovered (or new), led from now on in `epoch`; `index` is that of its last segment if that is unsealed.
-    pub fn open(state: PartitionState, epoch: LeaderEpoch, index: Index, max_producers: usize) -> Partition {
+    /// A partition as recovered (or new), led from now on in `epoch`. If its last segment is open, [`Partition::restore_index`] comes before the first append.
+    pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
         let mut epochs = state.epochs;
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
             epochs.push((epoch, state.log_end));
@@ -106,10 +106,10 @@ impl Partition {
             running_hash: state.running_hash,
             max_timestamp: state.max_timestamp,
             segments: state.segments.into(),
-            index,
+            index: Index::new(0),
             segment_started: None,
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
-            producers: ProducerTable::restore(&state.producers, max_producers),
+            producers: ProducerTable::restore(max_producers, &state.producers, now),
         }
     }
 
@@ -188,8 +188,8 @@ impl Partition {
         }
         match self.producers.check(header) {
             Sequence::New => {}
-            Sequence::Duplicate { base_offset, end_offset } => return Planned::Duplicate { base_offset, end_offset },
-            Sequence::Refused(refusal) => return Planned::Refused(refusal),
+            Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
+            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
         }
         let base_offset = self.ladder.appended();
         let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
@@ -234,7 +234,20 @@ impl Partition {
         active.index_entries = self.index.len() as u32;
         self.segment_started.get_or_insert(now);
         self.ladder.append_to(plan.end_offset);
-        self.producers.record(header, plan.base_offset, now);
+        self.producers.record(&BatchHeader { base_offset: plan.base_offset, ..*header }, now);
+    }
+
+    /// The segment that [`Partition::open_segment`] would open.
+    pub fn next_segment(&self) -> SegmentInfo {
+        SegmentInfo::new(self.ladder.appended(), 0, self.running_hash)
+    }
+
+    /// Gives a partition that was just opened the index of its open segment, read from disk.
+    pub fn restore_index(&mut self, index: Index) {
+        let active = self.segments.back_mut().filter(|s| !s.sealed).expect("only an open segment is appended to");
+        assert_eq!(index.segment(), active.base_offset, "the index is the open segment's");
+        active.index_entries = index.len() as u32;
+        self.index = index;
     }
 
     /// Seals the open segment and opens one at the log's end.
@@ -242,6 +255,7 @@ impl Partition {
         let base_offset = self.ladder.appended();
         let sealed = self.seal();
         self.segments.push_back(SegmentInfo::new(base_offset, 0, self.running_hash));
+        self.index = Index::new(base_offset);
         self.segment_started = None;
         if sealed.is_none() && self.fully_flushed_before(base_offset) {
             self.flushed = Flushed { segment: base_offset, position: FIRST_POSITION };
@@ -290,7 +304,7 @@ impl Partition {
     pub fn unflushed(&self) -> Option<(SegmentInfo, u64)> {
         let at = self.segments.iter().position(|s| s.base_offset >= self.flushed.segment)?;
         self.segments.range(at..).find_map(|s| {
-            let from = if s.base_offset == self.flushed.segment { self.flushed.position } else { FIRST_POSITION };
+            let from = if s.base_offset == self.flushed.segment { self.flushed.position.max(FIRST_POSITION) } else { FIRST_POSITION };
             (from < s.valid_end).then_some((*s, from))
         })
     }
@@ -321,7 +335,9 @@ impl Partition {
     /// Whether the open segment is due for a roll by age, so that retention by time comes to it.
     pub fn is_overdue(&self, now: Timestamp, settings: &Settings) -> bool {
         self.active().is_some_and(|s| s.valid_end > FIRST_POSITION)
-            && self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
+            && self
+                .segment_started
+                .is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
     }
 
     /// Raises the log start; segments wholly below it are taken out and returned.
@@ -348,7 +364,7 @@ impl Partition {
 
     /// Forgets producers that have been silent too long.
     pub fn expire_producers(&mut self, now: Timestamp, after_ms: i64) {
-        self.producers.expire(now, after_ms);
+        self.producers.expire(now.saturating_sub(after_ms));
     }
 
     /// The segment that holds `offset`.
@@ -373,5 +389,21 @@ impl Partition {
             segments: self.segments.iter().copied().collect(),
             producers: self.producers.snapshot(),
         }
+    }
+}
+
+fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+    let producer = header.producer_id;
+    match sequence {
+        Sequence::OutOfOrder { expected, actual } => {
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+        }
+        Sequence::Fenced { current, actual } => {
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+        }
+        Sequence::UnknownProducer { actual } => {
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+        }
+        Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
     }
 }

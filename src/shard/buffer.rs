@@ -25,7 +25,10 @@ pub struct AppendBuffer {
 
 enum Memory {
     Filling(DmaBuffer),
-    Frozen(Rc<DmaBuffer>),
+    Frozen {
+        /// Only kept alive: it is read through `start`.
+        _memory: Rc<DmaBuffer>,
+    },
     Moving,
 }
 
@@ -91,6 +94,32 @@ impl AppendBuffer {
         from..from + len
     }
 
+    /// Overwrites the first bytes of a buffer that nobody else has.
+    ///
+    /// # Panics
+    /// When they are not filled yet or are reserved.
+    #[allow(unsafe_code)]
+    pub fn patch_front(&mut self, bytes: &[u8]) {
+        assert!(self.reserved == 0 && bytes.len() <= self.filled.get(), "filled bytes are patched");
+        // SAFETY: inside the allocation; `&mut self` proves that no slice is lent out.
+        unsafe { std::slice::from_raw_parts_mut(self.start, bytes.len()) }.copy_from_slice(bytes);
+    }
+
+    /// Unfilled memory of a buffer that nobody else has, to receive into; [`AppendBuffer::advance`] says how much came.
+    pub fn space(&mut self) -> &mut [u8] {
+        let from = self.filled.get();
+        match self.memory.get_mut() {
+            Memory::Filling(memory) => &mut memory.as_bytes_mut()[from..],
+            _ => panic!("a frozen buffer is not filled"),
+        }
+    }
+
+    /// `len` bytes of [`AppendBuffer::space`] are filled.
+    pub fn advance(&mut self, len: usize) {
+        assert!(len <= self.room(), "{len} bytes do not fit in {}", self.room());
+        self.filled.set(self.filled.get() + len);
+    }
+
     /// Filled bytes by range.
     ///
     /// # Panics
@@ -127,7 +156,7 @@ impl AppendBuffer {
         };
         buffer.trim_to_size(len);
         let frozen = Rc::new(buffer);
-        *memory = Memory::Frozen(frozen.clone());
+        *memory = Memory::Frozen { _memory: frozen.clone() };
         frozen
     }
 }
@@ -167,6 +196,11 @@ impl Piece {
         self.range.is_empty()
     }
 
+    /// Bytes of memory that it keeps alive.
+    pub fn pinned(&self) -> usize {
+        self.buffer.capacity()
+    }
+
     /// A part of it, by a range relative to its start.
     pub fn part(&self, range: Range<usize>) -> Piece {
         assert!(range.end <= self.len(), "a part is inside");
@@ -186,7 +220,10 @@ mod tests {
         let first = Piece::new(buffer.clone(), buffer.push(b"first"));
         let second = Piece::new(buffer.clone(), buffer.push(b"second"));
         assert_eq!((first.bytes(), second.bytes()), (&b"first"[..], &b"second"[..]));
-        let frozen = buffer.seal(|rest| { assert_eq!(rest, b"firstsecond"); *b"HEADHEADHEADHEAD" });
+        let frozen = buffer.seal(|rest| {
+            assert_eq!(rest, b"firstsecond");
+            *b"HEADHEADHEADHEAD"
+        });
         assert_eq!(frozen.len(), 4096);
         assert_eq!(&frozen.as_bytes()[..4], b"HEAD");
         assert_eq!(&frozen.as_bytes()[16..27], b"firstsecond");

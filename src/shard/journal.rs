@@ -56,6 +56,8 @@ pub struct Journal {
     progress: Event,
     /// Partitions whose groups are written and wait for a later sync.
     unsynced: RefCell<Vec<Rc<PartitionCell>>>,
+    /// Somebody waits for a sync of what is written already.
+    sync_wanted: Cell<bool>,
     stopping: Cell<bool>,
     /// Capacity of all group buffers alive, bytes.
     accounted: Rc<Cell<usize>>,
@@ -92,14 +94,8 @@ pub struct Placed {
 impl Journal {
     /// A journal that starts its generation with sequence 1.
     pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
-        let state = State {
-            open: None,
-            closed: VecDeque::new(),
-            next_sequence: 1,
-            previous_checksum: 0,
-            buffer_size: MIN_BUFFER,
-            claimed: 0,
-        };
+        let state =
+            State { open: None, closed: VecDeque::new(), next_sequence: 1, previous_checksum: 0, buffer_size: MIN_BUFFER, claimed: 0 };
         Rc::new(Journal {
             identity,
             ring,
@@ -109,10 +105,16 @@ impl Journal {
             work: Event::default(),
             progress: Event::default(),
             unsynced: RefCell::default(),
+            sync_wanted: Cell::new(false),
             stopping: Cell::new(false),
             accounted,
             metrics,
         })
+    }
+
+    /// This run of the store.
+    pub fn generation(&self) -> u64 {
+        self.identity.generation
     }
 
     /// Highest sequence whose device write is done.
@@ -131,9 +133,14 @@ impl Journal {
         state.open.as_ref().map_or(state.next_sequence, |g| g.sequence)
     }
 
-    /// The last sequence that has entries.
-    pub fn last_sequence(&self) -> u64 {
-        self.state.borrow().next_sequence - 1
+    /// Closes the open group, so that whatever is added from now on is in a later one; returns the last sequence given.
+    pub fn cut(&self) -> u64 {
+        let mut state = self.state.borrow_mut();
+        if let Some(open) = state.open.take() {
+            state.closed.push_back(open);
+            self.work.notify();
+        }
+        state.next_sequence - 1
     }
 
     /// Notified when groups become durable.
@@ -185,9 +192,14 @@ impl Journal {
             if self.durable.get() >= sequence {
                 return;
             }
-            if let Some(open) = self.state.borrow_mut().open.as_mut() {
-                open.must_sync = true;
+            {
+                let mut state = self.state.borrow_mut();
+                let State { open, closed, .. } = &mut *state;
+                if let Some(newest) = open.as_mut().or(closed.back_mut()) {
+                    newest.must_sync = true;
+                }
             }
+            self.sync_wanted.set(true);
             self.work.notify();
             self.progress.wait(ticket).await;
         }
@@ -209,6 +221,10 @@ impl Journal {
                 continue;
             }
             let unsynced = self.written.get() > self.durable.get();
+            if unsynced && self.sync_wanted.replace(false) {
+                self.sync_written().await?;
+                continue;
+            }
             let unmarked = self.state.borrow().claimed < self.durable.get();
             if self.stopping.get() && !unsynced {
                 return Ok(());

@@ -166,15 +166,16 @@ impl Ring {
         }
     }
 
-    /// How many files hold groups that are still needed, and how many there may be.
-    pub fn occupancy(&self) -> (usize, usize) {
+    /// Bytes of files that hold groups still needed, and of all files that there may be.
+    pub fn occupancy_bytes(&self) -> (u64, u64) {
         let state = self.state.borrow();
-        (state.used.len() + usize::from(state.current.is_some()), self.max_files)
+        let used = state.used.len() + usize::from(state.current.is_some());
+        (used as u64 * self.file_size, self.max_files as u64 * self.file_size)
     }
 
-    /// The last sequence of the `n`th oldest full file.
-    pub fn last_sequence_of_used(&self, n: usize) -> Option<u64> {
-        self.state.borrow().used.get(n).map(|f| f.last_sequence.get())
+    /// The last sequence in a file that is full.
+    pub fn newest_used_sequence(&self) -> Option<u64> {
+        self.state.borrow().used.back().map(|f| f.last_sequence.get())
     }
 
     /// Notified when a file is full or becomes ready.

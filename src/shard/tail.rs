@@ -1,9 +1,11 @@
 //! The memory of one partition: batches that are not in a segment yet, and behind them, while there is room, batches that are.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use crate::limits::BLOCK;
-use crate::shard::buffer::Piece;
+use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::types::Offset;
 
 /// One appended batch in memory.
@@ -120,10 +122,39 @@ impl Tail {
         Some(chunk)
     }
 
+    /// Gives the oldest chunk memory of its own, if it shares a larger buffer and is a small one; false if there is no chunk.
+    pub fn copy_out_first(&mut self, accounted: &Rc<Cell<usize>>) -> bool {
+        let Some(first) = self.chunks.front_mut() else { return false };
+        if first.body.is_none() && first.front.pinned() > first.front.len().next_multiple_of(BLOCK) {
+            let copy = Rc::new(AppendBuffer::new(first.front.len(), 0, accounted));
+            let range = copy.push(first.front.bytes());
+            first.front = Piece::new(copy, range);
+        }
+        true
+    }
+
     /// Group of the oldest byte that is not flushed.
     pub fn oldest_unflushed(&self, flushed: (Offset, u64)) -> Option<u64> {
-        let at = self.chunks.partition_point(|c| (c.segment, c.end_position()) <= flushed || c.segment < flushed.0);
+        let at = self.chunks.partition_point(|c| (c.segment, c.end_position()) <= flushed);
         self.chunks.range(at..).map(|c| c.sequence).min()
+    }
+
+    /// Bytes of batches at or after (segment, position), but for blocks that went straight to the segment.
+    pub fn unflushed_bytes(&self, flushed: (Offset, u64)) -> usize {
+        let bytes = |c: &Chunk| {
+            let from = if c.segment == flushed.0 { c.batch_position().max(flushed.1) } else { c.batch_position() };
+            let direct = c.direct().map_or(0, |(start, end)| end.saturating_sub(start.max(from)));
+            (c.end_position() - from - direct) as usize
+        };
+        self.chunks.iter().filter(|c| (c.segment, c.end_position()) > flushed).map(bytes).sum()
+    }
+
+    /// Lets everything go that ends at or below `offset` (it was deleted).
+    pub fn forget_below(&mut self, offset: Offset) {
+        while self.chunks.front().is_some_and(|c| c.end_offset <= offset) {
+            let gone = self.chunks.pop_front().expect("checked");
+            self.bytes -= gone.len();
+        }
     }
 
     /// Lets everything go that ends above `offset` (the log was cut there).

@@ -1,0 +1,4 @@
+//! Commands.
+
+pub mod bench;
+pub mod child;

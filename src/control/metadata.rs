@@ -1,0 +1,386 @@
+//! Where the catalogue is kept: behind a trait, so that consensus can take the place of a single node's file.
+//!
+//! [`SingleNodeLog`] owns `<data>/catalogue`. A command is applied to a copy of the state, appended, synced on a blocking thread,
+//! and only then becomes the state; so nobody sees what a crash could take back. Crash story: a cut while appending leaves a
+//! torn record that was never acknowledged; the next open cuts it. A failed sync poisons the log, because nobody can know what is on
+//! disk: everything is refused until a restart reads it again. A failed *write* (no space) is undone and refused, and a later
+//! command may succeed.
+
+use std::fs::{File, OpenOptions};
+use std::future::Future;
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::sync::{Mutex, watch};
+
+use crate::cluster::command::CommandError;
+use crate::cluster::command_log::{self, LogError, TornTail};
+use crate::cluster::{Catalogue, CatalogueView, Command, Committed};
+use crate::limits;
+use crate::request::{Code, Refusal};
+use crate::types::LeaderEpoch;
+
+/// Nodes of a cluster without consensus.
+const ONE_NODE: u16 = 1;
+
+/// Keeps the catalogue and changes it in one order.
+pub trait MetadataStore: Send + Sync + 'static {
+    /// Makes a change durable and applies it. Not to be dropped before it is done.
+    fn propose(&self, command: Command) -> impl Future<Output = Result<Committed, Refusal>> + Send;
+
+    /// The present state.
+    fn view(&self) -> Arc<CatalogueView>;
+
+    /// The state as it changes; a slow reader misses states in between, never the last.
+    fn subscribe(&self) -> watch::Receiver<Arc<CatalogueView>>;
+}
+
+/// The catalogue of a node that is alone, over one file.
+#[derive(Debug)]
+pub struct SingleNodeLog {
+    inner: Mutex<Inner>,
+    view: watch::Sender<Arc<CatalogueView>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    catalogue: Catalogue,
+    /// Gone after a failed sync.
+    file: Option<LogFile>,
+}
+
+/// What opening found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// The leader epoch of this start.
+    pub epoch: LeaderEpoch,
+    /// A torn record that was cut.
+    pub torn: Option<TornTail>,
+}
+
+/// Why there is no catalogue.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file can't be read or written.
+    #[error("catalogue {}: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is damaged, or of another kind or version.
+    #[error("catalogue {}: {source}", path.display())]
+    Log {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: LogError,
+    },
+    /// It belongs to another cluster.
+    #[error("catalogue {}: it belongs to cluster {actual}, not to {expected}", path.display())]
+    Cluster {
+        /// Which file.
+        path: PathBuf,
+        /// The UUID wanted.
+        expected: uuid::Uuid,
+        /// The UUID found.
+        actual: uuid::Uuid,
+    },
+    /// A command was accepted once and is refused now.
+    #[error("catalogue {}: record {sequence} can't be applied: {source}", path.display())]
+    Replay {
+        /// Which file.
+        path: PathBuf,
+        /// Which record.
+        sequence: u64,
+        /// Why.
+        source: Refusal,
+    },
+    /// It can't be created over one that has commands.
+    #[error("catalogue {}: it is there already, with {commands} commands", path.display())]
+    Exists {
+        /// Which file.
+        path: PathBuf,
+        /// How many commands it has.
+        commands: usize,
+    },
+}
+
+impl SingleNodeLog {
+    /// Makes an empty catalogue durable, for a new store. One without commands (a creation that was cut short) is replaced.
+    pub fn create(path: &Path, cluster: [u8; 16]) -> Result<(), OpenError> {
+        let failed = |source| OpenError::Io { path: path.into(), source };
+        if path.try_exists().map_err(failed)? {
+            let commands = decode(path, &read(path).map_err(failed)?)?.commands.len();
+            if commands > 0 {
+                return Err(OpenError::Exists { path: path.into(), commands });
+            }
+        }
+        let write = || {
+            let temporary = path.with_extension("tmp");
+            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+            file.write_all_at(&command_log::encode_header(cluster), 0)?;
+            file.sync_all()?;
+            std::fs::rename(&temporary, path)?;
+            File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+        };
+        write().map_err(failed)
+    }
+
+    /// Reads and replays the catalogue, cuts a torn tail, and makes this start durable as a [`Command::NodeStarted`]. Blocks.
+    pub fn open(path: &Path, cluster: [u8; 16]) -> Result<(SingleNodeLog, Opened), OpenError> {
+        let failed = |source| OpenError::Io { path: path.into(), source };
+        let log = decode(path, &read(path).map_err(failed)?)?;
+        if log.cluster != cluster {
+            let (expected, actual) = (uuid::Uuid::from_bytes(cluster), uuid::Uuid::from_bytes(log.cluster));
+            return Err(OpenError::Cluster { path: path.into(), expected, actual });
+        }
+        let mut catalogue = Catalogue::new(ONE_NODE);
+        let replay_failed = |sequence| move |source| OpenError::Replay { path: path.into(), sequence, source };
+        for (sequence, command) in &log.commands {
+            catalogue.apply(command).map_err(replay_failed(*sequence))?;
+        }
+        let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        if log.torn.is_some() {
+            file.set_len(log.end as u64).and_then(|()| file.sync_all()).map_err(failed)?;
+        }
+        let mut file = LogFile { file, end: log.end as u64, sequence: log.commands.len() as u64 };
+        let started = log.commands.len() as u64 + 1;
+        catalogue.apply(&Command::NodeStarted).map_err(replay_failed(started))?;
+        file.append(&Command::NodeStarted).map_err(|e| failed(io::Error::other(e)))?;
+
+        let opened = Opened { epoch: catalogue.view().leader_epoch(), torn: log.torn };
+        let view = watch::Sender::new(Arc::clone(catalogue.view()));
+        Ok((SingleNodeLog { inner: Mutex::new(Inner { catalogue, file: Some(file) }), view }, opened))
+    }
+}
+
+impl MetadataStore for SingleNodeLog {
+    async fn propose(&self, command: Command) -> Result<Committed, Refusal> {
+        let mut inner = self.inner.lock().await;
+        let mut next = inner.catalogue.clone();
+        let applied = next.apply(&command)?;
+        // Taken while the thread works on it: should this future be dropped there, the log is poisoned rather than in doubt.
+        let mut file = inner.file.take().ok_or_else(poisoned)?;
+        let work = move || {
+            let result = file.append(&command);
+            (file, result)
+        };
+        let (file, result) = tokio::task::spawn_blocking(work).await.map_err(|_| poisoned())?;
+        match result {
+            Err(error @ AppendError::Sync(_)) => {
+                tracing::error!(%error, "the catalogue is poisoned: no topic can be changed until a restart");
+                return Err(refusal(&error));
+            }
+            Err(error) => {
+                inner.file = Some(file);
+                return Err(refusal(&error));
+            }
+            Ok(()) => inner.file = Some(file),
+        }
+        inner.catalogue = next;
+        let view = Arc::clone(inner.catalogue.view());
+        self.view.send_replace(Arc::clone(&view));
+        Ok(Committed { applied, view })
+    }
+
+    fn view(&self) -> Arc<CatalogueView> {
+        Arc::clone(&self.view.borrow())
+    }
+
+    fn subscribe(&self) -> watch::Receiver<Arc<CatalogueView>> {
+        self.view.subscribe()
+    }
+}
+
+/// The file, open for appending. All of it blocks.
+#[derive(Debug)]
+struct LogFile {
+    file: File,
+    /// End of the valid records, bytes.
+    end: u64,
+    /// Number of the last record.
+    sequence: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AppendError {
+    #[error(transparent)]
+    Encode(#[from] CommandError),
+    #[error("the catalogue is full: {actual} bytes of {most}", most = limits::MAX_CATALOGUE)]
+    Full { actual: u64 },
+    #[error("writing the catalogue: {0}")]
+    Write(io::Error),
+    #[error("syncing the catalogue: {0}")]
+    Sync(io::Error),
+}
+
+impl LogFile {
+    /// Appends a command and syncs; then puts a mark behind it, unsynced, that tells rot of this record from a torn write.
+    fn append(&mut self, command: &Command) -> Result<(), AppendError> {
+        let mut record = command_log::encode_record(self.sequence + 1, command)?;
+        let mark = command_log::encode_record(self.sequence + 2, &Command::DurableMark)?;
+        let after = self.end + (record.len() + mark.len()) as u64;
+        if after > limits::MAX_CATALOGUE as u64 {
+            return Err(AppendError::Full { actual: after });
+        }
+        if let Err(error) = self.file.write_all_at(&record, self.end) {
+            // What was written of it must not look like a record, and it must not stand before the next one.
+            return match self.file.set_len(self.end) {
+                Ok(()) => Err(AppendError::Write(error)),
+                Err(_) => Err(AppendError::Sync(error)),
+            };
+        }
+        self.file.sync_data().map_err(AppendError::Sync)?;
+        self.end += record.len() as u64;
+        self.sequence += 1;
+        // Without the mark the record is as durable, only its later rot less sure to be seen.
+        record = mark;
+        if self.file.write_all_at(&record, self.end).is_ok() {
+            self.end += record.len() as u64;
+            self.sequence += 1;
+        } else {
+            self.file.set_len(self.end).map_err(AppendError::Sync)?;
+        }
+        Ok(())
+    }
+}
+
+fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    // One byte more than can be, so that too long is told from just long enough.
+    File::open(path)?.take(limits::MAX_CATALOGUE as u64 + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn decode(path: &Path, bytes: &[u8]) -> Result<command_log::CommandLog, OpenError> {
+    command_log::decode_log(bytes).map_err(|source| OpenError::Log { path: path.into(), source })
+}
+
+fn poisoned() -> Refusal {
+    Refusal::new(Code::Storage, "the catalogue could not be synced; restart the broker")
+}
+
+fn refusal(error: &AppendError) -> Refusal {
+    let code = match error {
+        AppendError::Encode(_) => Code::InvalidRequest,
+        AppendError::Full { .. } => Code::LimitReached,
+        AppendError::Write(e) if e.kind() == io::ErrorKind::StorageFull => Code::DiskFull,
+        AppendError::Write(_) | AppendError::Sync(_) => Code::Storage,
+    };
+    Refusal::new(code, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::Applied;
+    use crate::types::TopicId;
+
+    const CLUSTER: [u8; 16] = [5; 16];
+
+    fn create(id: u8, name: &str) -> Command {
+        Command::CreateTopic { id: TopicId([id; 16]), name: name.into(), partitions: 2, replication_factor: 1, config: vec![] }
+    }
+
+    fn block_on<T>(future: impl Future<Output = T>) -> T {
+        tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(future)
+    }
+
+    fn new_log() -> (tempfile::TempDir, PathBuf) {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("catalogue");
+        SingleNodeLog::create(&path, CLUSTER).unwrap();
+        (directory, path)
+    }
+
+    #[test]
+    fn what_was_proposed_is_there_after_a_restart() {
+        let (_directory, path) = new_log();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        assert_eq!(opened, Opened { epoch: 0, torn: None });
+        let seen = log.subscribe();
+        block_on(async {
+            log.propose(create(1, "a")).await.unwrap();
+            log.propose(create(2, "b")).await.unwrap();
+            assert_eq!(log.propose(create(3, "a")).await.unwrap_err().code, Code::TopicExists);
+            let ids = log.propose(Command::AllocateProducerIds { count: 10 }).await.unwrap().applied;
+            assert_eq!(ids, Applied::ProducerIds(0..10));
+        });
+        assert_eq!(seen.borrow().topics().len(), 2);
+        let before = log.view();
+        drop(log);
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        assert_eq!(opened, Opened { epoch: 1, torn: None });
+        assert_eq!(log.view().changes_since(&before).altered.len(), 2, "other Arcs, the same topics");
+        assert_eq!(log.view().topic("b").unwrap(), before.topic("b").unwrap());
+        let ids = block_on(log.propose(Command::AllocateProducerIds { count: 10 })).unwrap().applied;
+        assert_eq!(ids, Applied::ProducerIds(10..20));
+    }
+
+    #[test]
+    fn a_torn_tail_is_cut_and_the_log_goes_on() {
+        let (_directory, path) = new_log();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        block_on(log.propose(create(1, "a"))).unwrap();
+        drop(log);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let end = bytes.len();
+        bytes.extend_from_slice(&[0x5a; 37]);
+        std::fs::write(&path, &bytes).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        assert_eq!(opened.torn.unwrap().position, end);
+        block_on(log.propose(create(2, "b"))).unwrap();
+        drop(log);
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        assert_eq!((opened.torn, log.view().topics().len()), (None, 2));
+    }
+
+    #[test]
+    fn a_flip_in_the_last_command_refuses_to_open() {
+        let (_directory, path) = new_log();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let before = std::fs::metadata(&path).unwrap().len() as usize;
+        block_on(log.propose(create(1, "a"))).unwrap();
+        drop(log);
+        let mut bytes = std::fs::read(&path).unwrap();
+        bytes[before + 40] ^= 1;
+        std::fs::write(&path, &bytes).unwrap();
+        let error = SingleNodeLog::open(&path, CLUSTER).unwrap_err();
+        assert!(matches!(error, OpenError::Log { source: LogError::Corrupt { .. }, .. }), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), bytes, "a damaged file is left as it is");
+    }
+
+    #[test]
+    fn other_clusters_files_and_second_creations_are_refused() {
+        let (_directory, path) = new_log();
+        assert!(matches!(SingleNodeLog::open(&path, [6; 16]), Err(OpenError::Cluster { .. })));
+        SingleNodeLog::create(&path, [6; 16]).expect("it has no commands yet");
+        SingleNodeLog::open(&path, [6; 16]).unwrap();
+        assert!(matches!(SingleNodeLog::create(&path, [6; 16]), Err(OpenError::Exists { commands: 2, .. })));
+        assert!(matches!(SingleNodeLog::open(&path.with_extension("none"), CLUSTER), Err(OpenError::Io { .. })));
+    }
+
+    /// A file that is open for reading only fails every write, as a full disk does; the log itself stays whole.
+    #[test]
+    fn a_failed_write_is_refused_and_a_failed_undo_poisons() {
+        let (_directory, path) = new_log();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        block_on(async {
+            let broken = File::open(&path).unwrap();
+            let good = {
+                let mut inner = log.inner.lock().await;
+                std::mem::replace(&mut inner.file.as_mut().unwrap().file, broken)
+            };
+            assert_eq!(log.propose(create(1, "a")).await.unwrap_err().code, Code::Storage);
+            assert!(log.view().topic("a").is_none(), "what is not durable is not seen");
+            // Neither the write nor its undoing worked: in doubt, so nothing is taken any more.
+            drop(good);
+            assert_eq!(log.propose(create(2, "b")).await.unwrap_err().code, Code::Storage);
+            assert!(log.inner.lock().await.file.is_none());
+        });
+    }
+}

@@ -1,0 +1,22 @@
+//! The long answers: how data flows, what survives what, what the files hold, and why it was decided so.
+
+#[doc = include_str!("data_path.md")]
+pub mod data_path {}
+
+#[doc = include_str!("durability.md")]
+pub mod durability {}
+
+#[doc = include_str!("on_disk.md")]
+pub mod on_disk {}
+
+#[doc = include_str!("decisions/README.md")]
+pub mod decisions {
+    #[doc = include_str!("decisions/0001-checksums.md")]
+    pub mod checksums {}
+
+    #[doc = include_str!("decisions/0002-journal-groups.md")]
+    pub mod journal_groups {}
+
+    #[doc = include_str!("decisions/0003-one-profile.md")]
+    pub mod one_profile {}
+}

@@ -1,0 +1,684 @@
+//! One partition's way from its checkpointed state to the end of the journal.
+//!
+//! Entries up to the checkpoint only place bytes. Entries after it are checked against the state (offsets, positions, running hash) and change it. The first one
+//! that does not fit sets the partition aside: from there on nothing of it is touched.
+
+use std::collections::HashSet;
+
+use super::index_tail::IndexTail;
+use super::place::{Placement, block_start, check_header};
+use super::{Fault, Source};
+use crate::batch::{BatchHeader, BatchIter, HEADER_LEN};
+use crate::checksum::{Crc32c, running_hash};
+use crate::limits::{BLOCK, PARTITION_PRODUCERS, SEGMENT_READ};
+use crate::log::checkpoint::PartitionState;
+use crate::log::damage::{Damage, DamageKind};
+use crate::log::file_header::SegmentHeader;
+use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, list_sorted, read_blocks};
+use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
+use crate::log::paths;
+use crate::log::producers::ProducerTable;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::types::{Offset, Timestamp};
+
+/// A batch in a segment that must prove itself before the replay ends.
+#[derive(Debug)]
+struct PendingReference {
+    segment: Offset,
+    position: u64,
+    reference: LargeReference,
+    head: Vec<u8>,
+    tail: Vec<u8>,
+    source: Source,
+}
+
+impl PendingReference {
+    fn end(&self) -> u64 {
+        self.position + u64::from(self.reference.batch_len)
+    }
+}
+
+/// The replay of one partition.
+#[derive(Debug)]
+pub(super) struct Replay {
+    pub(super) state: PartitionState,
+    pub(super) placement: Placement,
+    producers: ProducerTable,
+    now_ms: Timestamp,
+    pub(super) indexes: Vec<IndexTail>,
+    references: Vec<PendingReference>,
+    /// Running hash before the next entry, while the entries are those that the checkpoint has seen.
+    seen_hash: Option<u64>,
+    /// A segment was made from an adopted file: the directory needs a sync.
+    pub(super) renamed: bool,
+    /// Index files that were written.
+    pub(super) written: Vec<String>,
+    /// What is wrong with indexes that no batch was added to.
+    pub(super) index_damage: Vec<Damage>,
+    /// The log ended at a batch that never got durable: what came after it counts for nothing.
+    cut: bool,
+    /// Groups were lost that may have held something of this partition.
+    suspect: Option<Damage>,
+}
+
+impl Replay {
+    pub(super) fn new(state: PartitionState, now_ms: Timestamp) -> Replay {
+        Replay {
+            placement: Placement::new(state.partition, (state.flushed_segment, state.flushed_position)),
+            producers: ProducerTable::restore(PARTITION_PRODUCERS, &state.producers, now_ms),
+            state,
+            now_ms,
+            indexes: Vec::new(),
+            references: Vec::new(),
+            seen_hash: None,
+            renamed: false,
+            written: Vec::new(),
+            index_damage: Vec::new(),
+            cut: false,
+            suspect: None,
+        }
+    }
+
+    /// Groups of the partition's shard are lost here.
+    pub(super) fn suspect(&mut self, damage: &Damage) {
+        self.suspect.get_or_insert_with(|| damage.clone());
+    }
+
+    fn segment(&self, base: Offset) -> Option<&SegmentInfo> {
+        self.state.segments.iter().find(|segment| segment.base_offset == base)
+    }
+
+    fn segment_header(&self, base: Offset) -> Option<SegmentHeader> {
+        self.segment(base).map(|segment| segment.header(self.state.partition))
+    }
+
+    /// Applies an entry that the checkpoint has seen: it only places bytes.
+    pub(super) fn place_seen(
+        &mut self,
+        files: &mut impl StoreFiles,
+        entry: &EntryHeader,
+        payload: &[u8],
+        source: &Source,
+    ) -> Result<(), Fault> {
+        let before = self.seen_hash.replace(entry.running_hash);
+        if entry.kind == EntryKind::Truncate {
+            self.forget_seen(entry.segment, entry.position);
+        }
+        let Some(header) = self.segment_header(entry.segment) else { return Ok(()) };
+        match entry.kind {
+            EntryKind::Append => {
+                self.index_seen(files, entry, &payload[entry.carried as usize..], before)?;
+                self.placement.place(files, &header, entry.position, payload)
+            }
+            EntryKind::Carry => self.placement.place(files, &header, entry.position, payload),
+            EntryKind::Truncate => self.placement.place(files, &header, block_start(entry.position), payload),
+            EntryKind::LargeReference => {
+                let (reference, ends) = LargeReference::decode(entry, payload).map_err(Fault::entry)?;
+                self.index_seen(files, entry, &reference.header, before)?;
+                self.place_reference(files, entry, &reference, &ends)?;
+                self.expect_reference(entry, reference, &ends, source);
+                Ok(())
+            }
+            EntryKind::Adopt => {
+                let adopt = Adopt::decode(payload).map_err(Fault::entry)?;
+                self.ensure_adopted(files, &header, &adopt)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// After the last entry that the checkpoint has seen: every byte of the log must be in the segments or placed.
+    pub(super) fn finish_seen(&mut self) -> Result<(), Fault> {
+        for segment in self.state.segments.iter().filter(|segment| !segment.adopted) {
+            let base = segment.base_offset;
+            self.placement.trim(base, segment.valid_end);
+            let covered = self.placement.covered(base);
+            if !self.placement.is_flushed(base, segment.valid_end) && covered < segment.valid_end {
+                let detail = format!("bytes {covered}..{} are neither flushed nor in the journal", segment.valid_end);
+                return Err(Fault::at(&paths::segment(self.state.partition, base), covered, DamageKind::Continuity, detail));
+            }
+        }
+        Ok(())
+    }
+
+    /// Applies an entry after the checkpoint.
+    pub(super) fn apply(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
+        if self.cut && !self.counts_after_cut(entry) {
+            return Ok(());
+        }
+        self.clear_suspicion(entry)?;
+        match entry.kind {
+            EntryKind::Append => self.append(files, entry, payload),
+            EntryKind::Carry => {
+                let Some(header) = self.segment_header(entry.segment) else {
+                    return Err(self.misfit(entry, "segment", "one of the partition's", entry.segment));
+                };
+                self.placement.place(files, &header, entry.position, payload)
+            }
+            EntryKind::SegmentOpen => self.open_segment(entry, payload),
+            EntryKind::SegmentSeal => self.seal_segment(entry),
+            EntryKind::Adopt => self.adopt(files, entry, payload),
+            EntryKind::Truncate => self.truncate(files, entry, payload),
+            EntryKind::Epoch => {
+                self.start_epoch(entry.leader_epoch, entry.base_offset.min(self.state.log_end));
+                Ok(())
+            }
+            EntryKind::LogStart => {
+                self.start_log(entry.base_offset.min(self.state.log_end));
+                Ok(())
+            }
+            EntryKind::FlushedTo => {
+                if self.segment(entry.segment).is_some_and(|segment| entry.position <= segment.valid_end) {
+                    self.placement.flushed_to(entry.segment, entry.position);
+                }
+                Ok(())
+            }
+            EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
+            EntryKind::PartitionDropped => {
+                Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it"))
+            }
+            EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),
+        }?;
+        self.state.high_watermark = self.state.high_watermark.max(entry.high_watermark).min(self.state.log_end);
+        Ok(())
+    }
+
+    /// After a cut the log itself only goes on with a truncation to what is left.
+    fn counts_after_cut(&mut self, entry: &EntryHeader) -> bool {
+        let truncates = entry.kind == EntryKind::Truncate && entry.end_offset <= self.state.log_end;
+        self.cut = !truncates;
+        truncates || matches!(entry.kind, EntryKind::Epoch | EntryKind::LogStart)
+    }
+
+    /// An entry that goes on from exactly the state before the lost groups proves that they held nothing of this partition.
+    fn clear_suspicion(&mut self, entry: &EntryHeader) -> Result<(), Fault> {
+        let Some(damage) = &self.suspect else { return Ok(()) };
+        let adds = matches!(entry.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt);
+        let goes_on = match entry.kind {
+            EntryKind::Truncate => false,
+            // Their own checks follow, the running hash included.
+            _ if adds => entry.base_offset == self.state.log_end,
+            _ => entry.end_offset == self.state.log_end && entry.running_hash == self.state.running_hash,
+        };
+        if !goes_on {
+            return Err(Fault::Partition(damage.clone()));
+        }
+        self.suspect = None;
+        Ok(())
+    }
+
+    fn misfit(&self, entry: &EntryHeader, what: &str, expected: impl std::fmt::Display, actual: impl std::fmt::Display) -> Fault {
+        let detail = format!("{:?} of {}: {what} {actual}, expected {expected}", entry.kind, self.state.partition);
+        Fault::partition(DamageKind::Continuity, detail)
+    }
+
+    /// The segment that the log ends in, if the entry goes on exactly there.
+    fn open_end(&self, entry: &EntryHeader) -> Result<SegmentInfo, Fault> {
+        let Some(last) = self.state.segments.last().filter(|last| !last.sealed) else {
+            return Err(self.misfit(entry, "segment", "no open one", entry.segment));
+        };
+        if last.base_offset != entry.segment {
+            return Err(self.misfit(entry, "segment", last.base_offset, entry.segment));
+        }
+        let batches_at = entry.position.saturating_add(u64::from(entry.carried));
+        if batches_at != last.valid_end {
+            return Err(self.misfit(entry, "position", last.valid_end, batches_at));
+        }
+        if entry.base_offset != self.state.log_end {
+            return Err(self.misfit(entry, "base offset", self.state.log_end, entry.base_offset));
+        }
+        Ok(*last)
+    }
+
+    fn append(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+        let mut segment = self.open_end(entry)?;
+        let header = segment.header(self.state.partition);
+        let first = (self.state.running_hash, entry.base_offset);
+        let (mut hash, mut next) = first;
+        for batch in BatchIter::new(&payload[entry.carried as usize..]) {
+            let (batch, bytes) = batch.map_err(|error| Fault::partition(DamageKind::Batch, error))?;
+            if batch.base_offset < next {
+                return Err(self.misfit(entry, "batch offset", next, batch.base_offset));
+            }
+            self.index_batch(files, &segment, segment.valid_end, &batch, hash)?;
+            self.producers.record(&batch, self.now_ms);
+            hash = running_hash(hash, &bytes[..HEADER_LEN]);
+            next = batch.next_offset();
+            segment.valid_end += bytes.len() as u64;
+            segment.max_timestamp = segment.max_timestamp.max(batch.max_timestamp);
+        }
+        if (hash, next) != (entry.running_hash, entry.end_offset) {
+            let hash_matches = hash == entry.running_hash;
+            let detail = format!("end offset {next}, expected {}; running hash matches: {hash_matches}", entry.end_offset);
+            return Err(Fault::partition(DamageKind::RunningHash, detail));
+        }
+        self.placement.place(files, &header, entry.position, payload)?;
+        segment.end_offset = next;
+        segment.running_hash = hash;
+        self.advance(segment, entry);
+        Ok(())
+    }
+
+    /// The log now ends with this segment.
+    fn advance(&mut self, segment: SegmentInfo, entry: &EntryHeader) {
+        self.start_epoch(entry.leader_epoch, entry.base_offset);
+        self.state.log_end = segment.end_offset;
+        self.state.running_hash = segment.running_hash;
+        self.state.max_timestamp = self.state.max_timestamp.max(segment.max_timestamp);
+        if let Some(last) = self.state.segments.last_mut() {
+            *last = segment;
+        }
+    }
+
+    fn open_segment(&mut self, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+        let open = SegmentOpen::decode(payload).map_err(Fault::entry)?;
+        self.expect_new_segment(entry)?;
+        self.state.segments.push(SegmentInfo::new(entry.segment, open.rewrite_generation, self.state.running_hash));
+        Ok(())
+    }
+
+    fn expect_new_segment(&self, entry: &EntryHeader) -> Result<(), Fault> {
+        if let Some(open) = self.state.segments.last().filter(|last| !last.sealed) {
+            return Err(self.misfit(entry, "a new segment while one is open", open.base_offset, entry.segment));
+        }
+        if entry.segment != self.state.log_end || self.segment(entry.segment).is_some() {
+            return Err(self.misfit(entry, "segment", self.state.log_end, entry.segment));
+        }
+        Ok(())
+    }
+
+    fn seal_segment(&mut self, entry: &EntryHeader) -> Result<(), Fault> {
+        let last = self.state.segments.last().filter(|last| !last.sealed && last.base_offset == entry.segment).copied();
+        let Some(last) = last.filter(|last| last.valid_end == entry.position) else {
+            let end = self.state.segments.last().map_or(0, |last| last.valid_end);
+            return Err(self.misfit(entry, "end of segment", end, entry.position));
+        };
+        if last.running_hash != entry.running_hash {
+            return Err(Fault::partition(DamageKind::RunningHash, "the seal's running hash is not the segment's"));
+        }
+        if let Some(segment) = self.state.segments.last_mut() {
+            segment.sealed = true;
+        }
+        Ok(())
+    }
+
+    fn adopt(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+        let adopt = Adopt::decode(payload).map_err(Fault::entry)?;
+        self.expect_new_segment(entry)?;
+        let batch = BatchHeader::parse(&adopt.header).map_err(|error| Fault::partition(DamageKind::Batch, error))?;
+        if batch.base_offset != self.state.log_end || batch.next_offset() != entry.end_offset {
+            return Err(self.misfit(entry, "batch offset", self.state.log_end, batch.base_offset));
+        }
+        let hash = running_hash(self.state.running_hash, &adopt.header);
+        if hash != entry.running_hash {
+            return Err(Fault::partition(DamageKind::RunningHash, "the adopted batch's running hash is not the entry's"));
+        }
+        let opened = SegmentInfo::new(entry.segment, 0, self.state.running_hash);
+        self.ensure_adopted(files, &opened.header(self.state.partition), &adopt)?;
+        self.index_batch(files, &opened, FIRST_POSITION, &batch, self.state.running_hash)?;
+        self.producers.record(&batch, self.now_ms);
+        self.state.segments.push(opened);
+        let segment = SegmentInfo {
+            end_offset: batch.next_offset(),
+            valid_end: FIRST_POSITION + batch.total_len() as u64,
+            max_timestamp: batch.max_timestamp,
+            running_hash: hash,
+            sealed: true,
+            adopted: true,
+            ..opened
+        };
+        self.advance(segment, entry);
+        Ok(())
+    }
+
+    /// Gives an adopted file its segment's name, where that did not happen before, and checks that it is the one.
+    fn ensure_adopted(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader, adopt: &Adopt) -> Result<(), Fault> {
+        let path = paths::segment(self.state.partition, segment.base_offset);
+        let temporary = paths::adopted(self.state.partition, adopt.id);
+        if len_if_exists(files, &temporary)?.is_some() {
+            files.rename(&temporary, &path)?;
+        }
+        self.renamed = true;
+        check_header(files, &path, segment)?;
+        let batch = read_blocks(files, &path, FIRST_POSITION, BLOCK)?;
+        let len = files.len(&path)?;
+        if batch.get(..HEADER_LEN) != Some(&adopt.header[..]) || len < adopt.file_len {
+            let detail = format!("not the adopted batch, or {len} bytes of {}", adopt.file_len);
+            return Err(Fault::at(&path, FIRST_POSITION, DamageKind::Batch, detail));
+        }
+        Ok(())
+    }
+
+    fn truncate(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+        let Some(kept) = self.segment(entry.segment).copied() else {
+            return Err(self.misfit(entry, "segment", "one of the partition's", entry.segment));
+        };
+        let cut_block = block_start(entry.position);
+        let fits = entry.end_offset <= self.state.log_end
+            && (FIRST_POSITION..=kept.valid_end).contains(&entry.position)
+            && payload.len() as u64 == entry.position - cut_block;
+        if !fits {
+            return Err(self.misfit(entry, "cut", format!("one up to {} at {}", self.state.log_end, kept.valid_end), entry.position));
+        }
+        self.forget_after(files, entry.segment, entry.position)?;
+        self.placement.place(files, &kept.header(self.state.partition), cut_block, payload)?;
+        self.state.segments.retain(|segment| segment.base_offset <= entry.segment);
+        if let Some(last) = self.state.segments.last_mut() {
+            *last = SegmentInfo {
+                end_offset: entry.end_offset,
+                valid_end: entry.position,
+                running_hash: entry.running_hash,
+                sealed: false,
+                adopted: false,
+                ..*last
+            };
+        }
+        let flushed = (self.state.flushed_segment, self.state.flushed_position).min((entry.segment, cut_block));
+        (self.state.flushed_segment, self.state.flushed_position) = flushed;
+        self.state.log_end = entry.end_offset;
+        self.state.log_start = self.state.log_start.min(entry.end_offset);
+        self.state.high_watermark = self.state.high_watermark.min(entry.end_offset);
+        self.state.running_hash = entry.running_hash;
+        self.state.max_timestamp = entry.max_timestamp;
+        self.state.epochs.retain(|(_, start)| *start < entry.end_offset);
+        self.producers.truncate_to(entry.end_offset);
+        Ok(())
+    }
+
+    /// A truncation that the checkpoint has seen: what was placed, indexed or to be proven by now at or after the cut was of another past. What
+    /// is flushed is of the log as it is now.
+    fn forget_seen(&mut self, segment: Offset, position: u64) {
+        self.references.retain(|reference| (reference.segment, reference.end()) <= (segment, position));
+        self.placement.cut_runs(segment, position);
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
+        let cut = (segment, position).max(flushed);
+        self.indexes.retain(|index| index.segment() <= cut.0);
+        for index in self.indexes.iter_mut().filter(|index| index.segment() == cut.0) {
+            index.truncate(cut.1);
+        }
+    }
+
+    /// Forgets what was placed, indexed or to be proven at or after a cut.
+    fn forget_after(&mut self, files: &mut impl StoreFiles, segment: Offset, position: u64) -> Result<(), Fault> {
+        self.references.retain(|reference| (reference.segment, reference.end()) <= (segment, position));
+        self.placement.cut(segment, position);
+        self.indexes.retain(|index| index.segment() <= segment);
+        let Some(kept) = self.segment(segment).copied() else { return Ok(()) };
+        let at = self.index_of(files, &kept)?;
+        self.indexes[at].truncate(position);
+        Ok(())
+    }
+
+    fn start_epoch(&mut self, epoch: i32, start: Offset) {
+        if self.state.epochs.last().is_some_and(|(last, _)| *last >= epoch) {
+            return;
+        }
+        self.state.epochs.retain(|(_, begun)| *begun < start);
+        self.state.epochs.push((epoch, start));
+    }
+
+    fn start_log(&mut self, start: Offset) {
+        self.state.log_start = self.state.log_start.max(start);
+        let start = self.state.log_start;
+        self.state.segments.retain(|segment| !segment.sealed || segment.end_offset > start);
+        let first = self.state.segments.first().map_or(self.state.log_end, |segment| segment.base_offset);
+        self.indexes.retain(|index| index.segment() >= first);
+        self.references.retain(|reference| reference.segment >= first);
+    }
+
+    fn append_reference(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
+        let (reference, ends) = LargeReference::decode(entry, payload).map_err(Fault::entry)?;
+        let mut segment = self.open_end(entry)?;
+        let batch = BatchHeader::parse(&reference.header).map_err(|error| Fault::partition(DamageKind::Batch, error))?;
+        let hash = running_hash(self.state.running_hash, &reference.header);
+        if batch.base_offset < entry.base_offset || batch.next_offset() != entry.end_offset || hash != entry.running_hash {
+            return Err(self.misfit(entry, "batch of offsets or hash", entry.base_offset, batch.base_offset));
+        }
+        if !source.proven_durable {
+            // Nothing says that the segment was synced before the end: if the batch is not whole, nobody was told that it is.
+            let pending = self.pending(entry, reference, &ends, source);
+            if self.prove(files, &pending)?.is_err() {
+                self.cut = true;
+                return Ok(());
+            }
+        } else {
+            self.expect_reference(entry, reference, &ends, source);
+        }
+        self.index_batch(files, &segment, segment.valid_end, &batch, self.state.running_hash)?;
+        self.producers.record(&batch, self.now_ms);
+        self.place_reference(files, entry, &reference, &ends)?;
+        segment.valid_end += u64::from(reference.batch_len);
+        segment.end_offset = batch.next_offset();
+        segment.max_timestamp = segment.max_timestamp.max(batch.max_timestamp);
+        segment.running_hash = hash;
+        self.advance(segment, entry);
+        Ok(())
+    }
+
+    fn place_reference(
+        &mut self,
+        files: &mut impl StoreFiles,
+        entry: &EntryHeader,
+        reference: &LargeReference,
+        ends: &LargeEnds<'_>,
+    ) -> Result<(), Fault> {
+        let Some(header) = self.segment_header(entry.segment) else { return Ok(()) };
+        let batch_at = entry.position + u64::from(entry.carried);
+        let tail_at = batch_at + u64::from(reference.batch_len - reference.tail_len);
+        if self.placement.is_flushed(entry.segment, tail_at + u64::from(reference.tail_len)) {
+            return Ok(());
+        }
+        self.placement.place(files, &header, entry.position, ends.carried_and_head)?;
+        self.placement.prove(entry.segment, tail_at);
+        self.placement.place(files, &header, tail_at, ends.tail)
+    }
+
+    fn pending(&self, entry: &EntryHeader, reference: LargeReference, ends: &LargeEnds<'_>, source: &Source) -> PendingReference {
+        PendingReference {
+            segment: entry.segment,
+            position: entry.position + u64::from(entry.carried),
+            reference,
+            head: ends.carried_and_head[entry.carried as usize..].to_vec(),
+            tail: ends.tail.to_vec(),
+            source: source.clone(),
+        }
+    }
+
+    fn expect_reference(&mut self, entry: &EntryHeader, reference: LargeReference, ends: &LargeEnds<'_>, source: &Source) {
+        let pending = self.pending(entry, reference, ends, source);
+        if !self.placement.is_flushed(pending.segment, pending.end()) {
+            self.references.push(pending);
+        }
+    }
+
+    /// Whether the batch is whole, by its CRC. The inner error says what is wrong.
+    fn prove(&self, files: &mut impl StoreFiles, pending: &PendingReference) -> Result<Result<(), String>, Fault> {
+        let PendingReference { segment, position, reference, head, tail, .. } = pending;
+        let path = paths::segment(self.state.partition, *segment);
+        let mut check = BatchCheck::new();
+        check.update(head);
+        let mut at = position + head.len() as u64;
+        let end = at + u64::from(reference.batch_len) - (head.len() + tail.len()) as u64;
+        let mut buffer = BlockBuffer::zeroed(SEGMENT_READ.min((end - at) as usize));
+        while at < end {
+            let wanted = buffer.len().min((end - at) as usize);
+            let read = match files.read(&path, at, &mut buffer[..wanted]) {
+                Err(error) if error.is_not_found() => 0,
+                read => read?,
+            };
+            if read < wanted {
+                return Ok(Err(format!("segment {segment} ends at {}", at + read as u64)));
+            }
+            check.update(&buffer[..wanted]);
+            at += wanted as u64;
+        }
+        check.update(tail);
+        Ok(check.finish(reference))
+    }
+
+    fn index_seen(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, batches: &[u8], before: Option<u64>) -> Result<(), Fault> {
+        let Some(segment) = self.segment(entry.segment).copied() else { return Ok(()) };
+        let mut position = entry.position + u64::from(entry.carried);
+        let at_start = position == FIRST_POSITION;
+        let Some(mut hash) = before.or_else(|| at_start.then(|| self.hash_before(&segment)).flatten()) else { return Ok(()) };
+        // The exact maximum before a batch is not known here, its bound is.
+        let mut bound = SegmentInfo { max_timestamp: if at_start { Timestamp::MIN } else { segment.max_timestamp }, ..segment };
+        let mut rest = batches;
+        while let Ok(batch) = BatchHeader::parse(rest) {
+            self.index_batch(files, &bound, position, &batch, hash)?;
+            hash = running_hash(hash, &rest[..HEADER_LEN]);
+            position += batch.total_len() as u64;
+            bound.max_timestamp = segment.max_timestamp;
+            rest = rest.get(batch.total_len()..).unwrap_or_default();
+        }
+        Ok(())
+    }
+
+    /// The running hash at a segment's start, where the segment before it is still known.
+    fn hash_before(&self, segment: &SegmentInfo) -> Option<u64> {
+        match self.state.segments.iter().rev().find(|other| other.base_offset < segment.base_offset) {
+            Some(previous) => Some(previous.running_hash),
+            None => (segment.base_offset == 0).then_some(0),
+        }
+    }
+
+    /// Notes a batch in the index of its segment, unless the index has it or needs none here.
+    fn index_batch(
+        &mut self,
+        files: &mut impl StoreFiles,
+        segment: &SegmentInfo,
+        position: u64,
+        batch: &BatchHeader,
+        hash: u64,
+    ) -> Result<(), Fault> {
+        let indexed = (self.state.flushed_segment, self.state.flushed_position);
+        if (segment.base_offset, position) < indexed {
+            return Ok(());
+        }
+        let at = self.index_of(files, segment)?;
+        self.indexes[at].offer(batch.base_offset, position, segment.max_timestamp, hash);
+        Ok(())
+    }
+
+    fn index_of(&mut self, files: &mut impl StoreFiles, segment: &SegmentInfo) -> Result<usize, Fault> {
+        if let Some(at) = self.indexes.iter().position(|index| index.segment() == segment.base_offset) {
+            return Ok(at);
+        }
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
+        self.indexes.push(IndexTail::load(files, self.state.partition, segment, flushed)?);
+        Ok(self.indexes.len() - 1)
+    }
+
+    /// Proves what is still to be proven, and writes everything that the journal brought.
+    pub(super) fn finish(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
+        if let Some(damage) = self.suspect.take() {
+            return Err(Fault::Partition(damage));
+        }
+        for pending in std::mem::take(&mut self.references) {
+            if self.placement.is_flushed(pending.segment, pending.end()) {
+                continue;
+            }
+            if let Err(detail) = self.prove(files, &pending)? {
+                let detail = format!("{detail}; group at {} of {} knows the batch durable", pending.source.offset, pending.source.file);
+                let path = paths::segment(self.state.partition, pending.segment);
+                return Err(Fault::at(&path, pending.position, DamageKind::Batch, detail));
+            }
+        }
+        for segment in &self.state.segments {
+            if !self.placement.is_flushed(segment.base_offset, segment.valid_end.max(FIRST_POSITION + 1)) && !segment.adopted {
+                self.placement.make_ready(files, &segment.header(self.state.partition))?;
+            }
+        }
+        self.placement.finish(files)?;
+        for index in &mut self.indexes {
+            if let Some(segment) = self.state.segments.iter_mut().find(|segment| segment.base_offset == index.segment()) {
+                segment.index_entries = index.write(files, &segment.header(self.state.partition))?;
+                self.written.push(index.path().to_string());
+            }
+        }
+        self.complete_files(files)?;
+        self.state.producers = self.producers.snapshot();
+        Ok(())
+    }
+
+    /// Every segment must have its file; an index that is not there begins anew.
+    fn complete_files(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
+        let partition = self.state.partition;
+        if self.state.segments.is_empty() {
+            return Ok(());
+        }
+        let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
+        let is_there = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
+        for segment in &mut self.state.segments {
+            let path = paths::segment(partition, segment.base_offset);
+            if !is_there(&path) {
+                return Err(Fault::at(&path, 0, DamageKind::Missing, "the segment is not there"));
+            }
+            let path = paths::index(partition, segment.base_offset);
+            if !is_there(&path) {
+                files.write(&path, 0, &segment.index_header_block(partition))?;
+                if segment.index_entries > 0 && self.indexes.iter().all(|index| index.segment() != segment.base_offset) {
+                    self.index_damage.push(Damage::new(path.clone(), 0, DamageKind::Missing, "the index is not there"));
+                }
+                segment.index_entries = 0;
+                self.written.push(path);
+            }
+        }
+        Ok(())
+    }
+
+    /// The bytes of the log's unfinished block, from its boundary.
+    pub(super) fn remainder(&self, files: &mut impl StoreFiles) -> Result<Vec<u8>, Fault> {
+        let Some(open) = self.state.segments.last().filter(|last| !last.sealed) else { return Ok(Vec::new()) };
+        let len = (open.valid_end - block_start(open.valid_end)) as usize;
+        if len == 0 {
+            return Ok(Vec::new());
+        }
+        if let Some(bytes) = self.placement.remainder(open.base_offset, open.valid_end) {
+            return Ok(bytes.to_vec());
+        }
+        let path = paths::segment(self.state.partition, open.base_offset);
+        let at = block_start(open.valid_end);
+        let block = match read_blocks(files, &path, at, BLOCK) {
+            Ok(block) => block,
+            Err(error) if error.is_not_found() => return Err(Fault::at(&path, 0, DamageKind::Missing, "the segment is not there")),
+            Err(error) => return Err(error.into()),
+        };
+        match block.get(..len) {
+            Some(bytes) => Ok(bytes.to_vec()),
+            None => Err(Fault::at(&path, at, DamageKind::Continuity, format!("the file ends before the log does, at {}", open.valid_end))),
+        }
+    }
+}
+
+/// Checks a batch that comes in pieces against its header and CRC.
+struct BatchCheck {
+    crc: Crc32c,
+    seen: usize,
+    head: [u8; HEADER_LEN],
+}
+
+impl BatchCheck {
+    fn new() -> BatchCheck {
+        BatchCheck { crc: Crc32c::new(), seen: 0, head: [0; HEADER_LEN] }
+    }
+
+    fn update(&mut self, bytes: &[u8]) {
+        let head = HEADER_LEN.saturating_sub(self.seen).min(bytes.len());
+        self.head[self.seen.min(HEADER_LEN)..][..head].copy_from_slice(&bytes[..head]);
+        let skip = crate::batch::CRC_START.saturating_sub(self.seen).min(bytes.len());
+        self.crc.update(&bytes[skip..]);
+        self.seen += bytes.len();
+    }
+
+    fn finish(self, reference: &LargeReference) -> Result<(), String> {
+        if self.head != reference.header {
+            return Err("the batch's header is not the one in the journal".into());
+        }
+        let header = BatchHeader::parse(&self.head).map_err(|error| error.to_string())?;
+        if header.total_len() != self.seen {
+            return Err(format!("a batch of {} bytes in {} bytes", header.total_len(), self.seen));
+        }
+        header.check_crc(self.crc.finish()).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,504 @@
+//! The settings of `corelane serve`: read raw from flags and a TOML file, then made valid by type.
+//!
+//! [`RawSettings`] is what somebody wrote; flags win over the file. [`RawSettings::validate`] is the one place where a value is
+//! judged; a [`ServeSettings`] can't hold an impossible one. Each error names the setting, what it takes and what came.
+//! Not here: whether the host can do it (`host`).
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer};
+
+use super::host::Cpus;
+use crate::limits;
+use crate::types::Durability;
+
+/// Settings as written, in flags or a file; what is absent takes its default.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[cfg_attr(feature = "cli", derive(clap::Args))]
+#[serde(rename_all = "kebab-case", deny_unknown_fields, default)]
+pub struct RawSettings {
+    /// Directory of the data; created if it is not there [default: ./corelane-data]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "DIR"))]
+    pub data: Option<PathBuf>,
+    /// Address of shard 0; shard i listens on the port + i, with port 0 each takes a free one [default: 127.0.0.1:9092]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT"))]
+    pub listen: Option<String>,
+    /// Address that clients are told, if it differs from the one listened on
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST[:PORT]"))]
+    pub advertise: Option<String>,
+    /// How many of the shards' addresses clients are told; requests for the others pass through them [default: all, at most 16]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub advertised_endpoints: Option<u32>,
+    /// Number of shards, one thread each [default: the CPUs this process may use, less one for the rest if there are more than two]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub shards: Option<u32>,
+    /// Memory that all shards together may use, as 512M or 4G [default: 1G]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
+    pub memory: Option<Size>,
+    /// Address of the admin port: /metrics, /healthz, /readyz, /stat; none serves none [default: 127.0.0.1:9644]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT|none"))]
+    pub admin_listen: Option<String>,
+    /// When an append is acknowledged, unless its topic says otherwise: durable (synced), written, memory [default: durable]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "LEVEL"))]
+    pub durability: Option<String>,
+    /// How long a shard with nothing to do spins before it sleeps: lower latency for a busy CPU [default: 0]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MICROS"))]
+    pub spin: Option<u64>,
+    /// Use the page cache instead of direct I/O, for file systems that can't do direct I/O
+    #[cfg_attr(feature = "cli", arg(long))]
+    pub buffered_io: bool,
+    /// Listen on other than loopback addresses although there is no encryption and no authentication yet
+    #[cfg_attr(feature = "cli", arg(long))]
+    pub insecure: bool,
+}
+
+/// Settings of a broker, valid.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ServeSettings {
+    /// Directory of the data.
+    pub data: PathBuf,
+    /// Address of shard 0; the port may be 0.
+    pub listen: SocketAddr,
+    /// Host that clients are told.
+    pub advertised_host: String,
+    /// Port that clients are told for shard 0; `None` is the one listened on.
+    pub advertised_port: Option<u16>,
+    /// How many shards clients are told of, 1 to the number of shards.
+    pub advertised_endpoints: u32,
+    /// The CPU of each shard; a CPU is there twice only if somebody asked for more shards than CPUs.
+    pub shard_cpus: Vec<usize>,
+    /// CPUs that no shard has.
+    pub spare_cpus: Vec<usize>,
+    /// Budget of all shards together, bytes.
+    pub memory_bytes: u64,
+    /// The admin port; `None` serves none.
+    pub admin_listen: Option<SocketAddr>,
+    /// The default of topics.
+    pub durability: Durability,
+    /// How long an idle shard spins; zero does not.
+    pub spin: Duration,
+    /// Page cache instead of direct I/O.
+    pub buffered_io: bool,
+}
+
+/// What one shard needs to know of the settings.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ShardSettings {
+    /// Which shard.
+    pub shard: u32,
+    /// Of how many.
+    pub shards: u32,
+    /// The CPU that it is pinned to.
+    pub cpu: usize,
+    /// Where it listens; the port may be 0.
+    pub listen: SocketAddr,
+    /// Its part of the memory, bytes.
+    pub memory_bytes: u64,
+    /// The default of topics.
+    pub durability: Durability,
+    /// How long it spins when idle.
+    pub spin: Duration,
+    /// Page cache instead of direct I/O.
+    pub buffered_io: bool,
+}
+
+/// A setting that can't be.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// A value of the wrong kind or out of range.
+    #[error("{name} must be {expected}, not {actual:?}")]
+    Value {
+        /// The flag.
+        name: &'static str,
+        /// What it takes.
+        expected: String,
+        /// What came.
+        actual: String,
+    },
+    /// A combination that makes no sense.
+    #[error("{0}")]
+    Conflict(String),
+    /// Clear text on the network without saying so.
+    #[error(
+        "{name} {address} can be reached from other machines, and there is no encryption or authentication yet; add --insecure if that is what you want"
+    )]
+    Insecure {
+        /// The flag.
+        name: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// The file of `--config`.
+    #[error("{}: {message}", path.display())]
+    File {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+}
+
+impl RawSettings {
+    /// Reads a TOML file whose keys are the flags' names.
+    pub fn read(path: &Path) -> Result<RawSettings, SettingsError> {
+        let failed = |message: String| SettingsError::File { path: path.into(), message };
+        let text = std::fs::read_to_string(path).map_err(|e| failed(e.to_string()))?;
+        toml::from_str(&text).map_err(|e| failed(e.to_string().trim_end().to_owned()))
+    }
+
+    /// These settings, and those of a file where nothing is said here.
+    pub fn or(self, file: RawSettings) -> RawSettings {
+        RawSettings {
+            data: self.data.or(file.data),
+            listen: self.listen.or(file.listen),
+            advertise: self.advertise.or(file.advertise),
+            advertised_endpoints: self.advertised_endpoints.or(file.advertised_endpoints),
+            shards: self.shards.or(file.shards),
+            memory: self.memory.or(file.memory),
+            admin_listen: self.admin_listen.or(file.admin_listen),
+            durability: self.durability.or(file.durability),
+            spin: self.spin.or(file.spin),
+            buffered_io: self.buffered_io || file.buffered_io,
+            insecure: self.insecure || file.insecure,
+        }
+    }
+
+    /// The settings that follow, on a host with these CPUs.
+    pub fn validate(self, cpus: &Cpus) -> Result<ServeSettings, SettingsError> {
+        let (listen_host, listen) = address("--listen", self.listen.as_deref().unwrap_or(DEFAULT_LISTEN))?;
+        let admin_listen = match self.admin_listen.as_deref().unwrap_or(DEFAULT_ADMIN_LISTEN) {
+            "none" => None,
+            text => Some(address("--admin-listen", text)?.1),
+        };
+        if !self.insecure {
+            check_loopback("--listen", Some(listen))?;
+            check_loopback("--admin-listen", admin_listen)?;
+        }
+        let shards = self.shards.unwrap_or(cpus.default_shards());
+        in_range("--shards", u64::from(shards), 1, u64::from(limits::MAX_SHARDS))?;
+        check_ports(listen, admin_listen, shards)?;
+        let (advertised_host, advertised_port) = advertised(self.advertise.as_deref(), listen_host, listen)?;
+        if let Some(port) = advertised_port {
+            check_port_range("--advertise", port, shards)?;
+        }
+        let advertised_endpoints = self.advertised_endpoints.unwrap_or(shards.min(limits::DEFAULT_ADVERTISED_ENDPOINTS));
+        in_range("--advertised-endpoints", u64::from(advertised_endpoints), 1, u64::from(shards))?;
+        let memory = self.memory.unwrap_or(Size(limits::DEFAULT_MEMORY));
+        check_memory(memory, shards)?;
+        let durability = self.durability.as_deref().unwrap_or(Durability::default().name());
+        let spin_us = self.spin.unwrap_or(0);
+        in_range("--spin", spin_us, 0, limits::MAX_SPIN_US)?;
+        if spin_us > 0 && shards as usize > cpus.ids.len() {
+            return Err(SettingsError::Conflict(format!(
+                "--spin with {shards} shards on {} CPUs would make shards that share a CPU wait for each other",
+                cpus.ids.len()
+            )));
+        }
+        let (shard_cpus, spare_cpus) = cpus.assign(shards);
+        Ok(ServeSettings {
+            data: self.data.unwrap_or_else(|| DEFAULT_DATA.into()),
+            listen,
+            advertised_host,
+            advertised_port,
+            advertised_endpoints,
+            shard_cpus,
+            spare_cpus,
+            memory_bytes: memory.0,
+            admin_listen,
+            durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
+            spin: Duration::from_micros(spin_us),
+            buffered_io: self.buffered_io,
+        })
+    }
+}
+
+const DEFAULT_DATA: &str = "./corelane-data";
+const DEFAULT_LISTEN: &str = "127.0.0.1:9092";
+const DEFAULT_ADMIN_LISTEN: &str = "127.0.0.1:9644";
+
+impl ServeSettings {
+    /// Number of shards.
+    pub fn shards(&self) -> u32 {
+        self.shard_cpus.len() as u32
+    }
+
+    /// The part of each shard.
+    pub fn per_shard(&self) -> impl Iterator<Item = ShardSettings> + '_ {
+        let shards = self.shards();
+        (0..shards).zip(&self.shard_cpus).map(move |(shard, cpu)| {
+            let mut listen = self.listen;
+            if listen.port() != 0 {
+                listen.set_port(listen.port() + shard as u16);
+            }
+            ShardSettings {
+                shard,
+                shards,
+                cpu: *cpu,
+                listen,
+                memory_bytes: self.memory_bytes / u64::from(shards),
+                durability: self.durability,
+                spin: self.spin,
+                buffered_io: self.buffered_io,
+            }
+        })
+    }
+
+    /// Host and port that clients are told for a shard that listens on `port`.
+    pub fn advertised(&self, shard: u32, port: u16) -> (&str, u16) {
+        (&self.advertised_host, self.advertised_port.map_or(port, |first| first + shard as u16))
+    }
+}
+
+fn value(name: &'static str, expected: impl Into<String>, actual: impl fmt::Display) -> SettingsError {
+    SettingsError::Value { name, expected: expected.into(), actual: actual.to_string() }
+}
+
+fn in_range(name: &'static str, number: u64, least: u64, most: u64) -> Result<(), SettingsError> {
+    if (least..=most).contains(&number) { Ok(()) } else { Err(value(name, format!("{least} to {most}"), number)) }
+}
+
+/// The host as written, and the address that it resolves to.
+fn address(name: &'static str, text: &str) -> Result<(String, SocketAddr), SettingsError> {
+    let wrong = || value(name, "HOST:PORT", text);
+    let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
+    let port: u16 = port.parse().map_err(|_| wrong())?;
+    let host = unbracketed(host);
+    if host.is_empty() {
+        return Err(wrong());
+    }
+    let mut resolved = (host, port).to_socket_addrs().map_err(|e| value(name, format!("an address that resolves ({e})"), text))?;
+    Ok((host.to_owned(), resolved.next().ok_or_else(wrong)?))
+}
+
+fn unbracketed(host: &str) -> &str {
+    host.strip_prefix('[').and_then(|h| h.strip_suffix(']')).unwrap_or(host)
+}
+
+fn check_loopback(name: &'static str, address: Option<SocketAddr>) -> Result<(), SettingsError> {
+    match address {
+        Some(address) if !address.ip().is_loopback() => Err(SettingsError::Insecure { name, address }),
+        _ => Ok(()),
+    }
+}
+
+fn check_port_range(name: &'static str, first: u16, shards: u32) -> Result<(), SettingsError> {
+    if first != 0 && u32::from(first) + shards - 1 > u32::from(u16::MAX) {
+        let highest = u32::from(u16::MAX) + 1 - shards;
+        return Err(value(name, format!("a port up to {highest}, so that {shards} shards find room above it"), first));
+    }
+    Ok(())
+}
+
+fn check_ports(listen: SocketAddr, admin: Option<SocketAddr>, shards: u32) -> Result<(), SettingsError> {
+    check_port_range("--listen", listen.port(), shards)?;
+    let Some(admin) = admin else { return Ok(()) };
+    let taken = u32::from(listen.port())..u32::from(listen.port()) + shards;
+    if listen.port() != 0 && listen.ip() == admin.ip() && taken.contains(&u32::from(admin.port())) {
+        return Err(SettingsError::Conflict(format!(
+            "--admin-listen {admin} is one of the shards' ports, {} to {}",
+            taken.start,
+            taken.end - 1
+        )));
+    }
+    Ok(())
+}
+
+fn advertised(text: Option<&str>, listen_host: String, listen: SocketAddr) -> Result<(String, Option<u16>), SettingsError> {
+    let Some(text) = text else {
+        if listen.ip().is_unspecified() {
+            return Err(SettingsError::Conflict(format!(
+                "--listen {listen} is every address: say with --advertise which one clients shall use"
+            )));
+        }
+        return Ok((listen_host, None));
+    };
+    let wrong = || value("--advertise", "HOST or HOST:PORT that clients can reach", text);
+    // A bare IPv6 address has colons and no port.
+    let (host, port) = match text.rsplit_once(':') {
+        Some((host, port)) if text.parse::<IpAddr>().is_err() => {
+            (host, Some(port.parse::<u16>().ok().filter(|p| *p > 0).ok_or_else(wrong)?))
+        }
+        _ => (text, None),
+    };
+    let host = unbracketed(host);
+    let unspecified = host.parse::<IpAddr>().is_ok_and(|ip| ip.is_unspecified());
+    if host.is_empty() || unspecified || host.len() > limits::MAX_HOST_NAME || host.contains(|c: char| c.is_whitespace() || c == '/') {
+        return Err(wrong());
+    }
+    Ok((host.to_owned(), port))
+}
+
+fn check_memory(memory: Size, shards: u32) -> Result<(), SettingsError> {
+    let least = limits::MIN_SHARD_MEMORY * u64::from(shards);
+    if memory.0 < least {
+        return Err(value("--memory", format!("at least {} for {shards} shard(s)", Size(least)), memory));
+    }
+    Ok(())
+}
+
+/// A number of bytes, written as `1073741824`, `512M` or `1G` (powers of 1024).
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct Size(pub u64);
+
+/// Text that is no size.
+#[derive(Debug, thiserror::Error)]
+#[error("a size is a number, with K, M, G or T behind it or not, as 512M; not {0:?}")]
+pub struct SizeError(String);
+
+const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
+
+impl std::str::FromStr for Size {
+    type Err = SizeError;
+    fn from_str(text: &str) -> Result<Size, SizeError> {
+        let wrong = || SizeError(text.into());
+        let upper = text.trim().to_ascii_uppercase();
+        let plain = upper.strip_suffix("IB").or(upper.strip_suffix('B')).unwrap_or(&upper);
+        let unit = UNITS.iter().find(|(letter, _)| plain.ends_with(*letter));
+        let number: u64 = plain.trim_end_matches(unit.map_or('B', |u| u.0)).parse().map_err(|_| wrong())?;
+        number.checked_mul(1 << unit.map_or(0, |u| u.1)).map(Size).ok_or_else(wrong)
+    }
+}
+
+impl fmt::Display for Size {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match UNITS.iter().rev().find(|(_, bits)| self.0 > 0 && self.0.is_multiple_of(1 << bits)) {
+            Some((letter, bits)) => write!(f, "{}{letter}", self.0 >> bits),
+            None => write!(f, "{}", self.0),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    /// From a number or from text.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged)]
+        enum Written {
+            Number(u64),
+            Text(String),
+        }
+        match Written::deserialize(deserializer)? {
+            Written::Number(bytes) => Ok(Size(bytes)),
+            Written::Text(text) => text.parse().map_err(serde::de::Error::custom),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cpus(count: usize) -> Cpus {
+        Cpus { ids: (0..count).collect(), quota: None }
+    }
+
+    fn raw() -> RawSettings {
+        RawSettings::default()
+    }
+
+    fn refused(raw: RawSettings) -> String {
+        raw.validate(&cpus(4)).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_manual() {
+        let settings = raw().validate(&cpus(4)).unwrap();
+        let expected = ServeSettings {
+            data: "./corelane-data".into(),
+            listen: "127.0.0.1:9092".parse().unwrap(),
+            advertised_host: "127.0.0.1".into(),
+            advertised_port: None,
+            advertised_endpoints: 3,
+            shard_cpus: vec![0, 1, 2],
+            spare_cpus: vec![3],
+            memory_bytes: 1 << 30,
+            admin_listen: Some("127.0.0.1:9644".parse().unwrap()),
+            durability: Durability::Durable,
+            spin: Duration::ZERO,
+            buffered_io: false,
+        };
+        assert_eq!(settings, expected);
+    }
+
+    #[test]
+    fn each_shard_receives_its_part() {
+        let settings = RawSettings { shards: Some(2), advertise: Some("broker.example:19092".into()), ..raw() }.validate(&cpus(2)).unwrap();
+        let parts: Vec<_> = settings.per_shard().collect();
+        assert_eq!((parts[1].shard, parts[1].cpu, parts[1].listen.port(), parts[1].memory_bytes), (1, 1, 9093, 1 << 29));
+        assert_eq!(settings.advertised(1, 9093), ("broker.example", 19093));
+        let free = RawSettings { listen: Some("127.0.0.1:0".into()), ..raw() }.validate(&cpus(2)).unwrap();
+        assert!(free.per_shard().all(|s| s.listen.port() == 0));
+        assert_eq!(free.advertised(1, 4321), ("127.0.0.1", 4321));
+    }
+
+    #[test]
+    fn wrong_values_say_what_is_right() {
+        for (raw, expected) in [
+            (RawSettings { listen: Some("9092".into()), ..raw() }, "--listen must be HOST:PORT, not \"9092\""),
+            (RawSettings { listen: Some("127.0.0.1:x".into()), ..raw() }, "--listen must be HOST:PORT, not \"127.0.0.1:x\""),
+            (
+                RawSettings { listen: Some("127.0.0.1:65535".into()), shards: Some(3), ..raw() },
+                "--listen must be a port up to 65533, so that 3 shards find room above it, not \"65535\"",
+            ),
+            (RawSettings { shards: Some(0), ..raw() }, "--shards must be 1 to 1024, not \"0\""),
+            (RawSettings { durability: Some("fsync".into()), ..raw() }, "--durability must be durable, written or memory, not \"fsync\""),
+            (RawSettings { advertised_endpoints: Some(3), shards: Some(2), ..raw() }, "--advertised-endpoints must be 1 to 2, not \"3\""),
+            (
+                RawSettings { memory: Some(Size(1 << 20)), shards: Some(2), ..raw() },
+                "--memory must be at least 64M for 2 shard(s), not \"1M\"",
+            ),
+            (RawSettings { spin: Some(u64::MAX), ..raw() }, "--spin must be 0 to 100000, not \"18446744073709551615\""),
+            (
+                RawSettings { admin_listen: Some("127.0.0.1:9093".into()), ..raw() },
+                "--admin-listen 127.0.0.1:9093 is one of the shards' ports, 9092 to 9094",
+            ),
+            (
+                RawSettings { advertise: Some("0.0.0.0:1".into()), ..raw() },
+                "--advertise must be HOST or HOST:PORT that clients can reach, not \"0.0.0.0:1\"",
+            ),
+        ] {
+            assert_eq!(refused(raw), expected);
+        }
+    }
+
+    #[test]
+    fn other_machines_need_insecure_and_an_address() {
+        let open = || RawSettings { listen: Some("0.0.0.0:9092".into()), ..raw() };
+        assert!(refused(open()).contains("add --insecure"));
+        assert!(refused(RawSettings { admin_listen: Some("0.0.0.0:9644".into()), ..raw() }).starts_with("--admin-listen 0.0.0.0:9644"));
+        assert!(refused(RawSettings { insecure: true, ..open() }).contains("--advertise"));
+        let settings = RawSettings { insecure: true, advertise: Some("::1".into()), ..open() }.validate(&cpus(2)).unwrap();
+        assert_eq!((settings.advertised_host.as_str(), settings.advertised_port), ("::1", None));
+    }
+
+    #[test]
+    fn spinning_shards_must_not_share_a_cpu() {
+        let spinning = RawSettings { spin: Some(100), shards: Some(5), ..raw() };
+        assert!(refused(spinning.clone()).starts_with("--spin with 5 shards on 4 CPUs"));
+        let settings = RawSettings { spin: None, ..spinning }.validate(&cpus(4)).unwrap();
+        assert_eq!(settings.shard_cpus, [0, 1, 2, 3, 0]);
+    }
+
+    #[test]
+    fn flags_win_over_the_file() {
+        let file: RawSettings = toml::from_str("shards = 3\nmemory = \"2G\"\nadmin-listen = \"none\"\nbuffered-io = true").unwrap();
+        let settings = RawSettings { shards: Some(1), ..raw() }.or(file).validate(&cpus(4)).unwrap();
+        assert_eq!((settings.shards(), settings.memory_bytes, settings.admin_listen, settings.buffered_io), (1, 2 << 30, None, true));
+        assert!(toml::from_str::<RawSettings>("shard = 3").unwrap_err().to_string().contains("unknown field `shard`"));
+        assert_eq!(toml::from_str::<RawSettings>("memory = 1048576").unwrap().memory, Some(Size(1 << 20)));
+    }
+
+    #[test]
+    fn sizes_are_read_and_written() {
+        for (text, bytes) in [("1G", 1 << 30), ("512m", 512 << 20), ("64KiB", 64 << 10), ("7", 7), ("7B", 7), ("2T", 2 << 40)] {
+            assert_eq!(text.parse::<Size>().unwrap(), Size(bytes), "{text}");
+        }
+        for text in ["", "G", "1.5G", "-1", "1X", "99999999999T", "1 G"] {
+            assert!(text.parse::<Size>().is_err(), "{text}");
+        }
+        assert_eq!([Size(1 << 30), Size(1536), Size(0)].map(|s| s.to_string()), ["1G", "1536", "0"]);
+    }
+}

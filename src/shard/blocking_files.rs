@@ -1,0 +1,187 @@
+//! The file system below recovery and inspection: blocking, whole-store, direct I/O. Used before the executors start, and by `inspect`.
+//!
+//! Not here: what a running shard reads and writes ([`disk`](super::disk)).
+
+use std::collections::HashMap;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use crate::limits::BLOCK;
+use crate::log::files::{BlockBuffer, DirEntry, FileError, ReadFiles, StoreFiles};
+
+/// Files that are kept open between two operations.
+const OPEN_FILES: usize = 64;
+/// Files that are synced at the same time.
+const SYNC_THREADS: usize = 16;
+
+/// A store's directory.
+#[derive(Debug)]
+pub struct BlockingFiles {
+    root: PathBuf,
+    direct: bool,
+    writable: bool,
+    open: HashMap<String, File>,
+}
+
+impl BlockingFiles {
+    /// For recovery. `direct`: without the page cache; false only where the file system has no direct I/O.
+    pub fn new(root: impl Into<PathBuf>, direct: bool) -> BlockingFiles {
+        BlockingFiles { root: root.into(), direct, writable: true, open: HashMap::new() }
+    }
+
+    /// For inspection: opens nothing for writing.
+    pub fn read_only(root: impl Into<PathBuf>, direct: bool) -> BlockingFiles {
+        BlockingFiles { writable: false, ..BlockingFiles::new(root, direct) }
+    }
+
+    fn path(&self, path: &str) -> PathBuf {
+        if path.is_empty() { self.root.clone() } else { self.root.join(path) }
+    }
+
+    fn open(&mut self, path: &str, create: bool) -> io::Result<&File> {
+        if !self.open.contains_key(path) {
+            if self.open.len() >= OPEN_FILES {
+                self.open.clear();
+            }
+            let file = self.open_new(&self.path(path), create)?;
+            self.open.insert(path.to_string(), file);
+        }
+        Ok(&self.open[path])
+    }
+
+    fn open_new(&self, path: &Path, create: bool) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.read(true).write(self.writable).create(create && self.writable);
+        if self.direct {
+            options.custom_flags(libc::O_DIRECT);
+        }
+        options.open(path)
+    }
+
+    /// A name changed: what is open under it is not it any more.
+    fn forget(&mut self, path: &str) {
+        let below = format!("{path}/");
+        self.open.retain(|open, _| open != path && !open.starts_with(&below));
+    }
+}
+
+fn error<T>(operation: &'static str, path: &str, result: io::Result<T>) -> Result<T, FileError> {
+    result.map_err(|source| FileError { operation, path: path.into(), source })
+}
+
+fn is_aligned(bytes: &[u8]) -> bool {
+    bytes.as_ptr().align_offset(BLOCK) == 0 && bytes.len().is_multiple_of(BLOCK)
+}
+
+impl ReadFiles for BlockingFiles {
+    fn list(&mut self, dir: &str) -> Result<Vec<DirEntry>, FileError> {
+        let list = |path: PathBuf| -> io::Result<Vec<DirEntry>> {
+            fs::read_dir(path)?
+                .map(|entry| {
+                    let entry = entry?;
+                    Ok(DirEntry { name: entry.file_name().to_string_lossy().into_owned(), is_dir: entry.file_type()?.is_dir() })
+                })
+                .collect()
+        };
+        error("list", dir, list(self.path(dir)))
+    }
+
+    fn len(&mut self, path: &str) -> Result<u64, FileError> {
+        error("stat", path, fs::metadata(self.path(path)).map(|metadata| metadata.len()))
+    }
+
+    fn read(&mut self, path: &str, offset: u64, into: &mut [u8]) -> Result<usize, FileError> {
+        let direct = self.direct;
+        let file = error("open", path, self.open(path, false))?;
+        if !direct || is_aligned(into) {
+            return error("read", path, read_full(file, offset, into));
+        }
+        let mut aligned = BlockBuffer::zeroed(into.len().next_multiple_of(BLOCK));
+        let read = error("read", path, read_full(file, offset, &mut aligned))?.min(into.len());
+        into[..read].copy_from_slice(&aligned[..read]);
+        Ok(read)
+    }
+}
+
+/// Reads until `into` is full or the file ends.
+fn read_full(file: &File, offset: u64, into: &mut [u8]) -> io::Result<usize> {
+    let mut read = 0;
+    while read < into.len() {
+        match file.read_at(&mut into[read..], offset + read as u64) {
+            Ok(0) => break,
+            Ok(more) => read += more,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        // The end of a file that is no whole number of blocks long: direct I/O can't go on from here, and there is nothing left.
+        if !read.is_multiple_of(BLOCK) {
+            break;
+        }
+    }
+    Ok(read)
+}
+
+impl StoreFiles for BlockingFiles {
+    fn write(&mut self, path: &str, offset: u64, blocks: &[u8]) -> Result<(), FileError> {
+        assert!(offset.is_multiple_of(BLOCK as u64) && blocks.len().is_multiple_of(BLOCK), "{path}: {} bytes at {offset}", blocks.len());
+        let direct = self.direct;
+        let file = error("open", path, self.open(path, true))?;
+        if !direct || is_aligned(blocks) {
+            return error("write", path, file.write_all_at(blocks, offset));
+        }
+        let mut aligned = BlockBuffer::zeroed(blocks.len());
+        aligned.copy_from_slice(blocks);
+        error("write", path, file.write_all_at(&aligned, offset))
+    }
+
+    fn set_len(&mut self, path: &str, len: u64) -> Result<(), FileError> {
+        error("truncate", path, self.open(path, true).and_then(|file| file.set_len(len)))
+    }
+
+    fn sync(&mut self, path: &str) -> Result<(), FileError> {
+        error("sync", path, self.open(path, false).and_then(File::sync_all))
+    }
+
+    fn sync_dir(&mut self, dir: &str) -> Result<(), FileError> {
+        error("sync", dir, File::open(self.path(dir)).and_then(|dir| dir.sync_all()))
+    }
+
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), FileError> {
+        self.forget(from);
+        self.forget(to);
+        error("rename", from, fs::rename(self.path(from), self.path(to)))
+    }
+
+    fn unlink(&mut self, path: &str) -> Result<(), FileError> {
+        self.forget(path);
+        error("unlink", path, fs::remove_file(self.path(path)))
+    }
+
+    fn create_dir(&mut self, dir: &str) -> Result<(), FileError> {
+        match fs::create_dir(self.path(dir)) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => error("create", dir, result),
+        }
+    }
+
+    fn remove_dir(&mut self, dir: &str) -> Result<(), FileError> {
+        self.forget(dir);
+        error("remove", dir, fs::remove_dir(self.path(dir)))
+    }
+
+    /// A sync is mostly waiting for the device, and many at once wait together.
+    fn sync_all(&mut self, paths: &[String]) -> Result<(), FileError> {
+        let this = &*self;
+        let sync = |paths: &[String]| -> Result<(), FileError> {
+            paths.iter().try_for_each(|path| error("sync", path, this.open_new(&this.path(path), false).and_then(|file| file.sync_all())))
+        };
+        let share = paths.len().div_ceil(SYNC_THREADS).max(1);
+        thread::scope(|scope| {
+            let threads: Vec<_> = paths.chunks(share).map(|paths| scope.spawn(move || sync(paths))).collect();
+            threads.into_iter().try_for_each(|thread| thread.join().expect("a sync does not panic"))
+        })
+    }
+}

@@ -1,0 +1,123 @@
+//! One number bounds a shard's memory; this divides it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+
+/// Shares of a shard's memory.
+pub struct Budget {
+    /// Bytes that are only in the journal and in memory.
+    unflushed: Cell<usize>,
+    unflushed_share: usize,
+    /// Capacity of all append buffers alive: unflushed bytes, and flushed ones kept for readers at the tail.
+    accounted: Rc<Cell<usize>>,
+    tail_share: usize,
+    cache_share: usize,
+    receive_share: usize,
+    receiving: Cell<usize>,
+}
+
+/// Smallest memory of a shard, bytes.
+pub const MIN_SHARD_MEMORY: usize = 32 << 20;
+
+impl Budget {
+    /// Divides `memory` bytes: an eighth for bytes that are not in segments yet, a quarter for these and the tail together, three eighths for the read cache,
+    /// an eighth for requests being received; the rest is for everything small.
+    pub fn new(memory: usize) -> Budget {
+        let memory = memory.max(MIN_SHARD_MEMORY);
+        Budget {
+            unflushed: Cell::new(0),
+            unflushed_share: memory / 8,
+            accounted: Rc::default(),
+            tail_share: memory / 4,
+            cache_share: memory / 8 * 3,
+            receive_share: memory / 8,
+            receiving: Cell::new(0),
+        }
+    }
+
+    /// Size of the journal that goes with it, bytes: at most twice the unflushed share, and `most`.
+    pub fn journal_size(&self, most: u64) -> u64 {
+        (2 * self.unflushed_share as u64).min(most)
+    }
+
+    /// Counter for the capacity of append buffers.
+    pub fn accounted(&self) -> &Rc<Cell<usize>> {
+        &self.accounted
+    }
+
+    /// Bytes for the read cache.
+    pub fn cache(&self) -> usize {
+        self.cache_share
+    }
+
+    /// Bytes not in segments.
+    pub fn unflushed(&self) -> usize {
+        self.unflushed.get()
+    }
+
+    /// An append came.
+    pub fn add_unflushed(&self, bytes: usize) {
+        self.unflushed.set(self.unflushed.get() + bytes);
+    }
+
+    /// A flush was made durable.
+    pub fn sub_unflushed(&self, bytes: usize) {
+        self.unflushed.set(self.unflushed.get().saturating_sub(bytes));
+    }
+
+    /// Whether another append may come in.
+    pub fn has_room(&self) -> bool {
+        self.unflushed.get() < self.unflushed_share && self.accounted.get() < self.tail_share
+    }
+
+    /// Whether write-behind should work: from half of a share on.
+    pub fn wants_flush(&self) -> bool {
+        self.unflushed.get() > self.unflushed_share / 2 || self.accounted.get() > self.tail_share / 2
+    }
+
+    /// Whether flushed batches should leave the tail memory.
+    pub fn wants_eviction(&self) -> bool {
+        self.accounted.get() > self.tail_share / 2
+    }
+
+    /// Takes memory for a request of `bytes`; false if there is none. A request larger than the share gets it when nothing else is being received.
+    pub fn begin_receive(&self, bytes: usize) -> bool {
+        let now = self.receiving.get();
+        if now > 0 && now + bytes > self.receive_share {
+            return false;
+        }
+        self.receiving.set(now + bytes);
+        true
+    }
+
+    /// Gives it back.
+    pub fn end_receive(&self, bytes: usize) {
+        self.receiving.set(self.receiving.get() - bytes);
+    }
+
+    /// Bytes of requests being received.
+    pub fn receiving(&self) -> usize {
+        self.receiving.get()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_end_at_their_bounds() {
+        let budget = Budget::new(64 << 20);
+        assert!(budget.has_room() && !budget.wants_flush());
+        budget.add_unflushed(5 << 20);
+        assert!(budget.has_room() && budget.wants_flush());
+        budget.add_unflushed(3 << 20);
+        assert!(!budget.has_room());
+        budget.sub_unflushed(8 << 20);
+        assert!(budget.has_room());
+        assert!(budget.begin_receive(100 << 20), "one request may be larger than the share");
+        assert!(!budget.begin_receive(1));
+        budget.end_receive(100 << 20);
+        assert!(budget.begin_receive(1));
+    }
+}

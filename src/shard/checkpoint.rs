@@ -1,0 +1,159 @@
+//! Makes the shard's state durable, and so lets old journal files be used again.
+//!
+//! A checkpoint is the state after one group *S*: the open group is closed at that moment, so nothing later can be in *S*. It is written only
+//! when *S* is durable and everything that *S* refers to outside of the journal (large and adopted appends) is on disk too. Two slots are written in
+//! turn; the journal is kept back to the older one, so damage to the newer slot costs nothing.
+
+use std::cell::Cell;
+use std::io;
+use std::rc::Rc;
+
+use crate::limits::BLOCK;
+use crate::log::checkpoint::{self, CheckpointBody};
+use crate::log::file_header::CheckpointHeader;
+use crate::log::journal::EntryKind;
+use crate::log::paths::{self, Slot};
+use crate::metrics::{Counter, Gauge};
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::ring::filled;
+use crate::shard::store::Store;
+use crate::shard::write_behind;
+
+/// Writes the checkpoints of one shard.
+pub struct Checkpoints {
+    cluster: [u8; 16],
+    generation: u64,
+    shard: u32,
+    /// The slot that is written next; the other one holds the newest checkpoint.
+    next: Cell<Slot>,
+    number: Cell<u64>,
+    /// For the slot written last and the one before: first group still needed.
+    needed: Cell<(u64, u64)>,
+    created: Cell<bool>,
+}
+
+impl Checkpoints {
+    /// For a shard whose first checkpoint (slot a, sequence 0) was written when the store was opened.
+    pub fn new(cluster: [u8; 16], generation: u64, shard: u32) -> Checkpoints {
+        Checkpoints {
+            cluster,
+            generation,
+            shard,
+            next: Cell::new(Slot::B),
+            number: Cell::new(1),
+            needed: Cell::new((1, 1)),
+            created: Cell::new(false),
+        }
+    }
+
+    /// Takes a checkpoint of the store as it is now.
+    pub async fn take(&self, store: &Rc<Store>) -> io::Result<()> {
+        let sequence = store.journal.cut();
+        let cells = store.partitions();
+        let body = CheckpointBody {
+            sequence,
+            replay_from: cells.iter().filter_map(|c| c.oldest_unflushed()).min().unwrap_or(sequence + 1).min(sequence + 1),
+            partitions: cells.iter().map(|c| c.machine.borrow().state()).collect(),
+        };
+        store.journal.wait_durable(sequence).await;
+        wait_for_appends(store, &cells, sequence).await;
+        let header = CheckpointHeader {
+            cluster: self.cluster,
+            generation: self.generation,
+            sequence: body.sequence,
+            shard: self.shard,
+            body_crc: 0,
+            body_len: 0,
+        };
+        let bytes = checkpoint::encode(&header, &body);
+        self.write(store, &bytes).await?;
+        let (newest, _) = self.needed.get();
+        self.needed.set((body.replay_from, newest));
+        store.ring.release_before(body.replay_from.min(newest));
+        store.metrics.add(Counter::Checkpoints, 1);
+        store.mark("checkpoint");
+        if let Some(cell) = cells.first() {
+            store.add_state_entry(cell, EntryKind::Checkpoint, 0, 0, self.number.get() as i64);
+        }
+        self.number.set(self.number.get() + 1);
+        Ok(())
+    }
+
+    async fn write(&self, store: &Store, bytes: &[u8]) -> io::Result<()> {
+        let slot = self.next.get();
+        let path = paths::checkpoint(self.generation, self.shard, slot);
+        let exists = slot == Slot::A || self.created.get();
+        let file = if exists { store.disk.open(&path).await? } else { store.disk.create(&path).await? };
+        file.allocate((bytes.len() as u64).next_multiple_of(BLOCK as u64)).await?;
+        file.write(filled(bytes), 0).await?;
+        file.sync().await?;
+        if !exists {
+            store.disk.sync_dir(paths::CHECKPOINT_DIR).await?;
+            self.created.set(true);
+        }
+        file.close().await?;
+        self.next.set(slot.other());
+        Ok(())
+    }
+}
+
+/// Waits until no append of a group up to `sequence` is in flight.
+async fn wait_for_appends(store: &Store, cells: &[Rc<PartitionCell>], sequence: u64) {
+    for cell in cells {
+        loop {
+            let ticket = store.journal.progress().ticket();
+            if cell.oldest_in_flight().is_none_or(|oldest| oldest > sequence) {
+                break;
+            }
+            let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+            store.journal.progress().wait_until(ticket, soon).await;
+        }
+    }
+}
+
+/// The task that keeps journal files coming back: whenever a file is full, what it alone holds is flushed or copied forward, and a checkpoint is taken.
+pub async fn run(store: Rc<Store>, checkpoints: Rc<Checkpoints>, stopping: Rc<Cell<bool>>) {
+    let mut reclaimed = 0;
+    while !stopping.get() {
+        let ticket = store.ring.changed().ticket();
+        let Some(target) = store.ring.newest_used_sequence().filter(|s| *s > reclaimed) else {
+            store.ring.changed().wait(ticket).await;
+            continue;
+        };
+        reclaim(&store, target).await;
+        if let Err(error) = checkpoints.take(&store).await {
+            // The journal stays as it is; the next file that fills up tries again.
+            tracing::error!(%error, "no checkpoint could be written");
+            glommio::timer::sleep(std::time::Duration::from_millis(100)).await;
+            continue;
+        }
+        reclaimed = target;
+        let (used, capacity) = store.ring.occupancy_bytes();
+        store.metrics.set(Gauge::JournalUsed, used);
+        store.metrics.set(Gauge::JournalCapacity, capacity);
+        store.mark("lap");
+    }
+}
+
+/// Makes groups up to `target` unneeded for the bytes of any partition.
+async fn reclaim(store: &Rc<Store>, target: u64) {
+    store.journal.wait_durable(target).await;
+    let behind = |cell: &Rc<PartitionCell>| cell.oldest_unflushed().is_some_and(|oldest| oldest <= target);
+    let cells: Vec<_> = store.partitions().into_iter().filter(behind).collect();
+    for some in cells.chunks(16) {
+        write_behind::flush_all(store, some.to_vec(), false).await;
+    }
+    // What is left are unfinished blocks: of a busy partition they are copied forward, a quiet one is flushed whole.
+    let now = store.seconds.get();
+    let (busy, quiet): (Vec<_>, Vec<_>) = cells.into_iter().filter(behind).partition(|c| now.saturating_sub(c.last_append.get()) < 2);
+    for some in quiet.chunks(16) {
+        write_behind::flush_all(store, some.to_vec(), true).await;
+    }
+    for cell in busy {
+        cell.enter_flush().await;
+        if cell.oldest_unflushed().is_some_and(|oldest| oldest <= target) {
+            write_behind::carry(store, &cell);
+        }
+        cell.leave_flush();
+    }
+}

@@ -1,0 +1,461 @@
+//! Reads of what is no longer in memory: direct I/O, checked before anything is served, through a cache of fixed size.
+//!
+//! The unit is a *run*: consecutive whole batches of one segment in one aligned read. Before a run is served, the CRC of each batch, the
+//! continuity of offsets and the running hash from the nearest index entry are checked; a consumer that goes on where a run
+//! ended needs no index, because the run remembers position and hash at its end. Reads double in size for such a
+//! consumer, and the next run is fetched while it receives the present one.
+//!
+//! Copies of a payload byte: none; the response is sent from the buffer of the read.
+//! What does not check is corruption: the partition is quarantined and says so.
+
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use glommio::io::ReadResult;
+
+use crate::batch::{self, BatchHeader, HEADER_LEN};
+use crate::checksum::running_hash;
+use crate::limits::{ADOPT_APPEND, BLOCK};
+use crate::log::index::{Index, IndexEntry};
+use crate::log::paths;
+use crate::log::segment::SegmentInfo;
+use crate::metrics::{Counter, Gauge, ShardMetrics};
+use crate::request::{Code, Refusal};
+use crate::shard::disk::{DataFile, Disk};
+use crate::shard::event::Event;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::segment_files::read_index;
+use crate::types::{Offset, TopicPartition};
+
+/// First read of a consumer that jumps, bytes.
+const MIN_READ: usize = 128 * 1024;
+/// Largest read of a consumer that goes on, bytes.
+const MAX_READ: usize = 2 * 1024 * 1024;
+/// Open files for reading.
+const MAX_FILES: usize = 256;
+/// Indexes of sealed segments in memory.
+const MAX_INDEXES: usize = 256;
+
+/// Reads for one shard.
+pub struct Reader {
+    disk: Rc<Disk>,
+    metrics: Arc<ShardMetrics>,
+    capacity: usize,
+    used: Cell<usize>,
+    runs: RefCell<BTreeMap<(TopicPartition, Offset), Slot>>,
+    order: RefCell<VecDeque<(TopicPartition, Offset)>>,
+    files: RefCell<Handles<DataFile>>,
+    indexes: RefCell<Handles<Index>>,
+}
+
+#[derive(Clone)]
+enum Slot {
+    Loading(Rc<Event>),
+    Loaded(Rc<Run>),
+}
+
+/// Checked batches, contiguous in memory.
+pub struct Run {
+    /// First offset.
+    pub base_offset: Offset,
+    /// One past the last offset.
+    pub end_offset: Offset,
+    data: ReadResult,
+    range: Range<usize>,
+    after: Place,
+}
+
+/// Where a read starts, and what is known there.
+#[derive(Clone, Copy)]
+struct Place {
+    segment: Offset,
+    offset: Offset,
+    position: u64,
+    hash: u64,
+    /// Size of the next read, bytes.
+    read: usize,
+}
+
+/// Least recently opened goes first.
+struct Handles<T> {
+    known: HashMap<(TopicPartition, Offset), Rc<T>>,
+    order: VecDeque<(TopicPartition, Offset)>,
+    most: usize,
+}
+
+impl<T> Handles<T> {
+    fn new(most: usize) -> Handles<T> {
+        Handles { known: HashMap::new(), order: VecDeque::new(), most }
+    }
+
+    fn insert(&mut self, key: (TopicPartition, Offset), value: Rc<T>) {
+        if self.known.insert(key, value).is_none() {
+            self.order.push_back(key);
+        }
+        while self.known.len() > self.most {
+            let Some(oldest) = self.order.pop_front() else { return };
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn forget(&mut self, gone: impl Fn(&(TopicPartition, Offset)) -> bool) {
+        self.known.retain(|key, _| !gone(key));
+        self.order.retain(|key| !gone(key));
+    }
+}
+
+impl Run {
+    /// The bytes from the batch that holds `offset`: as many whole batches as fit `max_bytes`, at least one.
+    pub fn from(&self, offset: Offset, max_bytes: usize) -> (ReadResult, Range<usize>) {
+        let mut start = self.range.start;
+        let mut header = self.header_at(start);
+        while header.next_offset() <= offset {
+            start += header.total_len();
+            header = self.header_at(start);
+        }
+        let mut end = start + header.total_len();
+        while end < self.range.end {
+            let next = self.header_at(end).total_len();
+            if end + next - start > max_bytes {
+                break;
+            }
+            end += next;
+        }
+        (self.data.clone(), start..end)
+    }
+
+    /// The offset after the batches of a range that [`Run::from`] returned.
+    pub fn offset_after(&self, range: &Range<usize>) -> Offset {
+        if range.end == self.range.end { self.end_offset } else { self.header_at(range.end).base_offset }
+    }
+
+    fn header_at(&self, at: usize) -> BatchHeader {
+        BatchHeader::parse(&self.data[at..]).expect("a run holds checked batches")
+    }
+
+    /// All its bytes.
+    pub fn bytes(&self) -> &[u8] {
+        &self.data[self.range.clone()]
+    }
+}
+
+impl Reader {
+    /// Reads with a cache of `capacity` bytes.
+    pub fn new(disk: Rc<Disk>, capacity: usize, metrics: Arc<ShardMetrics>) -> Reader {
+        Reader {
+            disk,
+            metrics,
+            capacity,
+            used: Cell::new(0),
+            runs: RefCell::default(),
+            order: RefCell::default(),
+            files: RefCell::new(Handles::new(MAX_FILES)),
+            indexes: RefCell::new(Handles::new(MAX_INDEXES)),
+        }
+    }
+
+    /// Bytes in the cache.
+    pub fn used(&self) -> usize {
+        self.used.get()
+    }
+
+    /// The run that holds `offset`, which must be below the flushed position. Another reader of the same run waits for the one read.
+    ///
+    /// # Errors
+    /// When the device fails, or what it returns does not check.
+    pub async fn run(self: &Reader, cell: &Rc<PartitionCell>, offset: Offset) -> Result<Rc<Run>, Refusal> {
+        loop {
+            match self.cached(cell.id, offset) {
+                Some(Slot::Loaded(run)) => {
+                    self.metrics.add(Counter::CacheHits, 1);
+                    return Ok(run);
+                }
+                Some(Slot::Loading(event)) => event.wait(event.ticket()).await,
+                None => return self.load(cell, offset).await,
+            }
+        }
+    }
+
+    fn cached(&self, partition: TopicPartition, offset: Offset) -> Option<Slot> {
+        let runs = self.runs.borrow();
+        let (_, slot) = runs.range(..=(partition, offset)).next_back().filter(|((p, _), _)| *p == partition)?;
+        match slot {
+            Slot::Loaded(run) if run.end_offset <= offset => None,
+            Slot::Loading(_) => runs.get(&(partition, offset)).cloned(),
+            found => Some(found.clone()),
+        }
+    }
+
+    async fn load(&self, cell: &Rc<PartitionCell>, offset: Offset) -> Result<Rc<Run>, Refusal> {
+        let key = (cell.id, offset);
+        let event = Event::shared();
+        let after = self.run_before(cell.id, offset);
+        self.runs.borrow_mut().insert(key, Slot::Loading(event.clone()));
+        self.metrics.add(Counter::CacheMisses, 1);
+        let loaded = self.read_checked(cell, offset, after).await;
+        self.runs.borrow_mut().remove(&key);
+        event.notify();
+        let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, fault))?);
+        self.keep(cell.id, run.clone());
+        Ok(run)
+    }
+
+    /// Reads the run after `run` in the background, if there is one on disk and it is not there already.
+    pub fn read_ahead(self: &Reader, store: &Rc<crate::shard::store::Store>, cell: &Rc<PartitionCell>, run: &Run) {
+        let next = run.end_offset;
+        let on_disk = run.after.read > MIN_READ && cell.tail.borrow().first_offset().is_none_or(|first| next < first);
+        if !on_disk || next >= cell.machine.borrow().ladder().committed() || self.cached(cell.id, next).is_some() {
+            return;
+        }
+        let (store, cell) = (store.clone(), cell.clone());
+        glommio::spawn_local(async move {
+            // A failure shows when the consumer asks.
+            let _ = store.reader.run(&cell, next).await;
+        })
+        .detach();
+    }
+
+    fn run_before(&self, partition: TopicPartition, offset: Offset) -> Option<Place> {
+        let runs = self.runs.borrow();
+        let (_, slot) = runs.range(..(partition, offset)).next_back().filter(|((p, _), _)| *p == partition)?;
+        match slot {
+            Slot::Loaded(run) if run.end_offset == offset => Some(run.after),
+            _ => None,
+        }
+    }
+
+    fn keep(&self, partition: TopicPartition, run: Rc<Run>) {
+        let key = (partition, run.base_offset);
+        self.used.set(self.used.get() + run.data.len());
+        if let Some(Slot::Loaded(before)) = self.runs.borrow_mut().insert(key, Slot::Loaded(run)) {
+            self.used.set(self.used.get() - before.data.len());
+        } else {
+            self.order.borrow_mut().push_back(key);
+        }
+        while self.used.get() > self.capacity {
+            let Some(oldest) = self.order.borrow_mut().pop_front() else { break };
+            self.drop_run(&oldest);
+        }
+        self.metrics.set(Gauge::MemoryCache, self.used.get() as u64);
+    }
+
+    fn drop_run(&self, key: &(TopicPartition, Offset)) {
+        let mut runs = self.runs.borrow_mut();
+        if let Some(Slot::Loaded(run)) = runs.get(key) {
+            self.used.set(self.used.get() - run.data.len());
+            runs.remove(key);
+        }
+    }
+
+    /// Forgets everything of a partition below `offset` (or all of it with `i64::MAX`): it was deleted.
+    pub fn forget_below(&self, partition: TopicPartition, offset: Offset) {
+        let keys: Vec<_> = self.runs.borrow().range((partition, Offset::MIN)..(partition, offset)).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.drop_run(&key);
+        }
+        self.order.borrow_mut().retain(|(p, o)| *p != partition || *o >= offset);
+        self.files.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
+        self.indexes.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
+    }
+
+    async fn read_checked(&self, cell: &Rc<PartitionCell>, offset: Offset, after: Option<Place>) -> Result<Run, Fault> {
+        let segment = cell.machine.borrow().segment_of(offset).copied();
+        let Some(info) = segment else {
+            return Err(Fault::Damaged(format!("no segment holds offset {offset}")));
+        };
+        let place = match after.filter(|p| p.segment == info.base_offset) {
+            Some(place) => place,
+            None => self.place(cell, &info, offset).await?,
+        };
+        let (flushed_segment, flushed) = cell.machine.borrow().flushed();
+        let limit = if flushed_segment == info.base_offset { flushed.min(info.valid_end) } else { info.valid_end };
+        let file = self.file(cell.id, info.base_offset).await?;
+        let mut read = place.read;
+        loop {
+            let start = place.position / BLOCK as u64 * BLOCK as u64;
+            let len = (read as u64).min(limit.next_multiple_of(BLOCK as u64).saturating_sub(start)) as usize;
+            let data = file.read(start, len.next_multiple_of(BLOCK)).await?;
+            self.metrics.add(Counter::DiskReadBytes, data.len() as u64);
+            let from = (place.position - start) as usize;
+            let to = data.len().min((limit - start) as usize);
+            match self.check(cell, &info, &place, &data, from, to, offset)? {
+                Checked::Run { end_offset, end, hash, base_offset } => {
+                    let grown = (place.read * 2).min(MAX_READ);
+                    let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
+                    return Ok(Run { base_offset, end_offset, data, range: from..end, after });
+                }
+                Checked::TooShort(needed) if needed > len && start + needed as u64 <= limit.next_multiple_of(BLOCK as u64) => {
+                    if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
+                        return Err(Fault::TooLarge(needed));
+                    }
+                    read = needed.next_multiple_of(BLOCK);
+                }
+                Checked::TooShort(needed) => {
+                    return Err(Fault::Damaged(format!(
+                        "segment {} ends inside a batch: {needed} bytes wanted from {start}, valid end {limit}",
+                        info.base_offset
+                    )));
+                }
+            }
+        }
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn check(
+        &self,
+        cell: &PartitionCell,
+        info: &SegmentInfo,
+        place: &Place,
+        data: &[u8],
+        from: usize,
+        to: usize,
+        wanted: Offset,
+    ) -> Result<Checked, Fault> {
+        let start = place.position - from as u64;
+        let machine = cell.machine.borrow();
+        let known = machine.index();
+        let entries = if known.segment() == info.base_offset { known.entries() } else { &[] };
+        let mut at = from;
+        let mut offset = place.offset;
+        let mut hash = place.hash;
+        let mut entry_at = entries.partition_point(|e| e.position < place.position);
+        while at < to {
+            let damaged = |what: String| Fault::Damaged(format!("segment {} at {}: {what}", info.base_offset, start + at as u64));
+            if to - at < HEADER_LEN {
+                break;
+            }
+            if let Some(entry) = entries.get(entry_at).filter(|e| e.position == start + at as u64) {
+                if entry.running_hash != hash {
+                    return Err(damaged(format!("running hash {hash:016x}, the index has {:016x}", entry.running_hash)));
+                }
+                entry_at += 1;
+            }
+            let header = BatchHeader::parse(&data[at..to]).map_err(|e| damaged(e.to_string()))?;
+            if header.base_offset != offset {
+                return Err(damaged(format!("base offset {}, expected {offset}", header.base_offset)));
+            }
+            let len = header.total_len();
+            if len > to - at {
+                break;
+            }
+            batch::check_stored(&data[at..at + len]).map_err(|e| damaged(e.to_string()))?;
+            let mut head = [0; HEADER_LEN];
+            head.copy_from_slice(&data[at..at + HEADER_LEN]);
+            hash = running_hash(hash, &head);
+            offset = header.next_offset();
+            at += len;
+        }
+        if start + at as u64 == info.valid_end && hash != info.running_hash {
+            return Err(Fault::Damaged(format!(
+                "segment {}: running hash {hash:016x} at its end, expected {:016x}",
+                info.base_offset, info.running_hash
+            )));
+        }
+        if offset > wanted {
+            return Ok(Checked::Run { base_offset: place.offset, end_offset: offset, end: at, hash });
+        }
+        // The wanted batch is not wholly in this read.
+        let needed = match BatchHeader::parse(&data[at..to]) {
+            Ok(header) => at + header.total_len(),
+            Err(_) => at + MIN_READ,
+        };
+        Ok(Checked::TooShort(needed.max(to + BLOCK)))
+    }
+
+    /// The nearest index entry at or before `offset`.
+    async fn place(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset) -> Result<Place, Fault> {
+        let entry = self.index_entry(cell, info, |index| index.lookup(offset)).await?;
+        match entry {
+            Some(e) => {
+                Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: e.running_hash, read: MIN_READ })
+            }
+            None => Err(Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset))),
+        }
+    }
+
+    /// Asks the index of a segment, wherever it is.
+    async fn index_entry(
+        &self,
+        cell: &Rc<PartitionCell>,
+        info: &SegmentInfo,
+        ask: impl Fn(&Index) -> Option<IndexEntry>,
+    ) -> Result<Option<IndexEntry>, Fault> {
+        {
+            let machine = cell.machine.borrow();
+            if machine.index().segment() == info.base_offset && !machine.index().is_empty() {
+                return Ok(ask(machine.index()));
+            }
+        }
+        if let Some(index) = cell.sealed_index(info.base_offset) {
+            return Ok(ask(&index));
+        }
+        let key = (cell.id, info.base_offset);
+        if let Some(index) = self.indexes.borrow().known.get(&key) {
+            return Ok(ask(index));
+        }
+        let file = self.disk.open(&paths::index(cell.id, info.base_offset)).await?;
+        let index = Rc::new(read_index(&file, info).await?);
+        file.close().await?;
+        self.indexes.borrow_mut().insert(key, index.clone());
+        Ok(ask(&index))
+    }
+
+    /// Where a search for the first batch with a timestamp of at least `timestamp` starts in this segment.
+    ///
+    /// # Errors
+    /// When the index can't be read.
+    pub async fn offset_before_time(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, timestamp: i64) -> Result<Offset, Refusal> {
+        let entry = self.index_entry(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, fault))?;
+        Ok(entry.map_or(info.base_offset, |e| e.offset))
+    }
+
+    async fn file(&self, partition: TopicPartition, segment: Offset) -> io::Result<Rc<DataFile>> {
+        let key = (partition, segment);
+        if let Some(file) = self.files.borrow().known.get(&key) {
+            return Ok(file.clone());
+        }
+        let file = Rc::new(self.disk.open(&paths::segment(partition, segment)).await?);
+        self.files.borrow_mut().insert(key, file.clone());
+        Ok(file)
+    }
+
+    fn refusal(&self, cell: &PartitionCell, fault: Fault) -> Refusal {
+        match fault {
+            Fault::Io(error) => {
+                tracing::error!(partition = %cell.id, %error, "read failed");
+                Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
+            }
+            Fault::TooLarge(bytes) => {
+                Refusal::new(Code::LimitReached, format!("partition {}: a batch of {bytes} bytes does not fit a response", cell.id))
+            }
+            Fault::Damaged(what) => {
+                tracing::error!(partition = %cell.id, what, "corruption: the partition is quarantined");
+                self.metrics.raise(Gauge::PartitionsQuarantined, 1);
+                let refusal = Refusal::new(Code::Quarantined, format!("partition {}: {what}", cell.id));
+                cell.close(refusal.clone());
+                refusal
+            }
+        }
+    }
+}
+
+enum Checked {
+    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: u64 },
+    TooShort(usize),
+}
+
+enum Fault {
+    Io(io::Error),
+    Damaged(String),
+    TooLarge(usize),
+}
+
+impl From<io::Error> for Fault {
+    fn from(error: io::Error) -> Fault {
+        Fault::Io(error)
+    }
+}

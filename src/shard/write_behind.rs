@@ -1,0 +1,272 @@
+//! Moves bytes from memory to their segments, in large aligned writes, and lets memory and journal go.
+//!
+//! Only bytes that are durable in the journal are written, so a block that is rewritten (after an idle partition was
+//! flushed with a padded last block) is wholly in the journal at that moment: its next entry carries the block's earlier bytes.
+//! Order: segment and index written and synced, then the machine's flushed position moves, then memory and, after a
+//! checkpoint, the journal are used again.
+
+use std::io;
+use std::rc::Rc;
+
+use futures_util::future::join_all;
+use futures_util::stream::{self, TryStreamExt};
+
+use crate::limits::BLOCK;
+use crate::log::journal::{EntryHeader, EntryKind};
+use crate::log::segment::SegmentInfo;
+use crate::metrics::{Counter, Gauge};
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::store::Store;
+use crate::types::Offset;
+
+/// Largest single write, bytes.
+const WRITE: usize = 1 << 20;
+/// Writes of one flush in flight.
+const WRITES_IN_FLIGHT: usize = 4;
+/// Partitions flushed at once: their syncs share the file system's commits.
+const FLUSHES: usize = 16;
+/// A partition without an append for so long is flushed whole, s.
+const IDLE_SECONDS: u64 = 10;
+
+/// The write-behind task: flushes, oldest first, while memory is more than half used.
+pub async fn run(store: Rc<Store>) {
+    loop {
+        let ticket = store.write_behind.ticket();
+        if !store.budget.wants_flush() {
+            store.write_behind.wait(ticket).await;
+            continue;
+        }
+        let cells = take_unflushed(&store, FLUSHES, |_| true);
+        if cells.is_empty() {
+            evict(&store);
+            if store.budget.wants_flush() {
+                // What is left is in flight or unfinished blocks: the next commit or append notifies.
+                store.write_behind.wait(ticket).await;
+            }
+            continue;
+        }
+        flush_all(&store, cells, false).await;
+        glommio::yield_if_needed().await;
+    }
+}
+
+/// Flushes partitions that have been idle for a while, so that a quiet broker holds nothing back. To be called once a second.
+pub async fn flush_idle(store: &Rc<Store>) {
+    let now = store.seconds.get();
+    let cells = take_unflushed(store, FLUSHES, |cell| now.saturating_sub(cell.last_append.get()) >= IDLE_SECONDS);
+    if !cells.is_empty() {
+        flush_all(store, cells, true).await;
+    }
+}
+
+fn take_unflushed(store: &Store, most: usize, want: impl Fn(&PartitionCell) -> bool) -> Vec<Rc<PartitionCell>> {
+    let mut queue = store.unflushed.borrow_mut();
+    let mut taken = Vec::new();
+    for _ in 0..queue.len() {
+        let Some(cell) = queue.pop_front() else { break };
+        if taken.len() < most && want(&cell) {
+            cell.queued_for_flush.set(false);
+            taken.push(cell);
+        } else {
+            queue.push_back(cell);
+        }
+        if taken.len() == most {
+            break;
+        }
+    }
+    taken
+}
+
+/// Flushes several partitions at once; `padded` includes their unfinished blocks.
+pub async fn flush_all(store: &Rc<Store>, cells: Vec<Rc<PartitionCell>>, padded: bool) {
+    join_all(cells.iter().map(|cell| async move {
+        if let Err(error) = flush(store, cell, padded).await {
+            store.fail(format!("write-behind of {}: {error}", cell.id));
+        }
+        let more = cell.oldest_unflushed().is_some();
+        if more && !cell.queued_for_flush.replace(true) {
+            store.unflushed.borrow_mut().push_back(cell.clone());
+        }
+    }))
+    .await;
+    evict(store);
+    store.room.notify();
+}
+
+/// Writes what is durable of one partition to its segments and syncs it.
+pub async fn flush(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) -> io::Result<()> {
+    cell.enter_flush().await;
+    let result = flush_segments(store, cell, padded).await;
+    cell.leave_flush();
+    result
+}
+
+async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) -> io::Result<()> {
+    while cell.gone().is_none() {
+        let Some((info, from)) = cell.machine.borrow().unflushed() else { return Ok(()) };
+        let durable = cell.durable_position(&info);
+        let whole = durable == info.valid_end && (info.sealed || padded);
+        let target = if whole { durable } else { durable / BLOCK as u64 * BLOCK as u64 };
+        if target <= from {
+            return Ok(());
+        }
+        if info.adopted {
+            // Written and synced on its own; being durable is being flushed.
+            flushed(store, cell, &info, from, target);
+            continue;
+        }
+        let Some(files) = cell.files_of(info.base_offset) else {
+            return Err(io::Error::other(format!("segment {} has unflushed bytes and is not open", info.base_offset)));
+        };
+        let start = from / BLOCK as u64 * BLOCK as u64;
+        let writes = gather(cell, info.base_offset, start, target)?;
+        let bytes: usize = writes.iter().map(|(_, memory)| memory.len()).sum();
+        let copied: u64 = writes.iter().map(|(at, memory)| (at + memory.len() as u64).min(target).saturating_sub((*at).max(from))).sum();
+        store.metrics.raise(Gauge::WriteBehind, bytes as u64);
+        let written = stream::iter(writes.into_iter().map(|(position, memory)| Ok(files.log.write(memory, position))))
+            .try_buffer_unordered(WRITES_IN_FLIGHT)
+            .try_collect::<()>()
+            .await;
+        store.metrics.lower(Gauge::WriteBehind, bytes as u64);
+        written?;
+        cell.write_index(&files, &info, target).await?;
+        files.sync().await?;
+        store.metrics.add(Counter::SegmentBytes, bytes as u64);
+        store.budget.sub_unflushed(copied as usize);
+        flushed(store, cell, &info, from, target);
+    }
+    Ok(())
+}
+
+/// Aligned copies of the bytes [start, target) that did not go straight to the segment, the last block zero-padded.
+fn gather(cell: &PartitionCell, segment: Offset, start: u64, target: u64) -> io::Result<Vec<(u64, Rc<glommio::io::DmaBuffer>)>> {
+    let tail = cell.tail.borrow();
+    let mut writes = Vec::new();
+    let mut at = start;
+    while at < target {
+        let direct = tail.chunks().filter(|c| c.segment == segment).filter_map(|c| c.direct()).find(|(_, to)| *to > at);
+        if let Some((from, to)) = direct
+            && from <= at
+        {
+            at = to;
+            continue;
+        }
+        let run_end = direct.map_or(target, |(from, _)| from.min(target));
+        let end = run_end.min(at + WRITE as u64);
+        let len = (end - at) as usize;
+        let mut memory = glommio::allocate_dma_buffer_global(len.next_multiple_of(BLOCK));
+        let mut copied = 0;
+        for (position, piece) in tail.chunks().filter(|c| c.segment == segment).flat_map(|c| c.range(at, end)) {
+            // Carried bytes are the same bytes again; what counts is that there is no hole.
+            let offset = (position - at) as usize;
+            if offset > copied {
+                break;
+            }
+            memory.as_bytes_mut()[offset..offset + piece.len()].copy_from_slice(piece.bytes());
+            copied = copied.max(offset + piece.len());
+        }
+        if copied != len {
+            return Err(io::Error::other(format!(
+                "segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}",
+                at + copied as u64
+            )));
+        }
+        memory.as_bytes_mut()[len..].fill(0);
+        writes.push((at, Rc::new(memory)));
+        at = end;
+    }
+    Ok(writes)
+}
+
+/// Everything of the segment up to `target` is on disk.
+fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u64, target: u64) {
+    let mut target = target;
+    {
+        let mut machine = cell.machine.borrow_mut();
+        if !machine.segments().iter().any(|s| s.base_offset == info.base_offset) {
+            return;
+        }
+        let unaligned = !target.is_multiple_of(BLOCK as u64);
+        if unaligned && machine.active().is_some_and(|a| a.base_offset == info.base_offset) {
+            if machine.next_position() == Some(target) {
+                let block = target / BLOCK as u64 * BLOCK as u64;
+                *cell.remainder.borrow_mut() = block_bytes(cell, info.base_offset, block, target);
+            } else {
+                // An append came meanwhile: its entry starts in the middle of this block, so the block stays with the journal.
+                target = (target / BLOCK as u64 * BLOCK as u64).max(from);
+            }
+        }
+        if target > from {
+            machine.flushed_to(info.base_offset, target);
+        }
+    }
+    store.add_state_entry(cell, EntryKind::FlushedTo, info.base_offset, target, cell.machine.borrow().ladder().appended());
+    let machine = cell.machine.borrow();
+    let done = machine.segments().iter().any(|s| s.base_offset == info.base_offset && s.sealed && s.valid_end <= target);
+    drop(machine);
+    if done {
+        cell.drop_files(info.base_offset);
+    }
+}
+
+/// The bytes [from, to) of a segment, from the memory tail.
+fn block_bytes(cell: &PartitionCell, segment: Offset, from: u64, to: u64) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; (to - from) as usize];
+    let mut copied = 0;
+    for (position, piece) in cell.tail.borrow().chunks().filter(|c| c.segment == segment).flat_map(|c| c.range(from, to)) {
+        let at = (position - from) as usize;
+        bytes[at..at + piece.len()].copy_from_slice(piece.bytes());
+        copied = copied.max(at + piece.len());
+    }
+    assert_eq!(copied, bytes.len(), "the unfinished block was flushed from memory just now");
+    Some(bytes)
+}
+
+/// Copies the unfinished block of a partition into the present group, so that the old group is not needed for it.
+pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
+    let (segment, from) = cell.machine.borrow().flushed();
+    let end = match cell.machine.borrow().active() {
+        Some(active) if active.base_offset == segment => active.valid_end,
+        _ => return,
+    };
+    if end - from >= BLOCK as u64 || !from.is_multiple_of(BLOCK as u64) || end == from {
+        return;
+    }
+    let Some(bytes) = block_bytes(cell, segment, from, end) else { return };
+    let machine = cell.machine.borrow();
+    let entry = EntryHeader {
+        kind: EntryKind::Carry,
+        must_understand: true,
+        topic_partition: cell.id,
+        leader_epoch: machine.epoch(),
+        segment,
+        position: from,
+        base_offset: machine.ladder().appended(),
+        end_offset: machine.ladder().appended(),
+        high_watermark: machine.ladder().committed(),
+        running_hash: machine.running_hash(),
+        max_timestamp: machine.max_timestamp(),
+        payload_len: bytes.len() as u32,
+        carried: bytes.len() as u32,
+    };
+    drop(machine);
+    let placed = store.journal.add(&entry, false, None, |space| space.copy_from_slice(&bytes));
+    for chunk in cell.tail.borrow_mut().chunks_mut().filter(|c| c.segment == segment && c.end_position() > from) {
+        chunk.sequence = placed.sequence;
+    }
+    store.mark("carry");
+}
+
+/// Lets flushed batches leave the memory tail, oldest first, until half of its share is used. Unflushed ones that pin a large buffer are copied out.
+pub fn evict(store: &Store) {
+    let mut rounds = store.tails.borrow().len();
+    while store.budget.wants_eviction() && rounds > 0 {
+        rounds -= 1;
+        let Some(cell) = store.tails.borrow_mut().pop_front() else { return };
+        let flushed = cell.machine.borrow().flushed();
+        let gone = cell.tail.borrow_mut().pop_flushed(flushed);
+        if gone.is_none() && cell.tail.borrow_mut().copy_out_first(store.budget.accounted()) {
+            store.tails.borrow_mut().push_back(cell);
+        }
+    }
+}
