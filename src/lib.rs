@@ -43,20 +43,13 @@
 //! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
 
 pub mod batch;
-pub mod checksum;
-#[cfg(feature = "client")]
-pub mod client;
-#[cfg(feature = "server")]
-pub mod cluster;
-#[cfg(feature = "server")]
-pub mod bridge;
-pub mod checksum;
-#[cfg(feature = "server")]
 #[cfg(feature = "server")]
 pub mod bridge;
 pub mod checksum;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
