@@ -88,6 +88,8 @@ pub const CONTROL_BLOCKING_THREADS: usize = 2;
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// Longest wait for the head of an admin request, s.
 pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest answer that `corelane stat` reads, bytes.
+pub const MAX_STAT_ANSWER: usize = 64 * 1024 * 1024;
 /// Longest life of an admin connection, s.
 pub const ADMIN_CONNECTION_S: u64 = 120;
 /// Default of `--memory`, bytes.
