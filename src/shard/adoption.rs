@@ -147,7 +147,8 @@ impl Adoption {
         if let Some(crc) = crc {
             batch::stamp_crc(&mut self.first, crc);
         }
-        let computed = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+        let computed =
+            crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
         match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
             Ok(header) => self.adopt(header, done).await,
             Err(error) => {
@@ -181,7 +182,8 @@ impl Adoption {
         if settings.log_append_time {
             let stamp = now.max(cell.machine.borrow().max_timestamp());
             batch::stamp_log_append_time_head(&mut self.first, stamp).expect("a checked head");
-            let crc = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+            let crc =
+                crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
             batch::stamp_crc(&mut self.first, crc);
             header = BatchHeader::parse(&self.first).expect("a checked head with another timestamp");
         }
@@ -237,7 +239,15 @@ impl Adoption {
 
 impl Store {
     /// Takes an adopted file into the log: seals the open segment, journals, moves the log's end.
-    fn adopt(&self, cell: &Rc<PartitionCell>, plan: &crate::partition::Plan, stored: &[u8; HEADER_LEN], header: &BatchHeader, adopt: Adopt, now: i64) -> u64 {
+    fn adopt(
+        &self,
+        cell: &Rc<PartitionCell>,
+        plan: &crate::partition::Plan,
+        stored: &[u8; HEADER_LEN],
+        header: &BatchHeader,
+        adopt: Adopt,
+        now: i64,
+    ) -> u64 {
         self.journal_epoch(cell, plan);
         let sealed = cell.machine.borrow_mut().adopt(plan, stored, header, now);
         if let Some(sealed) = sealed {

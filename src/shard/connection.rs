@@ -12,7 +12,6 @@ use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::Poll;
 use std::time::Instant;
 
 use futures_util::io::ReadHalf;
@@ -62,11 +61,20 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     let sender = Sender::new(&stream, context.metrics.clone());
     let (read, write) = stream.split();
     let writer = glommio::spawn_local(sender.clone().run(write)).detach();
-    let state = Rc::new(ConnectionState { sender: sender.clone(), deadline: Cell::new(context.store.seconds.get() + limits::HELLO_DEADLINE_S) });
+    let state =
+        Rc::new(ConnectionState { sender: sender.clone(), deadline: Cell::new(context.store.seconds.get() + limits::HELLO_DEADLINE_S) });
     context.connections.borrow_mut().insert(number, state.clone());
     context.metrics.set(Gauge::Connections, context.connections.borrow().len() as u64);
-    let mut connection =
-        Connection { context: context.clone(), socket: read, sender: sender.clone(), state, buffer: Vec::new(), start: 0, end: 0, spare: Vec::new() };
+    let mut connection = Connection {
+        context: context.clone(),
+        socket: read,
+        sender: sender.clone(),
+        state,
+        buffer: Vec::new(),
+        start: 0,
+        end: 0,
+        spare: Vec::new(),
+    };
     let ended = connection.run().await;
     connection.release_buffer();
     match &ended {
@@ -259,8 +267,12 @@ impl Connection {
             let whole = only.range == (0..payload_len - trailer);
             let here = self.context.store.partition(&only.partition).filter(|_| whole);
             match here {
-                Some(cell) if only.range.len() > ADOPT_APPEND => return self.adopted_produce(&cell, only.range.len(), produce.crc_trailer, answer).await,
-                Some(cell) if only.range.len() >= LARGE_APPEND && !produce.crc_trailer => return self.large_produce(&cell, only.range.len(), answer).await,
+                Some(cell) if only.range.len() > ADOPT_APPEND => {
+                    return self.adopted_produce(&cell, only.range.len(), produce.crc_trailer, answer).await;
+                }
+                Some(cell) if only.range.len() >= LARGE_APPEND && !produce.crc_trailer => {
+                    return self.large_produce(&cell, only.range.len(), answer).await;
+                }
                 _ => {}
             }
         }
@@ -315,7 +327,13 @@ impl Connection {
     }
 
     /// One batch that is too large for memory: into a file of its own.
-    async fn adopted_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, crc_trailer: bool, answer: Box<dyn Answer>) -> Result<(), End> {
+    async fn adopted_produce(
+        &mut self,
+        cell: &Rc<PartitionCell>,
+        len: usize,
+        crc_trailer: bool,
+        answer: Box<dyn Answer>,
+    ) -> Result<(), End> {
         let pending = PendingProduce::new(std::iter::once(cell.id), answer);
         let done = pending.completion(0);
         let trailer = if crc_trailer { 4 } else { 0 };

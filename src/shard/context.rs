@@ -7,7 +7,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::bridge::ShardEnd;
-use crate::cluster::{CatalogueView, TimestampType, Topic};
+use crate::cluster::config::TimestampType;
+use crate::cluster::{CatalogueView, Topic};
 use crate::limits;
 use crate::metrics::{Gauge, ShardMetrics};
 use crate::partition::Settings;
@@ -191,12 +192,14 @@ impl Context {
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {
-            Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => {
-                Refusal::new(Code::NotLeader, format!("a batch this large goes to the shard that owns partition {id}, which is {}", self.owner(id)))
-            }
-            Some(topic) if id.partition < topic.partitions => {
-                Refusal::new(Code::InvalidRequest, format!("a batch of more than {} bytes comes alone in its request", limits::ADOPT_APPEND))
-            }
+            Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
+                Code::NotLeader,
+                format!("a batch this large goes to the shard that owns partition {id}, which is {}", self.owner(id)),
+            ),
+            Some(topic) if id.partition < topic.partitions => Refusal::new(
+                Code::InvalidRequest,
+                format!("a batch of more than {} bytes comes alone in its request", limits::ADOPT_APPEND),
+            ),
             _ => self.unknown(id),
         }
     }

@@ -75,7 +75,13 @@ async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<Par
 }
 
 /// Adds one partition's batches: whole ones, at least one if the answer is empty so far.
-async fn read_partition(context: &Rc<Context>, cell: &Rc<PartitionCell>, wanted: &FetchPartition, most: usize, answer: &mut FetchAnswer) -> Result<Fetched, Refusal> {
+async fn read_partition(
+    context: &Rc<Context>,
+    cell: &Rc<PartitionCell>,
+    wanted: &FetchPartition,
+    most: usize,
+    answer: &mut FetchAnswer,
+) -> Result<Fetched, Refusal> {
     if let Some(refusal) = cell.gone() {
         return Err(refusal);
     }
@@ -134,7 +140,14 @@ fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i
 }
 
 /// Adds batches from memory: (bytes, offset after them). `None` if `offset` is not there.
-fn read_tail(cell: &PartitionCell, offset: i64, high_watermark: i64, room: usize, at_least_one: bool, pieces: &mut Vec<Outgoing>) -> Option<(usize, i64)> {
+fn read_tail(
+    cell: &PartitionCell,
+    offset: i64,
+    high_watermark: i64,
+    room: usize,
+    at_least_one: bool,
+    pieces: &mut Vec<Outgoing>,
+) -> Option<(usize, i64)> {
     let tail = cell.tail.borrow();
     let mut taken = 0;
     let mut end = offset;
@@ -203,7 +216,8 @@ async fn ask(context: &Rc<Context>, shard: u32, part: Fetch) -> FetchAnswer {
 /// Puts the shards' answers back into the order of the request. Each shard's bytes are cut at its results' bounds.
 fn join(context: &Context, request: &Fetch, parts: Vec<Option<FetchAnswer>>) -> FetchAnswer {
     let mut answer = FetchAnswer::default();
-    let mut parts: Vec<_> = parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();
+    let mut parts: Vec<_> =
+        parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();
     for wanted in &request.partitions {
         let (results, pieces, rest) = &mut parts[context.owner(&wanted.partition) as usize];
         let Some(result) = results.next() else { continue };

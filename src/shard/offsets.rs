@@ -49,7 +49,11 @@ async fn answer(context: &Rc<Context>, question: &ListOffset) -> Result<(Offset,
         OffsetSpec::At(timestamp) => first_at(context, &cell, timestamp).await,
         OffsetSpec::MaxTimestamp => {
             let largest = cell.machine.borrow().max_timestamp();
-            if cell.machine.borrow().ladder().committed() == cell.machine.borrow().log_start() { Ok((-1, -1)) } else { first_at(context, &cell, largest).await }
+            if cell.machine.borrow().ladder().committed() == cell.machine.borrow().log_start() {
+                Ok((-1, -1))
+            } else {
+                first_at(context, &cell, largest).await
+            }
         }
     }
 }

@@ -58,7 +58,13 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
 }
 
 /// Appends a checked large batch.
-pub async fn append_large(context: &Rc<Context>, cell: &Rc<PartitionCell>, header: &batch::BatchHeader, bytes: LargeBatch, done: Completion) {
+pub async fn append_large(
+    context: &Rc<Context>,
+    cell: &Rc<PartitionCell>,
+    header: &batch::BatchHeader,
+    bytes: LargeBatch,
+    done: Completion,
+) {
     let len = bytes.head.len() + bytes.body_len;
     let (mut bytes, mut done) = (bytes, done);
     loop {
@@ -73,7 +79,13 @@ pub async fn append_large(context: &Rc<Context>, cell: &Rc<PartitionCell>, heade
 }
 
 /// Hands batches to the shards that own their partitions, in order, and follows their answers.
-async fn forward(context: &Rc<Context>, request: &Produce, payload: &[u8], pending: &Rc<PendingProduce>, elsewhere: Vec<(usize, &ProduceBatch)>) {
+async fn forward(
+    context: &Rc<Context>,
+    request: &Produce,
+    payload: &[u8],
+    pending: &Rc<PendingProduce>,
+    elsewhere: Vec<(usize, &ProduceBatch)>,
+) {
     for shard in 0..context.mesh.shards() {
         let theirs: Vec<_> = elsewhere.iter().filter(|(_, b)| context.owner(&b.partition) == shard).collect();
         if theirs.is_empty() {
@@ -94,7 +106,9 @@ async fn forward(context: &Rc<Context>, request: &Produce, payload: &[u8], pendi
         let answer = context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await;
         glommio::spawn_local(async move {
             match answer.recv().await.map(|reply| reply.response) {
-                Ok(Response::Produce(results)) => completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome)),
+                Ok(Response::Produce(results)) => {
+                    completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome))
+                }
                 Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
                 _ => refuse_all(completions, &shard_gone()),
             }

@@ -79,7 +79,8 @@ async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
     for name in names {
         let mut found = describe_partitions(context, &name);
         if request.create_missing && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
-            let create = CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
+            let create =
+                CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
             found = match create_topic(context, create).await {
                 Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
                 _ => describe_partitions(context, &name),

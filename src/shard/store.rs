@@ -143,6 +143,13 @@ impl Store {
         self.failed.notify();
     }
 
+    /// A failure that costs room, not data.
+    pub fn note_disk_error(&self, error: &io::Error) {
+        tracing::error!(%error, "another journal file can't be made");
+        self.disk_full.set(true);
+        self.metrics.set(Gauge::DiskFull, 1);
+    }
+
     /// Waits for [`Store::fail`].
     pub async fn failure(&self) -> String {
         loop {

@@ -49,7 +49,10 @@ pub fn open(context: &Rc<Context>, topic: &Topic, state: PartitionState, remaind
     if quarantined {
         cell.close(crate::request::Refusal::new(
             crate::request::Code::Quarantined,
-            format!("partition {} of topic {} was damaged; see the log of the start and `corelane inspect verify`", cell.id.partition, topic.name),
+            format!(
+                "partition {} of topic {} was damaged; see the log of the start and `corelane inspect verify`",
+                cell.id.partition, topic.name
+            ),
         ));
     }
     context.store.insert(cell);
