@@ -27,9 +27,10 @@ const RETRY: Duration = Duration::from_secs(15);
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Failure {
         let exit = match &error {
-            ClientError::Connect { .. } | ClientError::Disconnected { .. } | ClientError::TimedOut { .. } | ClientError::Protocol { .. } => {
-                Exit::Unreachable
-            }
+            ClientError::Connect { .. }
+            | ClientError::Disconnected { .. }
+            | ClientError::TimedOut { .. }
+            | ClientError::Protocol { .. } => Exit::Unreachable,
             ClientError::Refused(_) => Exit::Refused,
             ClientError::Invalid(_) => Exit::Usage,
             ClientError::Batch(_) | ClientError::Closed => Exit::Failed,
@@ -42,7 +43,9 @@ impl From<ProduceError> for Failure {
     fn from(error: ProduceError) -> Failure {
         let exit = match &error.cause {
             ProduceFailure::Client(cause) => Failure::from(cause.clone()).exit,
-            ProduceFailure::Expired { last: Some(cause), .. } if Failure::from(cause.clone()).exit == Exit::Unreachable => Exit::Unreachable,
+            ProduceFailure::Expired { last: Some(cause), .. } if Failure::from(cause.clone()).exit == Exit::Unreachable => {
+                Exit::Unreachable
+            }
             _ => Exit::Failed,
         };
         Failure::new(exit, error.to_string())

@@ -51,7 +51,8 @@ pub fn run(args: ProduceArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let sent = super::block_on(async {
         let producer = args.broker.connect().await?.producer().compression(compression(&args.compression)?).build()?;
-        let mut sender = Sender { producer, topic: &args.topic, partition: args.partition, waiting: VecDeque::new(), acked: Acked::default() };
+        let mut sender =
+            Sender { producer, topic: &args.topic, partition: args.partition, waiting: VecDeque::new(), acked: Acked::default() };
         match &args.file {
             None => sender.send_lines(BufReader::new(tokio::io::stdin()), separator.as_deref()).await?,
             Some(path) => {

@@ -189,7 +189,8 @@ async fn describe(args: NameArgs) -> Result<String, Failure> {
     }
     let _ = writeln!(text, "\n{:>9} {:>8} {:>12} {:>14} {:>14}", "partition", "leader", "leader epoch", "earliest", "latest");
     for p in &partitions {
-        let _ = writeln!(text, "{:>9} {:>8} {:>12} {:>14} {:>14}", p["partition"], p["leader"], p["leader_epoch"], p["earliest"], p["latest"]);
+        let _ =
+            writeln!(text, "{:>9} {:>8} {:>12} {:>14} {:>14}", p["partition"], p["leader"], p["leader_epoch"], p["earliest"], p["latest"]);
     }
     Ok(text)
 }
