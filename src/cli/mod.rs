@@ -11,6 +11,7 @@ pub mod exit;
 pub mod format;
 pub mod logging;
 pub mod produce;
+pub mod serve;
 pub mod stat;
 pub mod topic;
 
@@ -34,6 +35,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a broker
+    Serve(serve::ServeArgs),
     /// Create, list, describe, alter or delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
@@ -47,6 +50,7 @@ impl Command {
     /// Whether errors are to be JSON too.
     fn json(&self) -> bool {
         match self {
+            Command::Serve(args) => args.json,
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
             Command::Stat(args) => args.json,
@@ -55,6 +59,7 @@ impl Command {
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
