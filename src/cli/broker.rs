@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::exit::{Exit, Failure};
 use crate::client::{Client, ClientError, ProduceError, ProduceFailure};
+use crate::request::Code;
 
 /// Where the broker is.
 #[derive(clap::Args)]
@@ -48,14 +49,17 @@ impl From<ProduceError> for Failure {
             }
             _ => Exit::Failed,
         };
-        Failure::new(exit, error.to_string())
+        let code = if let ProduceFailure::Client(cause) = &error.cause { cause.code() } else { None };
+        let unknown = code == Some(Code::UnknownTopicOrPartition);
+        let advice = if unknown { format!("; `corelane topic create {}` makes one", error.topic) } else { String::new() };
+        Failure::new(exit, format!("{error}{advice}"))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Code, Refusal};
+    use crate::request::Refusal;
 
     #[test]
     fn errors_have_their_exit_codes() {

@@ -187,11 +187,14 @@ async fn describe(args: NameArgs) -> Result<String, Failure> {
     for entry in &topic.config {
         let _ = writeln!(text, "{} {:<24} {}", if entry.is_set { '*' } else { ' ' }, entry.name, entry.value);
     }
-    let _ = writeln!(text, "\n{:>9} {:>8} {:>12} {:>14} {:>14}", "partition", "leader", "leader epoch", "earliest", "latest");
+    const COLUMNS: [&str; 5] = ["partition", "leader", "leader_epoch", "earliest", "latest"];
+    text.push('\n');
+    text += &COLUMNS.map(|name| format!("{name:>14}")).concat();
     for p in &partitions {
-        let _ =
-            writeln!(text, "{:>9} {:>8} {:>12} {:>14} {:>14}", p["partition"], p["leader"], p["leader_epoch"], p["earliest"], p["latest"]);
+        text.push('\n');
+        text += &COLUMNS.map(|name| format!("{:>14}", p[name].to_string())).concat();
     }
+    text.push('\n');
     Ok(text)
 }
 
