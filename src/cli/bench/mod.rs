@@ -2,15 +2,18 @@
 //!
 //! Each figure stands beside its reference of the same run and directory, and beside the durability that was in force.
 
+pub mod commands;
 pub mod histogram;
 pub mod limits;
 pub mod measured;
+pub mod outcome;
 pub mod pacer;
 pub mod plot;
 pub mod process;
 pub mod producing;
 pub mod random;
 pub mod redis;
+pub mod reference;
 pub mod report;
 pub mod sizes;
 pub mod workload;
