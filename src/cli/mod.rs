@@ -9,6 +9,7 @@ pub mod child;
 pub mod exit;
 pub mod format;
 pub mod logging;
+pub mod serve;
 pub mod stat;
 
 use std::io::{self, Write};
@@ -31,6 +32,8 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Run a broker
+    Serve(serve::ServeArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -39,12 +42,14 @@ impl Command {
     /// Whether errors are to be JSON too.
     fn json(&self) -> bool {
         match self {
+            Command::Serve(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }
