@@ -18,10 +18,9 @@ fn catalogue() -> Vec<TopicPartition> {
     ]
 }
 
-fn open(image: &mut Image, shards: u32, salt: u64, bug: Option<Bug>) -> Vec<Shard> {
-    let store = check::open(image, &catalogue(), shards, salt).unwrap();
-    assert_eq!(store.report.damage, [], "a store without damage");
-    Shard::all(store, bug)
+fn open(image: &mut Image, shards: u32, salt: u64, bug: Option<Bug>) -> Result<Vec<Shard>, String> {
+    let store = check::open(image, &catalogue(), shards, salt)?;
+    if store.report.damage.is_empty() { Ok(Shard::all(store, bug)) } else { Err(format!("damage: {:?}", store.report.damage)) }
 }
 
 /// Appends to every partition of a shard, in several groups.
@@ -37,11 +36,11 @@ fn some_appends(image: &mut Image, shard: &mut Shard, rounds: usize, sequence: &
     }
 }
 
-/// A life of a store that does everything once, over several generations with different numbers of shards.
-fn whole_life(bug: Option<Bug>) -> Image {
+/// A life of a store that does everything once, over several generations with different numbers of shards. An error: a broken rule was seen on the way.
+fn whole_life(bug: Option<Bug>) -> Result<Image, String> {
     let mut image = Image::recording();
     let mut sequence = 0;
-    let mut shards = open(&mut image, 1, 1, bug);
+    let mut shards = open(&mut image, 1, 1, bug)?;
     let shard = &mut shards[0];
     some_appends(&mut image, shard, 4, &mut sequence);
     shard.mark(&mut image);
@@ -61,7 +60,7 @@ fn whole_life(bug: Option<Bug>) -> Image {
     some_appends(&mut image, shard, 2, &mut sequence);
 
     // The process dies here; the next run has two shards.
-    let mut shards = open(&mut image, 2, 2, bug);
+    let mut shards = open(&mut image, 2, 2, bug)?;
     let mut sequence = sequence;
     for shard in &mut shards {
         some_appends(&mut image, shard, 3, &mut sequence);
@@ -80,14 +79,14 @@ fn whole_life(bug: Option<Bug>) -> Image {
     }
 
     // And then one again.
-    let mut shards = open(&mut image, 1, 3, bug);
+    let mut shards = open(&mut image, 1, 3, bug)?;
     some_appends(&mut image, &mut shards[0], 2, &mut sequence);
-    image
+    Ok(image)
 }
 
 #[test]
 fn a_whole_life_recovers() {
-    let mut image = whole_life(None);
+    let mut image = whole_life(None).unwrap();
     let events = image.events.take().unwrap();
     let mut acknowledged = Acknowledged::new();
     let result = check::enumerate(&Image::default(), &events, 0, 1, |_, so_far, _| {
@@ -113,7 +112,7 @@ fn an_empty_store_gets_its_first_generation() {
 #[test]
 fn unknown_files_are_set_aside_and_dropped_partitions_removed() {
     let mut image = Image::recording();
-    let mut shards = open(&mut image, 1, 1, None);
+    let mut shards = open(&mut image, 1, 1, None).unwrap();
     some_appends(&mut image, &mut shards[0], 3, &mut 0);
     for path in ["notes.txt", "journal/0000000000000001.journal.bak", "topics/x", "topics/11111111-1111-1111-1111-111111111111/0/old.log"] {
         image.put(path, b"keep me");
@@ -126,4 +125,42 @@ fn unknown_files_are_set_aside_and_dropped_partitions_removed() {
     assert_eq!(in_quarantine, 4);
     let topics: Vec<_> = image.files().filter(|(path, _)| path.starts_with("topics/")).map(|(path, _)| path.to_string()).collect();
     assert_eq!(topics.len(), 2, "log and index of the partition that is left: {topics:?}");
+}
+
+/// Crashes a life of a store after each of its events, in so many random ways each.
+fn crash_everywhere(bug: Option<Bug>, ways: u64, seed: u64) -> Result<check::Counts, String> {
+    let mut image = whole_life(bug)?;
+    let events = image.events.take().unwrap();
+    let result = check::enumerate(&Image::default(), &events, ways, seed, |image, acknowledged, at| {
+        let shards = 1 + (at % 3) as u32;
+        check::recover_and_compare(image, &catalogue(), shards, acknowledged)
+    });
+    result.map_err(|loser| format!("{loser:?}"))
+}
+
+#[test]
+fn nothing_acknowledged_is_lost_in_any_crash() {
+    let seed = std::env::var("SEED").map_or(42, |seed| seed.parse().unwrap());
+    let counts = crash_everywhere(None, 24, seed).unwrap();
+    assert!(counts.images > 2500, "{counts:?}");
+    for event in ["create", "create_dir", "write", "sync", "rename", "unlink", "allocate", "acknowledge"] {
+        assert!(counts.by_event.get(event).is_some_and(|count| *count > 0), "no crash after {event}: {counts:?}");
+    }
+}
+
+#[test]
+fn every_broken_rule_is_seen() {
+    for bug in [
+        Bug::SkipSync,
+        Bug::AcknowledgeEarly,
+        Bug::OverwriteTailBlock,
+        Bug::ReuseJournalEarly,
+        Bug::SkipSegmentSync,
+        Bug::SkipLargeSync,
+        Bug::SkipNameSync,
+    ] {
+        let caught = (0..4).find_map(|seed| crash_everywhere(Some(bug), 12, seed).err());
+        println!("{bug:?}: {caught:?}");
+        assert!(caught.is_some(), "{bug:?} is not seen");
+    }
 }
