@@ -5,7 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use corelane::batch::{HEADER_LEN, check_stored};
 use corelane::checksum::running_hash;
 use corelane::log::checkpoint::PartitionState;
-use corelane::log::file_header;
+use corelane::log::file_header::{self, MetaSlot};
+use corelane::log::identity;
+use corelane::log::inspect::verify;
 use corelane::log::paths;
 use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
 use corelane::log::segment::FIRST_POSITION;
@@ -31,6 +33,9 @@ pub type Acknowledged = BTreeMap<TopicPartition, BTreeMap<Offset, Kept>>;
 
 /// Opens a store for a number of shards.
 pub fn open(image: &mut Image, catalogue: &[TopicPartition], shards: u32, salt: u64) -> Result<RecoveredStore, String> {
+    let meta = identity::read(image).map_err(|error| error.to_string())?;
+    let next = MetaSlot { oldest_reader: 1, node_id: 1, cluster: CLUSTER, incarnation: [7; 16], sequence: 0, clean_shutdown: false };
+    identity::write(image, meta.as_ref(), &next).map_err(|error| error.to_string())?;
     let owner = |partition: TopicPartition| partition.topic.shard_of(partition.partition, shards);
     let request = OpenRequest { cluster: CLUSTER, shards, salt, now_ms: 0, catalogue, owner: &owner };
     open_store(image, &request).map_err(|error| format!("the store does not open: {error}"))
@@ -99,9 +104,19 @@ pub fn compare(image: &Image, store: &RecoveredStore, acknowledged: &Acknowledge
     }
 }
 
+/// A store in which nothing acknowledged is damaged, by `inspect verify`.
+pub fn verify_clean(image: &mut Image) -> Result<(), String> {
+    let report = verify(image, &mut |_| ()).map_err(|error| error.to_string())?;
+    if report.damage.is_empty() { Ok(()) } else { Err(format!("verify finds {:?}", report.damage)) }
+}
+
 /// Recovers an image, compares, and recovers what that left once more: the second time nothing may change.
 pub fn recover_and_compare(mut image: Image, catalogue: &[TopicPartition], shards: u32, acknowledged: &Acknowledged) -> Result<(), String> {
+    if identity::read(&mut image).is_ok_and(|meta| meta.is_some()) {
+        verify_clean(&mut image).map_err(|what| format!("before recovery: {what}"))?;
+    }
     let first = open(&mut image, catalogue, shards, 0xfeed)?;
+    verify_clean(&mut image).map_err(|what| format!("after recovery: {what}"))?;
     compare(&image, &first, acknowledged)?;
     let second = open(&mut image, catalogue, shards, 0xbeef)?;
     compare(&image, &second, acknowledged)?;

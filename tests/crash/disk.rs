@@ -82,7 +82,10 @@ impl FileData {
     pub fn set_len(&mut self, len: u64) {
         self.blocks.retain(|block, _| block * UNIT < len);
         let within = (len % UNIT) as usize;
-        if len < self.len && within > 0 && let Some(block) = self.blocks.get(&(len / UNIT)) {
+        if len < self.len
+            && within > 0
+            && let Some(block) = self.blocks.get(&(len / UNIT))
+        {
             let mut bytes = block.bytes.clone();
             bytes[within..].fill(0);
             self.put(len / UNIT, bytes);

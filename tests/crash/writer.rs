@@ -94,27 +94,30 @@ impl Shard {
         for (at, journal) in store.journals.iter().enumerate() {
             journals[at % shards as usize].push(journal.id);
         }
-        (0..).zip(store.shards.into_iter().zip(journals)).map(|(number, (images, ready))| Shard {
-            number,
-            generation: store.generation,
-            salt: store.salt,
-            group: vec![0; GROUP_HEADER_LEN],
-            entries: 0,
-            next_sequence: 1,
-            durable: 0,
-            previous_checksum: 0,
-            files: Vec::new(),
-            position: BLOCK as u64,
-            ready,
-            next_file: store.next_journal_id + u64::from(number) * 1000,
-            slot: Slot::B,
-            needed: (1, 1),
-            partitions: images.into_iter().map(|image| Partition::new(image.state, image.remainder)).collect(),
-            unacknowledged: Vec::new(),
-            epoch: store.generation as i32,
-            next_adopt: 1,
-            bug,
-        }).collect()
+        (0..)
+            .zip(store.shards.into_iter().zip(journals))
+            .map(|(number, (images, ready))| Shard {
+                number,
+                generation: store.generation,
+                salt: store.salt,
+                group: vec![0; GROUP_HEADER_LEN],
+                entries: 0,
+                next_sequence: 1,
+                durable: 0,
+                previous_checksum: 0,
+                files: Vec::new(),
+                position: BLOCK as u64,
+                ready,
+                next_file: store.next_journal_id + u64::from(number) * 1000,
+                slot: Slot::B,
+                needed: (1, 1),
+                partitions: images.into_iter().map(|image| Partition::new(image.state, image.remainder)).collect(),
+                unacknowledged: Vec::new(),
+                epoch: store.generation as i32,
+                next_adopt: 1,
+                bug,
+            })
+            .collect()
     }
 
     fn entry(&self, at: usize, kind: EntryKind, segment: Offset, position: u64, base_offset: Offset) -> EntryHeader {
@@ -286,7 +289,8 @@ impl Shard {
         tail.bytes.extend(&batch);
         tail.carry = false;
         let segment = tail.segment;
-        let header = EntryHeader { carried: carry.len() as u32, ..self.entry(at, EntryKind::Append, segment, position - carry.len() as u64, base) };
+        let header =
+            EntryHeader { carried: carry.len() as u32, ..self.entry(at, EntryKind::Append, segment, position - carry.len() as u64, base) };
         let sequence = self.add(header, &[carry, batch.clone()].concat());
         self.placed(at, sequence, position + batch.len() as u64, &batch);
     }
@@ -511,8 +515,7 @@ impl Shard {
         self.commit(files);
         let part = &mut self.partitions[at];
         part.state.log_start = start;
-        let gone: Vec<Offset> =
-            part.state.segments.iter().filter(|s| s.sealed && s.end_offset <= start).map(|s| s.base_offset).collect();
+        let gone: Vec<Offset> = part.state.segments.iter().filter(|s| s.sealed && s.end_offset <= start).map(|s| s.base_offset).collect();
         part.state.segments.retain(|segment| !gone.contains(&segment.base_offset));
         part.tails.retain(|tail| !gone.contains(&tail.segment));
         for base in gone {
