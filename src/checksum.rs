@@ -98,6 +98,12 @@ pub fn crc32c_exchange(whole: u32, old: u32, new: u32, rest_len: u64) -> u32 {
     combine(u64::from(new), rest) as u32
 }
 
+/// The CRC-32C of two byte strings one after the other, from the CRC-32C of each and the second one's length.
+#[must_use]
+pub fn crc32c_combine(first: u32, second: u32, second_len: u64) -> u32 {
+    crc_fast::checksum_combine(crc_fast::CrcAlgorithm::Crc32Iscsi, u64::from(first), u64::from(second), second_len) as u32
+}
+
 /// The running hash of a partition after one more batch: CRC-64/NVME of `previous` (8 bytes, little-endian) and the first 61 bytes of the batch as stored.
 ///
 /// Before the batch at offset 0 it is 0.

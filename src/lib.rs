@@ -46,6 +46,10 @@ pub mod batch;
 #[cfg(feature = "server")]
 pub mod bridge;
 pub mod checksum;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "client")]
+pub mod client;
 #[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]

@@ -88,6 +88,8 @@ pub const CONTROL_BLOCKING_THREADS: usize = 2;
 pub const ADMIN_CONNECTIONS: usize = 64;
 /// Longest wait for the head of an admin request, s.
 pub const ADMIN_HEADER_S: u64 = 10;
+/// Longest answer that `corelane stat` reads, bytes.
+pub const MAX_STAT_ANSWER: usize = 64 * 1024 * 1024;
 /// Longest life of an admin connection, s.
 pub const ADMIN_CONNECTION_S: u64 = 120;
 /// Default of `--memory`, bytes.
@@ -117,3 +119,28 @@ const _: () = {
     assert!(REPLAY_CHUNK.is_multiple_of(BLOCK) && SEGMENT_READ.is_multiple_of(BLOCK), "files are read and written in whole blocks");
     assert!(MAX_JOURNAL.is_multiple_of(JOURNAL_FILE), "journals are whole files");
 };
+
+/// Connections of one shard.
+pub const MAX_CONNECTIONS: usize = 10_000;
+/// Requests that a shard reads ahead of its answers on one connection.
+pub const MAX_IN_FLIGHT: u32 = 1024;
+/// Bytes of answers that may wait for a slow reader before its requests wait too.
+pub const MAX_QUEUED_ANSWER: usize = 8 * 1024 * 1024;
+/// A frame is to be complete after this long and a second for each [`MIN_FRAME_RATE`] bytes, s.
+pub const FRAME_DEADLINE_S: u64 = 30;
+/// Slowest rate of a frame, bytes per second.
+pub const MIN_FRAME_RATE: u64 = 64 * 1024;
+/// A connection that has not said hello after this long is closed, s.
+pub const HELLO_DEADLINE_S: u64 = 10;
+/// Longest wait of a fetch, ms.
+pub const MAX_FETCH_WAIT_MS: u32 = 60_000;
+/// Most bytes of one answer to a fetch but for a single larger batch.
+pub const MAX_FETCH_BYTES: u32 = 16 * 1024 * 1024;
+/// Requests of one shard to another that wait.
+pub const MESH_QUEUE: usize = 1024;
+/// Idempotent producers that one partition remembers.
+pub const MAX_PRODUCERS: usize = 10_000;
+/// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
+pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
+/// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
+pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;

@@ -275,3 +275,116 @@ fn put_varint(out: &mut BytesMut, value: i32) {
     let len = write_varint(&mut bytes, value);
     out.extend_from_slice(&bytes[..len]);
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::batch::{Records, check_ingress, decode};
+
+    const LIMIT: usize = 1 << 24;
+
+    #[test]
+    fn the_length_is_known_before_a_record_is_added() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for len in [0, 1, 62, 63, 64, 8000, 8192, 70_000] {
+            let (key, value) = (vec![1; len / 2], vec![2; len]);
+            let headers: [HeaderPair<'_>; 2] = [("name", Some(&value)), ("none", None)];
+            let expected = builder.len_after(len as i64, Some(&key), Some(&value), &headers);
+            builder.append(len as i64, Some(&key), Some(&value), &headers).unwrap();
+            assert_eq!(builder.estimated_len(), expected);
+        }
+        assert_eq!((builder.count(), builder.base_timestamp()), (8, 0));
+        let len = builder.estimated_len();
+        assert_eq!(builder.build().len(), len);
+    }
+
+    #[test]
+    fn what_does_not_fit_leaves_the_batch_as_it_was() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.append(i64::MAX, None, None, &[]).unwrap();
+        let len = builder.estimated_len();
+        assert_eq!(builder.append(-2, None, None, &[]), Err(BatchError::TimestampRange { base: i64::MAX, timestamp: -2 }));
+        assert_eq!(builder.len_after(-2, None, None, &[]), usize::MAX);
+        // Never touched, so never resident.
+        let huge = vec![0; MAX_MESSAGE_BYTES - 60];
+        assert!(matches!(builder.append(0, None, Some(&huge), &[]), Err(BatchError::TooLarge { .. })));
+        assert!(matches!(builder.append(0, Some(&huge), Some(&huge), &[("h", Some(&huge))]), Err(BatchError::TooLarge { .. })));
+        assert_eq!((builder.count(), builder.estimated_len()), (1, len));
+        assert!(check_ingress(&builder.build(), LIMIT).is_ok());
+    }
+
+    #[test]
+    fn what_does_not_compress_stays_as_it_is() {
+        let noise: Vec<u8> = (0..2000u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for codec in Compression::ALL {
+            let mut builder = BatchBuilder::new(codec);
+            builder.append(0, None, Some(&noise[..8]), &[]).unwrap();
+            let plain = builder.estimated_len();
+            let batch = builder.build();
+            assert_eq!(batch.len(), plain);
+            assert_eq!(check_ingress(&batch, LIMIT).unwrap().compression(), Ok(Compression::None));
+        }
+    }
+
+    #[test]
+    fn an_uncompressed_batch_gives_its_allocation_back() {
+        let buffer = BytesMut::with_capacity(4096);
+        let place = buffer.as_ptr();
+        let mut builder = BatchBuilder::with_buffer(Compression::None, buffer);
+        builder.append(0, Some(b"k"), Some(b"v"), &[]).unwrap();
+        let batch = builder.build();
+        assert_eq!(batch.as_ptr(), place);
+        let again = batch.try_into_mut().expect("the only owner");
+        let mut builder = BatchBuilder::with_buffer(Compression::None, again);
+        assert!(builder.is_empty());
+        builder.append(0, None, Some(&[7; 1000]), &[]).unwrap();
+        assert_eq!(builder.build().as_ptr(), place);
+    }
+
+    #[test]
+    #[should_panic(expected = "a batch has records")]
+    fn an_empty_batch_is_our_own_mistake() {
+        let _ = BatchBuilder::new(Compression::None).build();
+    }
+
+    type Drawn = (i64, Option<Vec<u8>>, Option<Vec<u8>>, Vec<(String, Option<Vec<u8>>)>);
+
+    fn drawn_records() -> impl Strategy<Value = Vec<Drawn>> {
+        let bytes = || option::of(vec(any::<u8>(), 0..200));
+        let headers = vec(("[a-zß]{0,5}", bytes()), 0..4);
+        vec((-1_000_000_000_000i64..2_000_000_000_000, bytes(), bytes(), headers), 1..40)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_built_is_read(records in drawn_records(), codec in 0..5u8, producer in option::of((0..i64::MAX, 0..i16::MAX, 0..i32::MAX))) {
+            let codec = Compression::from_codec(codec).unwrap();
+            let mut builder = BatchBuilder::new(codec);
+            for (timestamp, key, value, headers) in &records {
+                let headers: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect();
+                let expected = builder.len_after(*timestamp, key.as_deref(), value.as_deref(), &headers);
+                builder.append(*timestamp, key.as_deref(), value.as_deref(), &headers).unwrap();
+                prop_assert_eq!(builder.estimated_len(), expected);
+            }
+            if let Some((id, epoch, sequence)) = producer {
+                builder.set_producer(id, epoch, sequence);
+            }
+            let batch = builder.build();
+            let header = check_ingress(&batch, LIMIT).unwrap();
+            prop_assert_eq!(header.has_producer(), producer.is_some());
+            prop_assert_eq!(header.record_count as usize, records.len());
+            prop_assert_eq!(Some(header.max_timestamp), records.iter().map(|r| r.0).max());
+            prop_assert_eq!(Records::of_batch(&batch).is_ok(), header.compression() == Ok(Compression::None));
+            let set = decode(batch, LIMIT).unwrap();
+            let read: Vec<Drawn> = set.records().map(|r| r.unwrap()).map(|r| {
+                let headers = r.headers.iter().map(|h| (h.name_str().unwrap().to_owned(), h.value.map(<[u8]>::to_vec))).collect();
+                (r.timestamp, r.key.map(<[u8]>::to_vec), r.value.map(<[u8]>::to_vec), headers)
+            }).collect();
+            prop_assert_eq!(read, records);
+        }
+    }
+}

@@ -218,3 +218,77 @@ fn whole_batch(bytes: &[u8]) -> Result<BatchHeader, BatchError> {
     }
     Ok(header)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, Compression, stamp};
+
+    fn batch(base_offset: i64, records: usize) -> Vec<u8> {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for i in 0..records {
+            builder.append(1000, None, Some(&[i as u8; 10]), &[]).unwrap();
+        }
+        let mut batch = builder.build().to_vec();
+        stamp(&mut batch, base_offset, 1);
+        batch
+    }
+
+    #[test]
+    fn the_ways_of_ingress_agree() {
+        let whole = batch(0, 4);
+        let (head, crc) = (&whole[..HEADER_LEN], crc32c(&whole[CRC_START..]));
+        let header = check_ingress(&whole, whole.len()).unwrap();
+        assert_eq!(check_ingress_head(head, whole.len(), whole.len()), Ok(header));
+        assert_eq!(check_ingress_computed(head, whole.len(), whole.len(), crc), Ok(header));
+        assert_eq!(
+            check_ingress_computed(head, whole.len(), whole.len(), crc ^ 1),
+            Err(BatchError::Crc { stored: crc, computed: crc ^ 1 })
+        );
+        let max = whole.len() - 1;
+        assert_eq!(check_ingress_head(head, whole.len(), max), Err(BatchError::TooLarge { max, actual: whole.len() }));
+    }
+
+    #[test]
+    fn a_batch_in_pieces_checks_wherever_it_is_cut() {
+        let mut bytes = batch(9, 2);
+        let header = check_stored(&bytes).unwrap();
+        bytes.extend_from_slice(b"the next batch");
+        for first in 0..=bytes.len() {
+            for second in (first..=bytes.len()).step_by(7) {
+                let slices = [&bytes[..first], &bytes[first..second], &bytes[second..]];
+                assert_eq!(check_stored_slices(&slices), Ok(header), "cut at {first} and {second}");
+            }
+        }
+        let last = header.total_len() - 1;
+        let short = [&bytes[..30], &bytes[30..last]];
+        assert_eq!(check_stored_slices(&short), Err(BatchError::Truncated { needed: last + 1, available: last }));
+        assert_eq!(check_stored_slices(&[]), Err(BatchError::Truncated { needed: HEADER_LEN, available: 0 }));
+        bytes[last] ^= 1;
+        for first in 0..=last {
+            assert!(matches!(check_stored_slices(&[&bytes[..first], &bytes[first..]]), Err(BatchError::Crc { .. })));
+        }
+    }
+
+    #[test]
+    fn batches_are_walked_one_by_one() {
+        let bytes = [batch(0, 1), batch(1, 3), batch(4, 2)].concat();
+        let walked: Vec<_> =
+            BatchIter::new(&bytes).map(|b| b.map(|(h, batch)| (h.base_offset, h.next_offset(), batch.len() == h.total_len()))).collect();
+        assert_eq!(walked, [Ok((0, 1, true)), Ok((1, 4, true)), Ok((4, 6, true))]);
+
+        let cut = &bytes[..bytes.len() - 1];
+        let mut walk = BatchIter::new(cut);
+        assert!(walk.by_ref().take(2).all(|b| b.is_ok()));
+        assert!(matches!(walk.next(), Some(Err(BatchError::Truncated { .. }))));
+        assert!(walk.next().is_none(), "nothing after an error");
+
+        let mut payload = Bytes::copy_from_slice(cut);
+        assert_eq!(split_batch(&mut payload).unwrap().unwrap(), batch(0, 1));
+        assert_eq!(split_batch(&mut payload).unwrap().unwrap(), batch(1, 3));
+        let left = payload.len();
+        assert!(split_batch(&mut payload).is_err());
+        assert_eq!(payload.len(), left);
+        assert_eq!(split_batch(&mut Bytes::new()), Ok(None));
+    }
+}

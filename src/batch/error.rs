@@ -220,8 +220,8 @@ pub enum RecordFault {
     /// A varint has more bits than its type, or does not end.
     #[error("a varint does not fit its type")]
     Varint,
-    /// A length below the smallest possible.
-    #[error("length {actual} of {field}")]
+    /// A length below the smallest possible, or beyond what it is in.
+    #[error("length {actual} of {field} can't be")]
     Length {
         /// Of what.
         field: &'static str,

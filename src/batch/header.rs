@@ -202,3 +202,69 @@ fn field<const N: usize>(head: &[u8; HEADER_LEN], at: usize) -> [u8; N] {
     bytes.copy_from_slice(&head[at..at + N]);
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn header() -> BatchHeader {
+        BatchHeader {
+            base_offset: 0x0102_0304_0506_0708,
+            batch_length: 0x1112_1314,
+            leader_epoch: 0x2122_2324,
+            magic: 2,
+            crc: 0x3132_3334,
+            attributes: 0x0004,
+            last_offset_delta: 0x4142_4344,
+            base_timestamp: 0x5152_5354_5556_5758,
+            max_timestamp: 0x6162_6364_6566_6768,
+            producer_id: 0x7172_7374_7576_7778,
+            producer_epoch: 0x0182,
+            base_sequence: 0x1192_9394,
+            record_count: 0x21a2_a3a4,
+        }
+    }
+
+    #[test]
+    fn fields_keep_their_places() {
+        let mut bytes = [0; HEADER_LEN];
+        header().write(&mut bytes);
+        assert_eq!(BatchHeader::parse(&bytes), Ok(header()));
+        assert_eq!(bytes[..12], [1, 2, 3, 4, 5, 6, 7, 8, 0x11, 0x12, 0x13, 0x14]);
+        assert_eq!(bytes[57..], [0x21, 0xa2, 0xa3, 0xa4]);
+    }
+
+    #[test]
+    fn what_follows_from_the_fields() {
+        let mut header = BatchHeader { base_offset: 100, batch_length: 49, last_offset_delta: 9, record_count: 10, ..header() };
+        assert_eq!((header.total_len(), header.last_offset(), header.next_offset()), (61, 109, 110));
+        assert_eq!(header.compression(), Ok(Compression::Zstd));
+        assert!(!header.is_control() && !header.is_transactional() && !header.log_append_time());
+        header.attributes = 0b0011_1111;
+        assert!(header.is_control() && header.is_transactional() && header.log_append_time());
+        assert_eq!(header.compression(), Err(BatchError::Codec { actual: 7 }));
+        assert!(header.has_producer());
+        header.producer_id = NO_PRODUCER_ID;
+        assert!(!header.has_producer());
+    }
+
+    #[test]
+    fn sequences_wrap_to_zero() {
+        assert_eq!(sequence_after(0, 0), 0);
+        assert_eq!(sequence_after(i32::MAX - 1, 1), i32::MAX);
+        assert_eq!(sequence_after(i32::MAX, 1), 0);
+        assert_eq!(sequence_after(i32::MAX, i32::MAX), i32::MAX - 1);
+        let header = BatchHeader { base_sequence: i32::MAX, last_offset_delta: 4, ..header() };
+        assert_eq!(header.last_sequence(), 3);
+        assert_eq!(BatchHeader { base_sequence: -1, ..header }.last_sequence(), NO_SEQUENCE);
+    }
+
+    #[test]
+    fn the_last_possible_offset_is_accepted() {
+        let mut bytes = [0; HEADER_LEN];
+        BatchHeader { base_offset: i64::MAX - 10, last_offset_delta: 9, ..header() }.write(&mut bytes);
+        assert_eq!(BatchHeader::parse(&bytes).map(|h| h.next_offset()), Ok(i64::MAX));
+        BatchHeader { base_offset: i64::MAX - 10, last_offset_delta: 10, ..header() }.write(&mut bytes);
+        assert!(matches!(BatchHeader::parse(&bytes), Err(BatchError::OffsetRange { .. })));
+    }
+}

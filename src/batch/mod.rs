@@ -51,4 +51,4 @@ pub use header::{
 pub use record::{HeaderRef, Headers, RecordRef, Records};
 pub use record_set::{Record, RecordHeaders, RecordSet, RecordsBytes, decode};
 pub use stamp::{stamp, stamp_crc, stamp_log_append_time, stamp_log_append_time_head};
-pub use streamed::{StreamedBatch, StreamedCrc};
+pub use streamed::{RecordHead, StreamedBatch, StreamedCrc};

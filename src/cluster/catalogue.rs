@@ -168,6 +168,11 @@ impl Catalogue {
         Catalogue { nodes, view: Arc::new(view) }
     }
 
+    /// One that goes on from a snapshot, to see what a command would do.
+    pub fn from_view(nodes: u16, view: Arc<CatalogueView>) -> Catalogue {
+        Catalogue { nodes, view }
+    }
+
     /// The present snapshot.
     pub fn view(&self) -> &Arc<CatalogueView> {
         &self.view

@@ -1,4 +1,7 @@
-//! The assembly of a broker: settings and the host it runs on.
+//! The assembly of a broker: settings, the host it runs on, recovery, the two planes, and the end of all of it.
 
 pub mod host;
 pub mod settings;
+mod start;
+
+pub use start::{ServeError, ServeOptions, serve};

@@ -25,7 +25,10 @@ pub struct AppendBuffer {
 
 enum Memory {
     Filling(DmaBuffer),
-    Frozen(Rc<DmaBuffer>),
+    Frozen {
+        /// Only kept alive: it is read through `start`.
+        _memory: Rc<DmaBuffer>,
+    },
     Moving,
 }
 
@@ -102,6 +105,21 @@ impl AppendBuffer {
         unsafe { std::slice::from_raw_parts_mut(self.start, bytes.len()) }.copy_from_slice(bytes);
     }
 
+    /// Unfilled memory of a buffer that nobody else has, to receive into; [`AppendBuffer::advance`] says how much came.
+    pub fn space(&mut self) -> &mut [u8] {
+        let from = self.filled.get();
+        match self.memory.get_mut() {
+            Memory::Filling(memory) => &mut memory.as_bytes_mut()[from..],
+            _ => panic!("a frozen buffer is not filled"),
+        }
+    }
+
+    /// `len` bytes of [`AppendBuffer::space`] are filled.
+    pub fn advance(&mut self, len: usize) {
+        assert!(len <= self.room(), "{len} bytes do not fit in {}", self.room());
+        self.filled.set(self.filled.get() + len);
+    }
+
     /// Filled bytes by range.
     ///
     /// # Panics
@@ -138,7 +156,7 @@ impl AppendBuffer {
         };
         buffer.trim_to_size(len);
         let frozen = Rc::new(buffer);
-        *memory = Memory::Frozen(frozen.clone());
+        *memory = Memory::Frozen { _memory: frozen.clone() };
         frozen
     }
 }

@@ -52,6 +52,10 @@ impl Event {
         .await
     }
 
+    fn forget(&self, waker: &Waker) {
+        self.waiting.borrow_mut().retain(|w| !w.will_wake(waker));
+    }
+
     /// As [`Event::wait`], but no longer than until `deadline`; true if notified.
     pub async fn wait_until(&self, ticket: Ticket, deadline: Instant) -> bool {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -64,4 +68,30 @@ impl Event {
         futures_util::pin_mut!(wait);
         matches!(futures_util::future::select(wait, timer).await, futures_util::future::Either::Left(_))
     }
+}
+
+/// Returns true once any of the events was notified after its ticket, false at the deadline. Leaves nothing behind in the events.
+pub async fn wait_any(events: &[(&Event, Ticket)], deadline: Instant) -> bool {
+    let mut mine: Option<Waker> = None;
+    let notified = poll_fn(|context| {
+        if events.iter().any(|(event, ticket)| event.count.get() != ticket.0) {
+            return Poll::Ready(());
+        }
+        mine = Some(context.waker().clone());
+        for (event, _) in events {
+            let mut waiting = event.waiting.borrow_mut();
+            if !waiting.iter().any(|w| w.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+        }
+        Poll::Pending
+    });
+    futures_util::pin_mut!(notified);
+    let timer = glommio::timer::Timer::new(deadline.saturating_duration_since(Instant::now()));
+    futures_util::pin_mut!(timer);
+    let outcome = matches!(futures_util::future::select(notified, timer).await, futures_util::future::Either::Left(_));
+    if let Some(waker) = mine {
+        events.iter().for_each(|(event, _)| event.forget(&waker));
+    }
+    outcome
 }

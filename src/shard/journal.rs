@@ -118,6 +118,11 @@ impl Journal {
         })
     }
 
+    /// This run of the store.
+    pub fn generation(&self) -> u64 {
+        self.identity.generation
+    }
+
     /// Highest sequence whose device write is done.
     pub fn written(&self) -> u64 {
         self.written.get()

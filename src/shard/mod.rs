@@ -3,21 +3,32 @@
 //! Everything here runs on one thread and is not `Send`; what crosses to another thread goes through the mesh (shards) or the
 //! bridge (control plane). See [`store`] for the ways that a batch takes.
 
+pub mod adoption;
 pub mod blocking_files;
 pub mod budget;
 pub mod buffer;
 pub mod checkpoint;
+pub mod connection;
+pub mod context;
 pub mod disk;
 pub mod event;
 pub mod executor;
+pub mod fetch;
+pub mod housekeeping;
 pub mod journal;
+pub mod mesh;
 pub mod net;
+pub mod offsets;
 pub mod partition_cell;
 pub mod pending;
+pub mod produce;
 pub mod reader;
 pub mod ring;
+pub mod runtime;
 pub mod segment_files;
+pub mod service;
 pub mod store;
 pub mod tail;
+pub mod topics;
 pub mod trace;
 pub mod write_behind;

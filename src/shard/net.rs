@@ -9,17 +9,25 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::AsyncWriteExt;
 use glommio::io::ReadResult;
 use glommio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use crate::limits::BLOCK;
+use crate::metrics::{ShardMetrics, Stage};
 use crate::shard::buffer::Piece;
+use crate::shard::disk::DataFile;
 use crate::shard::event::Event;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
+/// Bytes of a segment that is too large for memory that are in memory at once.
+const SEGMENT_PIECE: usize = 1 << 20;
 /// Most slices of one `sendmsg` (the kernel takes 1024).
 const MAX_SLICES: usize = 256;
 
@@ -50,6 +58,17 @@ pub enum Outgoing {
     Tail(Piece),
     /// Record batches from disk: the result and the range of it.
     Disk(ReadResult, std::ops::Range<usize>),
+    /// From another shard.
+    Shared(Bytes),
+    /// A part of a segment that is too large for memory; the writer task reads and sends it piece by piece.
+    Segment {
+        /// The open segment.
+        file: Rc<DataFile>,
+        /// Where the next piece starts.
+        position: u64,
+        /// Bytes that are left.
+        len: usize,
+    },
 }
 
 impl Outgoing {
@@ -58,7 +77,50 @@ impl Outgoing {
             Outgoing::Owned(bytes) => bytes,
             Outgoing::Tail(piece) => piece.bytes(),
             Outgoing::Disk(result, range) => &result[range.clone()],
+            Outgoing::Shared(bytes) => bytes,
+            Outgoing::Segment { .. } => &[],
         }
+    }
+
+    /// How many bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Outgoing::Segment { len, .. } => *len,
+            other => other.bytes().len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Its first `at` bytes, and what is left if that is not all.
+    pub fn split(self, at: usize) -> (Outgoing, Option<Outgoing>) {
+        if at >= self.len() {
+            return (self, None);
+        }
+        match self {
+            Outgoing::Owned(mut bytes) => {
+                let rest = bytes.split_off(at);
+                (Outgoing::Owned(bytes), Some(Outgoing::Owned(rest)))
+            }
+            Outgoing::Tail(piece) => (Outgoing::Tail(piece.part(0..at)), Some(Outgoing::Tail(piece.part(at..piece.len())))),
+            Outgoing::Disk(data, range) => {
+                let middle = range.start + at;
+                (Outgoing::Disk(data.clone(), range.start..middle), Some(Outgoing::Disk(data, middle..range.end)))
+            }
+            Outgoing::Shared(bytes) => (Outgoing::Shared(bytes.slice(..at)), Some(Outgoing::Shared(bytes.slice(at..)))),
+            Outgoing::Segment { file, position, len } => {
+                let rest = Outgoing::Segment { file: file.clone(), position: position + at as u64, len: len - at };
+                (Outgoing::Segment { file, position, len: at }, Some(rest))
+            }
+        }
+    }
+
+    /// Adds its bytes to `out`.
+    pub fn copy_to(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.bytes());
     }
 }
 
@@ -73,11 +135,16 @@ pub struct Sender {
     blocked: Event,
     drained: Event,
     closed: Cell<bool>,
+    /// It is among the connections that are flushed next.
+    pub(super) listed: Cell<bool>,
+    /// When the oldest queued byte came.
+    waiting_since: Cell<Option<Instant>>,
+    metrics: Arc<ShardMetrics>,
 }
 
 impl Sender {
     /// For the socket of `stream`; `close` before the stream is dropped.
-    pub fn new(stream: &TcpStream) -> Rc<Sender> {
+    pub fn new(stream: &TcpStream, metrics: Arc<ShardMetrics>) -> Rc<Sender> {
         Rc::new(Sender {
             fd: stream.as_raw_fd(),
             queue: RefCell::default(),
@@ -86,6 +153,9 @@ impl Sender {
             blocked: Event::default(),
             drained: Event::default(),
             closed: Cell::new(false),
+            listed: Cell::new(false),
+            waiting_since: Cell::new(None),
+            metrics,
         })
     }
 
@@ -94,7 +164,10 @@ impl Sender {
         if self.closed.get() {
             return;
         }
-        self.queued_bytes.set(self.queued_bytes.get() + item.bytes().len());
+        if self.waiting_since.get().is_none() {
+            self.waiting_since.set(Some(Instant::now()));
+        }
+        self.queued_bytes.set(self.queued_bytes.get() + item.len());
         self.queue.borrow_mut().push_back(item);
     }
 
@@ -128,10 +201,17 @@ impl Sender {
             return;
         }
         match self.send_queued() {
-            Ok(true) => self.drained.notify(),
+            Ok(true) => self.all_sent(),
             Ok(false) => self.blocked.notify(),
             Err(_) => self.close(),
         }
+    }
+
+    fn all_sent(&self) {
+        if let Some(since) = self.waiting_since.take() {
+            self.metrics.record(Stage::Respond, since.elapsed().as_nanos() as u64);
+        }
+        self.drained.notify();
     }
 
     /// True when the queue is empty, false when the socket takes no more.
@@ -142,14 +222,15 @@ impl Sender {
             let mut count = 0;
             let sent = {
                 let queue = self.queue.borrow();
-                for (i, item) in queue.iter().take(MAX_SLICES).enumerate() {
+                let in_memory = queue.iter().take_while(|item| !matches!(item, Outgoing::Segment { .. }));
+                for (i, item) in in_memory.take(MAX_SLICES).enumerate() {
                     let bytes = item.bytes();
                     let bytes = if i == 0 { &bytes[self.sent_of_first.get()..] } else { bytes };
                     slices[count] = libc::iovec { iov_base: bytes.as_ptr() as *mut libc::c_void, iov_len: bytes.len() };
                     count += 1;
                 }
                 if count == 0 {
-                    return Ok(true);
+                    return Ok(queue.is_empty());
                 }
                 // SAFETY: all-zero is a valid msghdr; the slices point into items that the borrowed queue keeps alive during the call.
                 let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -174,7 +255,7 @@ impl Sender {
         self.queued_bytes.set(self.queued_bytes.get() - sent);
         let mut queue = self.queue.borrow_mut();
         while let Some(first) = queue.front() {
-            let left = first.bytes().len() - self.sent_of_first.get();
+            let left = first.len() - self.sent_of_first.get();
             if sent < left {
                 self.sent_of_first.set(self.sent_of_first.get() + sent);
                 return;
@@ -192,8 +273,13 @@ impl Sender {
             match self.send_queued() {
                 Err(_) => return self.close(),
                 Ok(true) => {
-                    self.drained.notify();
+                    self.all_sent();
                     self.blocked.wait(ticket).await;
+                }
+                Ok(false) if self.segment_is_next() => {
+                    if self.read_segment_piece().await.is_err() {
+                        return self.close();
+                    }
                 }
                 Ok(false) => {
                     // A plain write of a small part waits for writability; the loop then goes on with many slices.
@@ -210,6 +296,31 @@ impl Sender {
                 }
             }
         }
+    }
+
+    fn segment_is_next(&self) -> bool {
+        matches!(self.queue.borrow().front(), Some(Outgoing::Segment { .. }))
+    }
+
+    /// Puts the next piece of the segment at the head of the queue into memory.
+    async fn read_segment_piece(&self) -> io::Result<()> {
+        let Some(Outgoing::Segment { file, position, len }) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
+        let start = position / BLOCK as u64 * BLOCK as u64;
+        let skip = (position - start) as usize;
+        let read = file.read(start, (skip + len.min(SEGMENT_PIECE)).next_multiple_of(BLOCK)).await?;
+        let taken = read.len().saturating_sub(skip).min(len);
+        if taken == 0 {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{} ends at {position}", file.path())));
+        }
+        let mut queue = self.queue.borrow_mut();
+        if self.closed.get() {
+            return Ok(());
+        }
+        if len > taken {
+            queue.push_front(Outgoing::Segment { file, position: position + taken as u64, len: len - taken });
+        }
+        queue.push_front(Outgoing::Disk(read, skip..skip + taken));
+        Ok(())
     }
 
     /// Waits until at most `bytes` are queued or the connection is over.

@@ -40,6 +40,8 @@ pub struct PartitionCell {
     pub remainder: RefCell<Option<Vec<u8>>>,
     /// The journal knows the present leader epoch.
     pub epoch_journaled: Cell<bool>,
+    /// Its directory is there.
+    pub has_directory: Cell<bool>,
     /// A flush is under way.
     pub flushing: Cell<bool>,
     /// The partition waits for write-behind.
@@ -114,6 +116,7 @@ impl PartitionCell {
             touched_in: Cell::new(0),
             remainder: RefCell::new(remainder.filter(|r| !r.is_empty())),
             epoch_journaled: Cell::new(false),
+            has_directory: Cell::new(false),
             flushing: Cell::new(false),
             queued_for_flush: Cell::new(false),
             last_append: Cell::new(0),
@@ -291,6 +294,21 @@ impl PartitionCell {
     /// Group of the oldest byte that is only in the journal.
     pub fn oldest_unflushed(&self) -> Option<u64> {
         self.tail.borrow().oldest_unflushed(self.machine.borrow().flushed())
+    }
+
+    /// Bytes in memory that are in no segment.
+    pub fn unflushed_bytes(&self) -> usize {
+        let flushed = self.machine.borrow().flushed();
+        self.tail.borrow().unflushed_bytes(flushed)
+    }
+
+    /// Lets batches below `offset` go from memory (they were deleted); returns how many of their bytes were in no segment.
+    pub fn forget_below(&self, offset: Offset) -> usize {
+        let flushed = self.machine.borrow().flushed();
+        let mut tail = self.tail.borrow_mut();
+        let before = tail.unflushed_bytes(flushed);
+        tail.forget_below(offset);
+        before - tail.unflushed_bytes(flushed)
     }
 
     /// Excludes other slow changes until [`PartitionCell::leave`].

@@ -128,6 +128,11 @@ impl Run {
         (self.data.clone(), start..end)
     }
 
+    /// The offset after the batches of a range that [`Run::from`] returned.
+    pub fn offset_after(&self, range: &Range<usize>) -> Offset {
+        if range.end == self.range.end { self.end_offset } else { self.header_at(range.end).base_offset }
+    }
+
     fn header_at(&self, at: usize) -> BatchHeader {
         BatchHeader::parse(&self.data[at..]).expect("a run holds checked batches")
     }

@@ -21,8 +21,9 @@ use crate::batch::{self, BatchHeader, HEADER_LEN};
 use crate::limits::{BLOCK, LARGE_APPEND};
 use crate::log::index::Index;
 use crate::log::journal::{EntryHeader, EntryKind, LargeReference, SegmentOpen};
+use crate::log::paths;
 use crate::metrics::{Counter, Gauge, ShardMetrics};
-use crate::partition::{Plan, Planned};
+use crate::partition::{Plan, Planned, Sealed};
 use crate::request::{Code, Refusal};
 use crate::shard::budget::Budget;
 use crate::shard::buffer::{AppendBuffer, Piece};
@@ -63,6 +64,7 @@ pub struct Store {
     pub seconds: Cell<u64>,
     /// The disk had no room for blocks; cleared when it has again.
     pub disk_full: Cell<bool>,
+    adoptions: Cell<u64>,
     cells: RefCell<HashMap<TopicPartition, Rc<PartitionCell>>>,
     failure: RefCell<Option<String>>,
     failed: Event,
@@ -103,6 +105,7 @@ impl Store {
             room: Event::default(),
             seconds: Cell::new(0),
             disk_full: Cell::new(false),
+            adoptions: Cell::new(0),
             cells: RefCell::default(),
             failure: RefCell::default(),
             failed: Event::default(),
@@ -140,6 +143,13 @@ impl Store {
         self.failed.notify();
     }
 
+    /// A failure that costs room, not data.
+    pub fn note_disk_error(&self, error: &io::Error) {
+        tracing::error!(%error, "another journal file can't be made");
+        self.disk_full.set(true);
+        self.metrics.set(Gauge::DiskFull, 1);
+    }
+
     /// Waits for [`Store::fail`].
     pub async fn failure(&self) -> String {
         loop {
@@ -164,7 +174,14 @@ impl Store {
         self.append_stamped(cell, header, batch, now, done)
     }
 
-    fn append_stamped(&self, cell: &Rc<PartitionCell>, header: &BatchHeader, batch: &[u8], now: Timestamp, done: Completion) -> Result<(), Blocked> {
+    fn append_stamped(
+        &self,
+        cell: &Rc<PartitionCell>,
+        header: &BatchHeader,
+        batch: &[u8],
+        now: Timestamp,
+        done: Completion,
+    ) -> Result<(), Blocked> {
         debug_assert!(batch.len() < LARGE_APPEND);
         let (plan, done) = self.plan(cell, header, batch.len(), now, done)?;
         let mut stored = [0; HEADER_LEN];
@@ -205,7 +222,13 @@ impl Store {
     /// Appends a checked batch of [`LARGE_APPEND`] bytes or more: whole blocks go straight to the segment, the journal gets a
     /// reference and the ragged ends. `batch.head` must end at a block boundary of the segment for the plan that is made now; where another append came
     /// first, the bytes are moved.
-    pub fn append_large(self: &Rc<Store>, cell: &Rc<PartitionCell>, header: &BatchHeader, batch: LargeBatch, done: Completion) -> Result<(), (Blocked, LargeBatch)> {
+    pub fn append_large(
+        self: &Rc<Store>,
+        cell: &Rc<PartitionCell>,
+        header: &BatchHeader,
+        batch: LargeBatch,
+        done: Completion,
+    ) -> Result<(), (Blocked, LargeBatch)> {
         let len = batch.head.len() + batch.body_len;
         let now = now_ms();
         let (plan, done) = match self.plan(cell, header, len, now, done) {
@@ -230,7 +253,8 @@ impl Store {
         let carried = remainder.len();
         let direct_len = batch.body_len / BLOCK * BLOCK;
         let tail_len = batch.body_len - direct_len;
-        let reference = LargeReference { batch_len: len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: stored };
+        let reference =
+            LargeReference { batch_len: len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: stored };
         let entry = EntryHeader {
             position: plan.position - carried as u64,
             payload_len: reference.payload_len(carried as u32) as u32,
@@ -266,7 +290,14 @@ impl Store {
         Ok(())
     }
 
-    fn write_direct(self: &Rc<Store>, cell: &Rc<PartitionCell>, plan: &Plan, batch: &LargeBatch, direct_len: usize, direct: Rc<DirectWrite>) {
+    fn write_direct(
+        self: &Rc<Store>,
+        cell: &Rc<PartitionCell>,
+        plan: &Plan,
+        batch: &LargeBatch,
+        direct_len: usize,
+        direct: Rc<DirectWrite>,
+    ) {
         let memory = batch.body.freeze(direct_len);
         let position = plan.position + batch.head.len() as u64;
         let files = cell.files_of(plan.segment).expect("a plan's segment is open");
@@ -292,7 +323,14 @@ impl Store {
     }
 
     /// Decides what becomes of a batch; only a plan that can be carried out at once is returned.
-    fn plan(&self, cell: &PartitionCell, header: &BatchHeader, len: usize, now: Timestamp, done: Completion) -> Result<(Plan, Completion), Blocked> {
+    fn plan(
+        &self,
+        cell: &PartitionCell,
+        header: &BatchHeader,
+        len: usize,
+        now: Timestamp,
+        done: Completion,
+    ) -> Result<(Plan, Completion), Blocked> {
         if let Some(refusal) = cell.gone() {
             done.complete(Err(refusal));
             return Err(Blocked::Decided);
@@ -321,15 +359,37 @@ impl Store {
 
     /// Journals the leader epoch before its first record, then takes the batch into the machine; returns the watermark for the entry.
     fn enter_log(&self, cell: &Rc<PartitionCell>, plan: &Plan, stored: &[u8; HEADER_LEN], header: &BatchHeader, now: Timestamp) -> Offset {
-        if !cell.epoch_journaled.replace(true) {
-            self.add_state_entry(cell, EntryKind::Epoch, plan.segment, plan.position, plan.base_offset);
-        }
+        self.journal_epoch(cell, plan);
         let mut machine = cell.machine.borrow_mut();
         machine.append(plan, stored, header, now);
         machine.ladder().committed()
     }
 
-    fn entry(&self, cell: &PartitionCell, kind: EntryKind, plan: &Plan) -> EntryHeader {
+    /// The leader epoch is journaled before the first record in it.
+    pub(super) fn journal_epoch(&self, cell: &Rc<PartitionCell>, plan: &Plan) {
+        if !cell.epoch_journaled.replace(true) {
+            self.add_state_entry(cell, EntryKind::Epoch, plan.segment, plan.position, plan.base_offset);
+        }
+    }
+
+    /// Journals the seal of a segment and keeps its index until it is flushed.
+    pub(super) fn sealed(&self, cell: &Rc<PartitionCell>, sealed: Sealed) {
+        self.add_state_entry(cell, EntryKind::SegmentSeal, sealed.segment.base_offset, sealed.segment.valid_end, sealed.segment.end_offset);
+        cell.keep_sealed(sealed);
+        self.metrics.add(Counter::SegmentsRolled, 1);
+        self.mark("roll");
+        self.write_behind.notify();
+    }
+
+    /// A number for the temporary file of an adopted batch, never given before.
+    pub(super) fn next_adoption(&self) -> u64 {
+        let next = self.adoptions.get();
+        self.adoptions.set(next + 1);
+        (self.journal.generation() << 32) | next
+    }
+
+    /// An entry header that describes the partition as it is.
+    pub(super) fn entry(&self, cell: &PartitionCell, kind: EntryKind, plan: &Plan) -> EntryHeader {
         let machine = cell.machine.borrow();
         EntryHeader {
             kind,
@@ -355,7 +415,15 @@ impl Store {
         self.journal.add(&self.entry(cell, kind, &plan), false, None, |_| ()).sequence
     }
 
-    fn remember(&self, cell: &Rc<PartitionCell>, header: &BatchHeader, plan: &Plan, chunk: Chunk, direct: Option<Rc<DirectWrite>>, done: Completion) {
+    fn remember(
+        &self,
+        cell: &Rc<PartitionCell>,
+        header: &BatchHeader,
+        plan: &Plan,
+        chunk: Chunk,
+        direct: Option<Rc<DirectWrite>>,
+        done: Completion,
+    ) {
         let sequence = chunk.sequence;
         let unflushed = match &chunk.body {
             None => chunk.front.len() - chunk.carried,
@@ -490,13 +558,7 @@ impl Store {
     pub async fn roll(&self, cell: &Rc<PartitionCell>) -> io::Result<()> {
         let base_offset = cell.machine.borrow().ladder().appended();
         let info = cell.machine.borrow().next_segment();
-        let directory = crate::log::paths::partition_dir(cell.id);
-        if cell.machine.borrow().segments().is_empty() {
-            self.disk.create_dir(&crate::log::paths::topic_dir(cell.id.topic)).await?;
-            self.disk.create_dir(&directory).await?;
-            self.disk.sync_dir(crate::log::paths::TOPICS_DIR).await?;
-            self.disk.sync_dir(&crate::log::paths::topic_dir(cell.id.topic)).await?;
-        }
+        self.make_directory(cell).await?;
         let files = Rc::new(SegmentFiles::create(&self.disk, cell.id, &info).await?);
         if cell.gone().is_some() {
             return Ok(());
@@ -504,10 +566,7 @@ impl Store {
         assert_eq!(base_offset, cell.machine.borrow().ladder().appended(), "no append during a roll");
         let opened = cell.machine.borrow_mut().open_segment();
         if let Some(sealed) = opened.sealed {
-            self.add_state_entry(cell, EntryKind::SegmentSeal, sealed.segment.base_offset, sealed.segment.valid_end, sealed.segment.end_offset);
-            cell.keep_sealed(sealed);
-            self.metrics.add(Counter::SegmentsRolled, 1);
-            self.mark("roll");
+            self.sealed(cell, sealed);
         }
         // The unfinished block of the sealed segment is padded there; the new one starts at a boundary.
         *cell.remainder.borrow_mut() = None;
@@ -516,6 +575,19 @@ impl Store {
         let plan = Plan { base_offset, end_offset: base_offset, segment: opened.segment, position: BLOCK as u64, len: 0 };
         let entry = EntryHeader { payload_len: payload.len() as u32, ..self.entry(cell, EntryKind::SegmentOpen, &plan) };
         self.journal.add(&entry, false, None, |space| space.copy_from_slice(&payload));
+        Ok(())
+    }
+
+    /// Makes the partition's directory, durable in its parents, if it may not be there.
+    pub(super) async fn make_directory(&self, cell: &PartitionCell) -> io::Result<()> {
+        if !cell.machine.borrow().segments().is_empty() || cell.has_directory.get() {
+            return Ok(());
+        }
+        self.disk.create_dir(&paths::topic_dir(cell.id.topic)).await?;
+        self.disk.create_dir(&paths::partition_dir(cell.id)).await?;
+        self.disk.sync_dir(paths::TOPICS_DIR).await?;
+        self.disk.sync_dir(&paths::topic_dir(cell.id.topic)).await?;
+        cell.has_directory.set(true);
         Ok(())
     }
 

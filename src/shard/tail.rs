@@ -135,8 +135,26 @@ impl Tail {
 
     /// Group of the oldest byte that is not flushed.
     pub fn oldest_unflushed(&self, flushed: (Offset, u64)) -> Option<u64> {
-        let at = self.chunks.partition_point(|c| (c.segment, c.end_position()) <= flushed || c.segment < flushed.0);
+        let at = self.chunks.partition_point(|c| (c.segment, c.end_position()) <= flushed);
         self.chunks.range(at..).map(|c| c.sequence).min()
+    }
+
+    /// Bytes of batches at or after (segment, position), but for blocks that went straight to the segment.
+    pub fn unflushed_bytes(&self, flushed: (Offset, u64)) -> usize {
+        let bytes = |c: &Chunk| {
+            let from = if c.segment == flushed.0 { c.batch_position().max(flushed.1) } else { c.batch_position() };
+            let direct = c.direct().map_or(0, |(start, end)| end.saturating_sub(start.max(from)));
+            (c.end_position() - from - direct) as usize
+        };
+        self.chunks.iter().filter(|c| (c.segment, c.end_position()) > flushed).map(bytes).sum()
+    }
+
+    /// Lets everything go that ends at or below `offset` (it was deleted).
+    pub fn forget_below(&mut self, offset: Offset) {
+        while self.chunks.front().is_some_and(|c| c.end_offset <= offset) {
+            let gone = self.chunks.pop_front().expect("checked");
+            self.bytes -= gone.len();
+        }
     }
 
     /// Lets everything go that ends above `offset` (the log was cut there).

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use crate::checksum::crc32;
 use crate::limits;
 
 /// The first bytes of a connection, sent by the client.
@@ -96,7 +97,7 @@ impl FramePrefix {
     /// # Errors
     /// [`FrameError::HeaderCrc`] where they differ.
     pub fn check_header(&self, header: &[u8]) -> Result<(), FrameError> {
-        let actual = crc32fast::hash(header);
+        let actual = crc32(header);
         if actual == self.header_crc { Ok(()) } else { Err(FrameError::HeaderCrc { expected: self.header_crc, actual }) }
     }
 }
@@ -152,7 +153,7 @@ pub(super) fn write(header: &[u8], payload_len: usize, out: &mut Vec<u8>) {
     out.reserve(PREFIX_LEN + header.len());
     out.extend_from_slice(&frame_len.to_le_bytes());
     out.extend_from_slice(&(header.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc32fast::hash(header).to_le_bytes());
+    out.extend_from_slice(&crc32(header).to_le_bytes());
     out.extend_from_slice(header);
 }
 

@@ -4,7 +4,12 @@
 
 pub mod histogram;
 pub mod limits;
+pub mod pacer;
+pub mod process;
+pub mod random;
+pub mod redis;
 pub mod report;
+pub mod sizes;
 
 /// Why a benchmark has no result.
 #[derive(Debug, thiserror::Error)]

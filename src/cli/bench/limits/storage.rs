@@ -55,7 +55,7 @@ impl ScratchFile {
     /// Reserves `bytes` of space without writing them.
     pub fn allocate(&self, bytes: u64) -> io::Result<()> {
         let file = File::create(&self.path)?;
-        allocate(&file, bytes)?;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, bytes)?;
         file.sync_all()
     }
 
@@ -180,16 +180,5 @@ impl AlignedBuffer {
 
     fn bytes(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..self.start + self.len]
-    }
-}
-
-fn allocate(file: &File, bytes: u64) -> io::Result<()> {
-    use std::os::fd::AsRawFd;
-    let length = libc::off_t::try_from(bytes).map_err(io::Error::other)?;
-    // SAFETY: the call takes no pointer, and the descriptor is open while `file` is borrowed.
-    #[allow(unsafe_code)]
-    match unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, length) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
     }
 }

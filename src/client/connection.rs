@@ -1,0 +1,404 @@
+//! One connection to one shard: the tokio shell around [`Session`] and [`Receiver`].
+//!
+//! Whoever sends a request writes it to the socket at once, in the caller's thread, and a task takes over only when the socket is full: a lone
+//! request costs no hand-over between tasks. A second task reads, and runs each request's completion. Batches are written from where
+//! they are, by vectored writes.
+
+use std::collections::VecDeque;
+use std::io::{self, IoSlice};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, Bytes};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::{Notify, oneshot};
+
+use super::error::ClientError;
+use super::receive::Receiver;
+use super::session::{Micros, Session};
+use crate::limits;
+use crate::request::{Request, Response};
+use crate::wire::handshake::{Hello, HelloReply, VERSION_MAX, VERSION_MIN, decode_hello_reply, encode_hello};
+use crate::wire::{self, MAGIC, RequestEncoder};
+
+/// What a broker answered.
+#[derive(Debug)]
+pub(super) struct Answer {
+    pub response: Response,
+    /// The batches of a fetch.
+    pub payload: Bytes,
+}
+
+/// What is done with the answer, or with the failure that took its place. It runs in the reading task and must not wait.
+pub(super) type Completion = Box<dyn FnOnce(Result<Answer, ClientError>) + Send>;
+
+/// How connections are made and how long things may take.
+#[derive(Clone, Debug)]
+pub(super) struct ConnectionSettings {
+    pub client_id: String,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+    pub max_frame: usize,
+}
+
+/// Microseconds since the client was made.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Clock(Instant);
+
+impl Clock {
+    pub fn start() -> Clock {
+        Clock(Instant::now())
+    }
+
+    pub fn now(&self) -> Micros {
+        self.0.elapsed().as_micros() as Micros
+    }
+
+    pub fn instant(&self, at: Micros) -> Instant {
+        self.0 + Duration::from_micros(at)
+    }
+}
+
+/// A handshaken connection; clones share it, and it ends when the last one is dropped.
+#[derive(Clone)]
+pub(super) struct Connection(Arc<Handle>);
+
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.close(&ClientError::Closed);
+    }
+}
+
+struct Shared {
+    address: String,
+    reply: HelloReply,
+    stream: TcpStream,
+    clock: Clock,
+    tick: Duration,
+    state: Mutex<State>,
+    /// The socket is full, a request is in flight, or the connection is closed.
+    wake_writer: Notify,
+    wake_reader: Notify,
+}
+
+struct State {
+    session: Session<Completion>,
+    encoder: RequestEncoder,
+    /// To be written, in order.
+    out: VecDeque<Bytes>,
+    /// The socket was full: the writing task goes on.
+    is_writer_active: bool,
+    closed: Option<ClientError>,
+}
+
+impl Connection {
+    /// Connects and shakes hands.
+    pub async fn open(address: &str, settings: &ConnectionSettings, clock: Clock) -> Result<Connection, ClientError> {
+        let (stream, reply, receiver) = open_stream(address, settings).await?;
+        let state =
+            State { session: Session::new(), encoder: RequestEncoder::new(), out: VecDeque::new(), is_writer_active: false, closed: None };
+        let shared = Arc::new(Shared {
+            address: address.into(),
+            reply,
+            stream,
+            clock,
+            tick: (settings.request_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1)),
+            state: Mutex::new(state),
+            wake_writer: Notify::new(),
+            wake_reader: Notify::new(),
+        });
+        tokio::spawn(read(shared.clone(), receiver));
+        tokio::spawn(write(shared.clone()));
+        Ok(Connection(Arc::new(Handle(shared))))
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.0.0.lock().closed.is_some()
+    }
+
+    /// The advertised id of the shard at the other end.
+    pub fn broker_id(&self) -> u32 {
+        let reply = &self.0.0.reply;
+        reply.node.wrapping_mul(limits::MAX_SHARDS).wrapping_add(reply.shard)
+    }
+
+    pub fn address(&self) -> &str {
+        &self.0.0.address
+    }
+
+    /// Sends a request with its payload; `completion` gets the answer, which must come within `timeout`. Requests leave in the order of the calls.
+    pub fn send(&self, request: &Request, payload: &[Bytes], timeout: Duration, completion: Completion) {
+        let shared = &self.0.0;
+        let refused = {
+            let mut state = shared.lock();
+            match &state.closed {
+                Some(error) => Some((completion, error.clone())),
+                None => shared.enqueue(&mut state, request, payload, timeout, completion),
+            }
+        };
+        if let Some((completion, error)) = refused {
+            completion(Err(error));
+        }
+        shared.fail_if_broken();
+    }
+
+    /// Sends a request that gets no answer.
+    pub fn send_unanswered(&self, request: &Request, payload: &[Bytes]) -> Result<(), ClientError> {
+        let shared = &self.0.0;
+        let mut state = shared.lock();
+        if let Some(error) = &state.closed {
+            return Err(error.clone());
+        }
+        let correlation = state.session.begin_unanswered();
+        shared.encode(&mut state, correlation, request, payload)?;
+        shared.write_now(&mut state);
+        drop(state);
+        shared.fail_if_broken();
+        Ok(())
+    }
+
+    /// Sends a request without payload and waits for the answer.
+    pub async fn request(&self, request: &Request, timeout: Duration) -> Result<Answer, ClientError> {
+        let (sender, receiver) = oneshot::channel();
+        let completion = Box::new(move |answer| drop(sender.send(answer)));
+        self.send(request, &[], timeout, completion);
+        let answer = receiver.await.unwrap_or(Err(ClientError::Closed))?;
+        match answer.response {
+            Response::Refused(refusal) => Err(refusal.into()),
+            _ => Ok(answer),
+        }
+    }
+}
+
+/// A stream that has shaken hands; the receiver is empty unless the broker sends unasked.
+pub(super) async fn open_stream(address: &str, settings: &ConnectionSettings) -> Result<(TcpStream, HelloReply, Receiver), ClientError> {
+    let connect = |cause: String| ClientError::Connect { address: address.into(), cause };
+    match tokio::time::timeout(settings.connect_timeout, shake_hands(address, settings)).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(cause)) => Err(connect(cause)),
+        Err(_) => Err(connect(format!("no answer within {} ms", settings.connect_timeout.as_millis()))),
+    }
+}
+
+async fn shake_hands(address: &str, settings: &ConnectionSettings) -> Result<(TcpStream, HelloReply, Receiver), String> {
+    let text = |e: io::Error| e.to_string();
+    let mut stream = TcpStream::connect(address).await.map_err(text)?;
+    stream.set_nodelay(true).map_err(text)?;
+    let hello = Hello {
+        version_min: VERSION_MIN,
+        version_max: VERSION_MAX,
+        client_id: settings.client_id.clone(),
+        software: concat!("corelane ", env!("CARGO_PKG_VERSION")).into(),
+    };
+    let mut first = MAGIC.to_vec();
+    encode_hello(&hello, &mut first);
+    stream.write_all(&first).await.map_err(text)?;
+    let mut receiver = Receiver::new(settings.max_frame);
+    loop {
+        if let Some(frame) = receiver.next_frame().map_err(|e| format!("not a broker's native protocol: {e}"))? {
+            let reply = decode_hello_reply(&frame.header).map_err(|e| e.to_string())?.map_err(|refusal| refusal.to_string())?;
+            return Ok((stream, reply, receiver));
+        }
+        stream.readable().await.map_err(text)?;
+        match stream.try_read_buf(receiver.room()) {
+            Ok(0) => return Err("the other side closed the connection instead of an answer to the handshake".into()),
+            Ok(_) => {}
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            Err(e) => return Err(e.to_string()),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A completion that panics does so outside the lock; the state is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the request in line; gives the completion back where it can't even be encoded.
+    fn enqueue(
+        &self,
+        state: &mut State,
+        request: &Request,
+        payload: &[Bytes],
+        timeout: Duration,
+        completion: Completion,
+    ) -> Option<(Completion, ClientError)> {
+        let was_idle = state.session.waiting() == 0;
+        let correlation = state.session.begin(self.clock.now(), timeout.as_micros() as Micros, completion);
+        if let Err(error) = self.encode(state, correlation, request, payload) {
+            return state.session.cancel_last().map(|completion| (completion, error));
+        }
+        self.write_now(state);
+        if was_idle {
+            self.wake_writer.notify_one(); // it watches the deadline
+        }
+        None
+    }
+
+    fn encode(&self, state: &mut State, correlation: u64, request: &Request, payload: &[Bytes]) -> Result<(), ClientError> {
+        let payload_len = payload.iter().map(Bytes::len).sum();
+        let mut head = Vec::new();
+        wire::encode_request(&mut state.encoder, correlation, request, payload_len, &mut head)
+            .map_err(|e| ClientError::Invalid(e.to_string()))?;
+        if head.len() + payload_len > self.reply.max_frame as usize {
+            let what = format!("a frame of {} bytes is over the broker's {}", head.len() + payload_len, self.reply.max_frame);
+            return Err(ClientError::Invalid(what));
+        }
+        state.out.push_back(Bytes::from(head));
+        state.out.extend(payload.iter().filter(|part| !part.is_empty()).cloned());
+        Ok(())
+    }
+
+    /// Writes what the socket takes; the writing task gets the rest.
+    fn write_now(&self, state: &mut State) {
+        if state.is_writer_active {
+            return;
+        }
+        match self.write_some(state) {
+            Ok(()) if state.out.is_empty() => {}
+            Ok(()) => {
+                state.is_writer_active = true;
+                self.wake_writer.notify_one();
+            }
+            // Whoever waits is told when the lock is free (`fail_if_broken`).
+            Err(e) => state.closed = Some(self.lost(&e)),
+        }
+    }
+
+    /// Writes until the queue is empty or the socket full.
+    fn write_some(&self, state: &mut State) -> io::Result<()> {
+        const SLICES: usize = 64;
+        while !state.out.is_empty() {
+            let mut slices = [IoSlice::new(&[]); SLICES];
+            let count = state.out.len().min(SLICES);
+            for (slice, bytes) in slices.iter_mut().zip(&state.out) {
+                *slice = IoSlice::new(bytes);
+            }
+            match self.stream.try_write_vectored(&slices[..count]) {
+                Ok(mut written) => {
+                    while let Some(first) = state.out.front_mut() {
+                        if written < first.len() {
+                            first.advance(written);
+                            break;
+                        }
+                        written -= first.len();
+                        state.out.pop_front();
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    fn lost(&self, cause: &dyn ToString) -> ClientError {
+        ClientError::Disconnected { address: self.address.clone(), cause: cause.to_string() }
+    }
+
+    /// Tells everyone who waits on a connection that a write has found to be broken.
+    fn fail_if_broken(&self) {
+        let error = self.lock().closed.clone();
+        if let Some(error) = error {
+            self.close(&error);
+        }
+    }
+
+    /// Ends the connection: everyone who waits gets `error`, or what ended it earlier.
+    fn close(&self, error: &ClientError) {
+        let (waiting, error) = {
+            let mut state = self.lock();
+            let error = state.closed.get_or_insert_with(|| error.clone()).clone();
+            state.out.clear();
+            (state.session.take_all(), error)
+        };
+        for completion in waiting {
+            completion(Err(error.clone()));
+        }
+        self.wake_writer.notify_one();
+        self.wake_reader.notify_one();
+    }
+
+    fn handle_frame(&self, header: &[u8], payload: Bytes) -> Result<(), ClientError> {
+        let breach = |cause: &dyn ToString| ClientError::Protocol { address: self.address.clone(), cause: cause.to_string() };
+        let (correlation, response) = wire::decode_response(header, payload.len()).map_err(|e| breach(&e))?;
+        let completion = self.lock().session.handle_answer(correlation).map_err(|e| breach(&e))?;
+        completion(Ok(Answer { response, payload }));
+        Ok(())
+    }
+}
+
+/// Reads until the connection ends.
+async fn read(shared: Arc<Shared>, mut receiver: Receiver) {
+    let error = loop {
+        match read_some(&shared, &mut receiver) {
+            Ok(()) => {}
+            Err(error) => break error,
+        }
+        if shared.lock().closed.is_some() {
+            return;
+        }
+        tokio::select! {
+            ready = shared.stream.readable() => if let Err(e) = ready { break shared.lost(&e) },
+            () = shared.wake_reader.notified() => {}
+        }
+    };
+    tracing::debug!(address = shared.address, %error, "connection ended");
+    shared.close(&error);
+}
+
+/// Reads what is there, up to a bound, so that other tasks of the thread get their turn.
+fn read_some(shared: &Shared, receiver: &mut Receiver) -> Result<(), ClientError> {
+    const TURN: usize = 4 << 20;
+    let mut taken = 0;
+    while taken < TURN {
+        match shared.stream.try_read_buf(receiver.room()) {
+            Ok(0) => return Err(shared.lost(&"the broker closed it")),
+            Ok(count) => taken += count,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(shared.lost(&e)),
+        }
+        let breach = |e: wire::FrameError| ClientError::Protocol { address: shared.address.clone(), cause: e.to_string() };
+        while let Some(frame) = receiver.next_frame().map_err(breach)? {
+            shared.handle_frame(&frame.header, frame.payload)?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes what the senders could not, and watches the deadlines.
+async fn write(shared: Arc<Shared>) {
+    loop {
+        let (is_full, is_waiting) = {
+            let state = shared.lock();
+            if state.closed.is_some() {
+                return;
+            }
+            (state.is_writer_active, state.session.waiting() > 0)
+        };
+        tokio::select! {
+            ready = shared.stream.writable(), if is_full => {
+                let mut state = shared.lock();
+                let written = ready.and_then(|()| shared.write_some(&mut state));
+                state.is_writer_active = !state.out.is_empty();
+                drop(state);
+                if let Err(e) = written {
+                    shared.close(&shared.lost(&e));
+                }
+            }
+            () = tokio::time::sleep(shared.tick), if is_waiting => {
+                let expired = shared.lock().session.poll_expired(shared.clock.now());
+                if let Some(timeout) = expired {
+                    shared.close(&ClientError::TimedOut { address: shared.address.clone(), timeout_ms: timeout / 1000 });
+                }
+            }
+            () = shared.wake_writer.notified() => {}
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! One connection's requests: correlation ids, what is in flight, how long it may take. A pure state machine.
+//!
+//! Requests are pipelined. An answer names its request by the correlation id, which rises by one with each; a broker may answer a
+//! long poll after later requests. An answer that nobody waits for is a breach of the protocol, because nothing is
+//! ever forgotten here while the connection lives: a request that takes too long ends the connection, and with it every request on it.
+
+use std::collections::VecDeque;
+
+/// Microseconds since some start that the shell has chosen.
+pub(super) type Micros = u64;
+
+/// The in-flight table; `C` is what the shell does with an answer.
+#[derive(Debug)]
+pub(super) struct Session<C> {
+    next_correlation: u64,
+    /// In the order of their correlation ids; an answered one in the middle is an empty place.
+    in_flight: VecDeque<Place<C>>,
+    waiting: usize,
+}
+
+#[derive(Debug)]
+struct Place<C> {
+    correlation: u64,
+    deadline: Micros,
+    timeout: Micros,
+    completion: Option<C>,
+}
+
+/// An answer to no request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("an answer to request {correlation}, which is not in flight")]
+pub(super) struct UnexpectedAnswer {
+    pub correlation: u64,
+}
+
+impl<C> Session<C> {
+    pub fn new() -> Session<C> {
+        Session { next_correlation: 1, in_flight: VecDeque::new(), waiting: 0 }
+    }
+
+    /// The correlation id of a request that is sent now and answered within `timeout`.
+    pub fn begin(&mut self, now: Micros, timeout: Micros, completion: C) -> u64 {
+        let correlation = self.begin_unanswered();
+        self.in_flight.push_back(Place { correlation, deadline: now.saturating_add(timeout), timeout, completion: Some(completion) });
+        self.waiting += 1;
+        correlation
+    }
+
+    /// The correlation id of a request that gets no answer.
+    pub fn begin_unanswered(&mut self) -> u64 {
+        self.next_correlation += 1;
+        self.next_correlation - 1
+    }
+
+    /// Takes back the newest request, which could not be sent after all.
+    pub fn cancel_last(&mut self) -> Option<C> {
+        self.next_correlation -= 1;
+        self.waiting -= 1;
+        self.in_flight.pop_back().and_then(|place| place.completion)
+    }
+
+    /// Who waits for the answer with this correlation id.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn handle_answer(&mut self, correlation: u64) -> Result<C, UnexpectedAnswer> {
+        let unexpected = UnexpectedAnswer { correlation };
+        let at = self.in_flight.binary_search_by_key(&correlation, |place| place.correlation).map_err(|_| unexpected)?;
+        let completion = self.in_flight[at].completion.take().ok_or(unexpected)?;
+        self.waiting -= 1;
+        while self.in_flight.front().is_some_and(|place| place.completion.is_none()) {
+            self.in_flight.pop_front();
+        }
+        Ok(completion)
+    }
+
+    /// The time-out of the first request that is over its deadline, if one is.
+    pub fn poll_expired(&self, now: Micros) -> Option<Micros> {
+        self.in_flight.iter().find(|place| place.completion.is_some() && place.deadline <= now).map(|place| place.timeout)
+    }
+
+    /// Requests that wait for their answers.
+    pub fn waiting(&self) -> usize {
+        self.waiting
+    }
+
+    /// The connection is over: everyone who still waits, in the order of the requests.
+    pub fn take_all(&mut self) -> Vec<C> {
+        self.waiting = 0;
+        self.in_flight.drain(..).filter_map(|place| place.completion).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn answers_out_of_order_reach_whom_they_are_for() {
+        let mut session = Session::new();
+        let ids: Vec<u64> = ["a", "b", "c"].into_iter().map(|name| session.begin(0, 10, name)).collect();
+        assert_eq!(session.handle_answer(ids[1]), Ok("b"));
+        assert_eq!(session.handle_answer(ids[1]), Err(UnexpectedAnswer { correlation: ids[1] }), "twice");
+        assert_eq!(session.handle_answer(ids[0]), Ok("a"));
+        assert_eq!(session.handle_answer(99), Err(UnexpectedAnswer { correlation: 99 }), "never asked");
+        assert_eq!(session.waiting(), 1);
+        assert_eq!(session.take_all(), ["c"]);
+        assert_eq!(session.handle_answer(ids[2]), Err(UnexpectedAnswer { correlation: ids[2] }), "after the end");
+    }
+
+    #[test]
+    fn an_unanswered_request_has_an_id_and_nobody_waits() {
+        let mut session: Session<()> = Session::new();
+        let id = session.begin_unanswered();
+        assert_eq!(session.waiting(), 0);
+        assert!(session.handle_answer(id).is_err());
+        assert!(session.begin(0, 1, ()) > id);
+    }
+
+    #[test]
+    fn a_cancelled_request_leaves_no_trace() {
+        let mut session = Session::new();
+        let id = session.begin(0, 1, "x");
+        assert_eq!(session.cancel_last(), Some("x"));
+        assert_eq!((session.waiting(), session.begin(0, 1, "y")), (0, id));
+    }
+
+    #[test]
+    fn the_deadline_counts_only_while_the_answer_is_awaited() {
+        let mut session = Session::new();
+        let short = session.begin(100, 50, ());
+        session.begin(100, 500, ());
+        assert_eq!(session.poll_expired(149), None);
+        assert_eq!(session.poll_expired(150), Some(50));
+        session.handle_answer(short).unwrap();
+        assert_eq!(session.poll_expired(599), None);
+        assert_eq!(session.poll_expired(600), Some(500));
+    }
+
+    proptest! {
+        #[test]
+        fn everyone_is_answered_exactly_once(order in proptest::collection::vec(any::<u16>(), 0..200)) {
+            let mut session = Session::new();
+            let mut open = vec![];
+            let mut answered = vec![];
+            for pick in order {
+                if pick % 2 == 0 || open.is_empty() {
+                    let name = session.next_correlation;
+                    prop_assert_eq!(session.begin(0, 1, name), name);
+                    open.push(name);
+                } else {
+                    let name = open.remove(usize::from(pick) % open.len());
+                    answered.push(session.handle_answer(name).unwrap());
+                    prop_assert_eq!(*answered.last().unwrap(), name);
+                }
+                prop_assert_eq!(session.waiting(), open.len());
+            }
+            prop_assert_eq!(session.take_all(), open);
+        }
+    }
+}

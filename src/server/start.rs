@@ -1,0 +1,336 @@
+//! From settings to a running broker, and to its end.
+//!
+//! Order: host checks, lock, identity, catalogue (this start made durable), recovery of the store (blocking, before any executor), listeners, control plane,
+//! shards. `ready` is printed when every shard accepts. The end: shards drain and take a last checkpoint, then the store is marked clean.
+
+use std::io::{self, Write};
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::bridge::bridge;
+use crate::control::metadata::{MetadataStore, SingleNodeLog};
+use crate::control::status::{NodeState, NodeStatus, ShardPlace};
+use crate::control::termination::{Ended, Termination};
+use crate::control::{ControlParts, ControlPlane};
+use crate::log::file_header::MetaSlot;
+use crate::log::files::StoreFiles;
+use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
+use crate::log::{identity, paths};
+use crate::metrics::ShardMetrics;
+use crate::request::Broker;
+use crate::server::host;
+use crate::server::settings::ServeSettings;
+use crate::shard::blocking_files::BlockingFiles;
+use crate::shard::context::NodeIdentity;
+use crate::shard::executor;
+use crate::shard::mesh::mesh;
+use crate::shard::net::listen;
+use crate::shard::ring::JournalFile;
+use crate::shard::runtime::{self, ShardParts};
+use crate::shard::store::now_ms;
+use crate::shard::trace::Trace;
+use crate::types::TopicPartition;
+
+/// How `serve` is run, besides the broker's settings.
+#[derive(Clone, Debug, Default)]
+pub struct ServeOptions {
+    /// Print the line `ready` as JSON.
+    pub json: bool,
+    /// Record everything that is done to the disk here (for tests of crashes).
+    pub disk_trace: Option<std::path::PathBuf>,
+}
+
+/// Why a broker does not serve, or ended badly.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The host can't run it.
+    #[error("{0}")]
+    Host(#[from] host::HostError),
+    /// The store can't be opened.
+    #[error("{0}")]
+    Store(String),
+    /// A port can't be had.
+    #[error("can't listen on {address}: {error}{}", if error.kind() == io::ErrorKind::AddrInUse { "; another program has the port: stop it or choose another with --listen or --admin-listen" } else { "" })]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        error: io::Error,
+    },
+    /// A shard or a thread failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// Serves until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it can't start, or a shard failed.
+pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), ServeError> {
+    let failed = |what: &str, error: &dyn std::fmt::Display| ServeError::Failed(format!("{what}: {error}"));
+    let mut termination = Termination::install().map_err(|e| failed("signals", &e))?;
+    let host = host::check(&settings)?;
+    tracing::debug!(descriptors = host.descriptors, "host checked");
+    let lock = lock(&settings.data)?;
+    let mut listeners = Vec::new();
+    for shard in settings.per_shard() {
+        listeners.push(listen(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
+    }
+    let admin = match settings.admin_listen {
+        Some(address) => Some(TcpListener::bind(address).map_err(|error| ServeError::Listen { address, error })?),
+        None => None,
+    };
+    let mut files = BlockingFiles::new(&settings.data, !settings.buffered_io);
+    let (mut meta, fresh) = open_identity(&mut files)?;
+    let catalogue = open_catalogue(&settings.data, &meta, fresh)?;
+    let view = catalogue.view();
+    let recovered = recover(&mut files, &settings, &meta, &view)?;
+    meta = mark(&mut files, &meta, false)?;
+
+    let shards = settings.shards();
+    let addresses: Vec<SocketAddr> =
+        listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().map_err(|e| failed("listeners", &e))?;
+    let identity =
+        Arc::new(NodeIdentity { cluster: meta.cluster, node: meta.node_id, brokers: brokers(&settings, meta.node_id, &addresses) });
+    let metrics: Vec<_> = (0..shards).map(|s| Arc::new(ShardMetrics::new(s))).collect();
+    let status = Arc::new(NodeStatus::new(meta.node_id));
+    let (control_end, shard_ends) = bridge(shards as usize);
+    let control = ControlPlane::start(ControlParts {
+        store: catalogue,
+        end: control_end,
+        shards: metrics.clone(),
+        status: status.clone(),
+        admin,
+        spare_cpus: settings.spare_cpus.clone(),
+    })
+    .map_err(|e| failed("control plane", &e))?;
+    let trace = match &options.disk_trace {
+        Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
+        None => None,
+    };
+
+    let (ready, started) = async_channel::unbounded();
+    let (gone, ended) = async_channel::unbounded();
+    let mut threads = Vec::new();
+    let mut journals = share_of(&recovered, settings.memory_bytes, shards);
+    let places = mesh(shards);
+    let RecoveredStore { generation, salt, shards: images, next_journal_id, .. } = recovered;
+    let parts = settings.per_shard().zip(images).zip(listeners).zip(places).zip(shard_ends).zip(&metrics);
+    for (((((shard, partitions), listener), mesh), control), metrics) in parts {
+        let parts = ShardParts {
+            shard: shard.shard,
+            data: settings.data.clone(),
+            buffered: shard.buffered_io,
+            trace: trace.clone(),
+            memory: shard.memory_bytes,
+            durability: shard.durability,
+            generation,
+            salt,
+            partitions,
+            journals: std::mem::take(&mut journals[shard.shard as usize]),
+            journal_ids: (next_journal_id + u64::from(shard.shard), u64::from(shards)),
+            identity: identity.clone(),
+            listener,
+            mesh,
+            control,
+            view: view.clone(),
+            metrics: metrics.clone(),
+            ready: ready.clone(),
+        };
+        let gone = gone.clone();
+        let spin = Some(shard.spin).filter(|s| !s.is_zero());
+        let thread = executor::spawn(&format!("shard-{}", shard.shard), shard.cpu, spin, move || async move {
+            let outcome = runtime::run(parts).await;
+            let _ = gone.send(outcome).await;
+        });
+        threads.push(thread.map_err(|e| failed("executor", &e))?);
+    }
+    drop((ready, gone));
+    for _ in 0..shards {
+        match started.recv_blocking() {
+            Ok(Ok(_)) => {}
+            Ok(Err(text)) => return Err(ServeError::Failed(text)),
+            Err(_) => return Err(ServeError::Failed("a shard ended before it was ready".into())),
+        }
+    }
+    let places: Vec<_> =
+        settings.per_shard().zip(&addresses).map(|(s, address)| ShardPlace { shard: s.shard, address: *address, cpu: s.cpu }).collect();
+    print_ready(options, &meta, &places, control.admin());
+    status.set_ready(places);
+
+    match termination.wait(&ended) {
+        Ended::Signal(name) => tracing::info!(name, "draining"),
+        Ended::Told(Some(Err(text))) => {
+            status.advance(NodeState::Failed);
+            return Err(ServeError::Failed(text));
+        }
+        Ended::Told(_) => return Err(ServeError::Failed("a shard ended by itself".into())),
+    }
+    status.advance(NodeState::Draining);
+    control.drain();
+    for _ in 0..shards {
+        match ended.recv_blocking() {
+            Ok(Ok(())) => {}
+            Ok(Err(text)) => return Err(ServeError::Failed(text)),
+            Err(_) => break,
+        }
+    }
+    for thread in threads {
+        thread.join().map_err(|e| failed("executor", &e))?;
+    }
+    control.stop();
+    mark(&mut files, &meta, true)?;
+    drop(lock);
+    Ok(())
+}
+
+fn store_error(error: impl std::fmt::Display) -> ServeError {
+    ServeError::Store(error.to_string())
+}
+
+/// One broker at a time has the directory; the lock goes with the process.
+fn lock(data: &Path) -> Result<std::fs::File, ServeError> {
+    let path = data.join(paths::LOCK);
+    let file = std::fs::File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(|e| ServeError::Store(format!("{}: {e}", path.display())))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(ServeError::Store(format!(
+            "the data directory {} is in use by another broker: stop it, or choose another with --data",
+            data.display()
+        ))),
+        Err(error) => Err(ServeError::Store(format!("{}: {error}", path.display()))),
+    }
+}
+
+fn open_identity(files: &mut BlockingFiles) -> Result<(MetaSlot, bool), ServeError> {
+    match identity::read(files).map_err(store_error)? {
+        Some(meta) => Ok((meta, false)),
+        None => {
+            let meta = MetaSlot {
+                oldest_reader: 1,
+                node_id: 0,
+                cluster: *uuid::Uuid::new_v4().as_bytes(),
+                incarnation: *uuid::Uuid::new_v4().as_bytes(),
+                sequence: 0,
+                clean_shutdown: false,
+            };
+            Ok((identity::write(files, None, &meta).map_err(store_error)?, true))
+        }
+    }
+}
+
+fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Result<MetaSlot, ServeError> {
+    identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
+}
+
+fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool) -> Result<SingleNodeLog, ServeError> {
+    let path = data.join(paths::CATALOGUE);
+    // A first start that was cut short between the identity and the catalogue has no generation yet.
+    if fresh || (!path.exists() && !data.join(paths::GENERATION).exists()) {
+        SingleNodeLog::create(&path, meta.cluster).map_err(store_error)?;
+    }
+    let (log, opened) = SingleNodeLog::open(&path, meta.cluster).map_err(store_error)?;
+    if let Some(torn) = opened.torn {
+        tracing::warn!(?torn, "the catalogue ended in a record that was never acknowledged; it was cut");
+    }
+    Ok(log)
+}
+
+fn recover(
+    files: &mut BlockingFiles,
+    settings: &ServeSettings,
+    meta: &MetaSlot,
+    view: &crate::cluster::CatalogueView,
+) -> Result<RecoveredStore, ServeError> {
+    let shards = settings.shards();
+    let catalogue: Vec<_> =
+        view.topics().flat_map(|t| (0..t.partitions).map(|partition| TopicPartition { topic: t.id, partition })).collect();
+    let begun = std::time::Instant::now();
+    let request = OpenRequest {
+        cluster: meta.cluster,
+        shards,
+        salt: uuid::Uuid::new_v4().as_u64_pair().0 | 1,
+        now_ms: now_ms(),
+        catalogue: &catalogue,
+        owner: &|p: TopicPartition| p.topic.shard_of(p.partition, shards),
+    };
+    let recovered = open_store(files, &request).map_err(store_error)?;
+    let report = &recovered.report;
+    tracing::info!(
+        generation = recovered.generation,
+        groups = report.groups,
+        bytes = report.bytes,
+        partitions = report.partitions,
+        elapsed_ms = begun.elapsed().as_millis() as u64,
+        clean = meta.clean_shutdown,
+        "store opened"
+    );
+    for torn in &report.torn {
+        tracing::info!(?torn, "the last journal group was torn: it was never acknowledged");
+    }
+    for damage in report.torn_checkpoints.iter().chain(&report.damage) {
+        tracing::error!(file = damage.file, offset = damage.offset, kind = ?damage.kind, detail = damage.detail, "damage");
+    }
+    drop_surplus_journals(files, &recovered, settings)?;
+    Ok(recovered)
+}
+
+/// Journal files that the new number of shards does not use are removed.
+fn drop_surplus_journals(files: &mut BlockingFiles, recovered: &RecoveredStore, settings: &ServeSettings) -> Result<(), ServeError> {
+    let used: Vec<_> = share_of(recovered, settings.memory_bytes, settings.shards()).into_iter().flatten().collect();
+    let mut removed = false;
+    for journal in recovered.journals.iter().filter(|j| !used.iter().any(|u| u.id == j.id)) {
+        files.unlink(&journal.path).map_err(store_error)?;
+        removed = true;
+    }
+    if removed {
+        files.sync_dir(paths::JOURNAL_DIR).map_err(store_error)?;
+    }
+    Ok(())
+}
+
+fn brokers(settings: &ServeSettings, node: u32, addresses: &[SocketAddr]) -> Vec<Broker> {
+    (0..settings.advertised_endpoints)
+        .zip(addresses)
+        .map(|(shard, address)| {
+            let (host, port) = settings.advertised(shard, address.port());
+            Broker { id: node * crate::limits::MAX_SHARDS + shard, host: host.into(), port }
+        })
+        .collect()
+}
+
+fn print_ready(options: &ServeOptions, meta: &MetaSlot, places: &[ShardPlace], admin: Option<SocketAddr>) {
+    let line = if options.json {
+        let shards: Vec<_> =
+            places.iter().map(|p| serde_json::json!({ "shard": p.shard, "address": p.address.to_string(), "cpu": p.cpu })).collect();
+        serde_json::json!({
+            "ready": true,
+            "node": meta.node_id,
+            "pid": std::process::id(),
+            "shards": shards,
+            "admin": admin.map(|a| a.to_string()),
+        })
+        .to_string()
+    } else {
+        "ready".into()
+    };
+    let mut out = io::stdout().lock();
+    // Nobody may be reading; the broker serves all the same.
+    let _ = writeln!(out, "{line}").and_then(|()| out.flush());
+}
+
+fn share_of(recovered: &RecoveredStore, memory: u64, shards: u32) -> Vec<Vec<JournalFile>> {
+    let (size, files) = runtime::ring_size(memory / u64::from(shards), shards);
+    let mut shares = vec![Vec::new(); shards as usize];
+    let fitting = recovered.journals.iter().filter(|j| j.size == size);
+    for (at, journal) in fitting.take(files * shards as usize).enumerate() {
+        shares[at % shards as usize].push(JournalFile { id: journal.id, size: journal.size });
+    }
+    shares
+}

@@ -1,0 +1,262 @@
+//! A batch that is too large for memory: received into a file of its own, checked, synced, and adopted as a segment by one journal entry.
+//!
+//! Offsets are assigned at the adoption, so other producers don't wait while the bytes come in. Until then the file has a temporary name that no
+//! entry mentions: a batch with a bad CRC, or a client that goes away, leaves no trace. After the entry the broker-written bytes
+//! (base offset, leader epoch) are patched into the first block, and the file is synced and renamed; the acknowledgement waits for both. A crash in
+//! between is finished by recovery, which finds in the entry what to patch.
+
+use std::io;
+use std::rc::Rc;
+
+use futures_util::future::try_join_all;
+use glommio::io::DmaBuffer;
+
+use crate::batch::{self, BatchHeader, CRC_START, HEADER_LEN};
+use crate::checksum::{Crc32c, crc32c, crc32c_combine};
+use crate::limits::BLOCK;
+use crate::log::journal::{Adopt, EntryHeader, EntryKind};
+use crate::log::paths;
+use crate::log::segment::SegmentInfo;
+use crate::metrics::Counter;
+use crate::partition::Planned;
+use crate::request::Refusal;
+use crate::shard::disk::DataFile;
+use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
+use crate::shard::pending::Completion;
+use crate::shard::produce::batch_refusal;
+use crate::shard::ring::filled;
+use crate::shard::store::{Store, now_ms};
+
+/// Size of a piece of memory, bytes.
+const PIECE: usize = 1 << 20;
+/// Pieces that are being written while the next is received.
+const IN_FLIGHT: usize = 2;
+
+/// A batch on its way into a file.
+pub struct Adoption {
+    store: Rc<Store>,
+    cell: Rc<PartitionCell>,
+    id: u64,
+    file: Rc<DataFile>,
+    len: usize,
+    received: usize,
+    memory: DmaBuffer,
+    filled: usize,
+    /// Where `memory` goes.
+    position: u64,
+    /// The first block of the batch, for the patch.
+    first: Vec<u8>,
+    /// CRC-32C of the bytes behind the header.
+    body_crc: Crc32c,
+    writes: Vec<glommio::Task<io::Result<()>>>,
+}
+
+impl Adoption {
+    /// A file for a batch of `len` bytes, with blocks for all of it.
+    pub async fn begin(store: &Rc<Store>, cell: &Rc<PartitionCell>, len: usize) -> Result<Adoption, Refusal> {
+        let id = store.next_adoption();
+        let made = async {
+            store.make_directory(cell).await?;
+            let file = store.disk.create(&paths::adopted(cell.id, id)).await?;
+            file.allocate((BLOCK + len).next_multiple_of(BLOCK) as u64).await?;
+            Ok::<_, io::Error>(file)
+        };
+        let file = match made.await {
+            Ok(file) => Rc::new(file),
+            Err(error) => {
+                let _ = store.disk.remove(&paths::adopted(cell.id, id)).await;
+                return Err(store.disk_refusal(cell, &error));
+            }
+        };
+        Ok(Adoption {
+            store: store.clone(),
+            cell: cell.clone(),
+            id,
+            file,
+            len,
+            received: 0,
+            memory: glommio::allocate_dma_buffer_global(PIECE),
+            filled: 0,
+            position: BLOCK as u64,
+            first: Vec::with_capacity(BLOCK),
+            body_crc: Crc32c::new(),
+            writes: Vec::new(),
+        })
+    }
+
+    /// Memory for at most `left` more bytes of the batch.
+    pub fn space(&mut self, left: usize) -> &mut [u8] {
+        let from = self.filled;
+        let to = (from + left).min(PIECE);
+        &mut self.memory.as_bytes_mut()[from..to]
+    }
+
+    /// `received` bytes were put there.
+    pub async fn advance(&mut self, received: usize) {
+        let bytes = &self.memory.as_bytes()[self.filled..self.filled + received];
+        let header_left = HEADER_LEN.saturating_sub(self.received).min(received);
+        self.body_crc.update(&bytes[header_left..]);
+        let first_left = (BLOCK - self.first.len()).min(received);
+        self.first.extend_from_slice(&bytes[..first_left]);
+        self.filled += received;
+        self.received += received;
+        if self.filled == PIECE || self.received == self.len {
+            self.write().await;
+        }
+    }
+
+    async fn write(&mut self) {
+        let padded = self.filled.next_multiple_of(BLOCK);
+        let mut memory = std::mem::replace(&mut self.memory, glommio::allocate_dma_buffer_global(PIECE));
+        memory.as_bytes_mut()[self.filled..padded].fill(0);
+        memory.trim_to_size(padded);
+        let (file, position) = (self.file.clone(), self.position);
+        self.position += padded as u64;
+        self.filled = 0;
+        if self.writes.len() == IN_FLIGHT {
+            // A failure shows again at the end: the sync reports it, or the next write does.
+            if let Err(error) = self.writes.remove(0).await {
+                self.store.fail(format!("adopted append to {}: {error}", self.cell.id));
+            }
+        }
+        self.writes.push(glommio::spawn_local(async move { file.write(Rc::new(memory), position).await }));
+    }
+
+    /// Leaves no trace.
+    pub async fn abandon(self) {
+        for write in self.writes {
+            let _ = write.await;
+        }
+        if let Err(error) = self.store.disk.remove(&paths::adopted(self.cell.id, self.id)).await {
+            tracing::warn!(%error, "the file of an abandoned batch stays until the next start");
+        }
+    }
+
+    /// Checks the batch, syncs it and adopts it. `crc` is the one that came behind the batch, if it did.
+    pub async fn finish(mut self, crc: Option<u32>, done: Completion) {
+        let writes = std::mem::take(&mut self.writes);
+        let synced = async {
+            try_join_all(writes).await?;
+            self.file.sync().await
+        };
+        if let Err(error) = synced.await {
+            let refusal = self.store.disk_refusal(&self.cell, &error);
+            self.abandon().await;
+            return done.complete(Err(refusal));
+        }
+        if let Some(crc) = crc {
+            batch::stamp_crc(&mut self.first, crc);
+        }
+        let computed =
+            crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+        match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
+            Ok(header) => self.adopt(header, done).await,
+            Err(error) => {
+                done.complete(Err(batch_refusal(&self.cell.id, &error)));
+                self.abandon().await;
+            }
+        }
+    }
+
+    async fn adopt(mut self, mut header: BatchHeader, done: Completion) {
+        let (store, cell) = (self.store.clone(), self.cell.clone());
+        cell.enter().await;
+        let now = now_ms();
+        let settings = cell.settings.get();
+        let gone = cell.gone().map(Planned::Refused);
+        let planned = gone.unwrap_or_else(|| cell.machine.borrow().plan_adoption(&header, self.len, now, &settings));
+        let plan = match planned {
+            Planned::Append(plan) => plan,
+            Planned::Duplicate { base_offset, end_offset } => {
+                cell.leave();
+                cell.track_duplicate(base_offset, end_offset, done);
+                return self.abandon().await;
+            }
+            Planned::Refused(refusal) => {
+                cell.leave();
+                done.complete(Err(refusal));
+                return self.abandon().await;
+            }
+            Planned::Roll => unreachable!("an adoption brings its own segment"),
+        };
+        if settings.log_append_time {
+            let stamp = now.max(cell.machine.borrow().max_timestamp());
+            batch::stamp_log_append_time_head(&mut self.first, stamp).expect("a checked head");
+            let crc =
+                crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+            batch::stamp_crc(&mut self.first, crc);
+            header = BatchHeader::parse(&self.first).expect("a checked head with another timestamp");
+        }
+        batch::stamp(&mut self.first, plan.base_offset, cell.machine.borrow().epoch());
+        let mut stored = [0; HEADER_LEN];
+        stored.copy_from_slice(&self.first[..HEADER_LEN]);
+        let direct = Rc::new(DirectWrite::default());
+        let sequence = store.adopt(&cell, &plan, &stored, &header, Adopt { id: self.id, file_len: self.position, header: stored }, now);
+        cell.track(Tracked {
+            base_offset: plan.base_offset,
+            end_offset: plan.end_offset,
+            count: header.record_count as u32,
+            crc: header.crc,
+            segment: plan.segment,
+            position: plan.position,
+            sequence,
+            direct: Some(direct.clone()),
+            completion: Some(done),
+        });
+        let info = *cell.machine.borrow().segments().back().expect("adopted just now");
+        let index = cell.machine.borrow().index().clone();
+        cell.leave();
+        store.metrics.add(Counter::AdoptedAppends, 1);
+        store.metrics.add(Counter::SegmentBytes, self.position);
+        if let Err(error) = self.settle(&info, &index).await {
+            return store.fail(format!("adoption into {}: {error}", cell.id));
+        }
+        direct.written.set(true);
+        direct.durable.set(true);
+        cell.advance(store.journal.written(), store.journal.durable());
+        store.write_behind.notify();
+    }
+
+    /// Gives the file its header, its broker-written bytes, its index and its name, all durable.
+    async fn settle(&self, info: &SegmentInfo, index: &crate::log::index::Index) -> io::Result<()> {
+        let disk = &self.store.disk;
+        let mut front = info.header_block(self.cell.id);
+        front.extend_from_slice(&self.first);
+        self.file.write(filled(&front), 0).await?;
+        let index_path = paths::index(self.cell.id, info.base_offset);
+        disk.remove(&index_path).await?;
+        let index_file = disk.create(&index_path).await?;
+        index_file.write(filled(&info.index_header_block(self.cell.id)), 0).await?;
+        if let Some(blocks) = index.blocks_from(0) {
+            index_file.write(filled(&blocks.bytes), blocks.position).await?;
+        }
+        futures_util::try_join!(self.file.sync(), index_file.sync())?;
+        index_file.close().await?;
+        disk.rename(&paths::adopted(self.cell.id, self.id), &paths::segment(self.cell.id, info.base_offset)).await?;
+        disk.sync_dir(&paths::partition_dir(self.cell.id)).await
+    }
+}
+
+impl Store {
+    /// Takes an adopted file into the log: seals the open segment, journals, moves the log's end.
+    fn adopt(
+        &self,
+        cell: &Rc<PartitionCell>,
+        plan: &crate::partition::Plan,
+        stored: &[u8; HEADER_LEN],
+        header: &BatchHeader,
+        adopt: Adopt,
+        now: i64,
+    ) -> u64 {
+        self.journal_epoch(cell, plan);
+        let sealed = cell.machine.borrow_mut().adopt(plan, stored, header, now);
+        if let Some(sealed) = sealed {
+            self.sealed(cell, sealed);
+        }
+        *cell.remainder.borrow_mut() = None;
+        let payload = adopt.encode();
+        let entry = EntryHeader { payload_len: payload.len() as u32, ..self.entry(cell, EntryKind::Adopt, plan) };
+        self.mark("adopt");
+        self.journal.add(&entry, true, Some(cell), |space| space.copy_from_slice(&payload)).sequence
+    }
+}

@@ -1,0 +1,236 @@
+//! Fetch requests: what is there now, from memory or disk, and waiting for more.
+
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+
+use crate::limits;
+use crate::metrics::Counter;
+use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal, Request, Response};
+use crate::shard::context::Context;
+use crate::shard::event::{Event, Ticket, wait_any};
+use crate::shard::mesh::{MeshReply, shard_gone};
+use crate::shard::net::Outgoing;
+use crate::shard::partition_cell::PartitionCell;
+
+/// An answer: one result for each partition asked, and the bytes in the same order.
+#[derive(Default)]
+pub struct FetchAnswer {
+    /// Results in the order of the request.
+    pub results: Vec<FetchResult>,
+    /// Batches in the order of the results.
+    pub pieces: Vec<Outgoing>,
+    /// Their sum.
+    pub bytes: usize,
+}
+
+impl FetchAnswer {
+    /// Whether the client should hear of it at once: enough bytes, or a refusal.
+    fn is_enough(&self, min_bytes: usize) -> bool {
+        self.bytes >= min_bytes || self.results.iter().any(|r| r.outcome.is_err())
+    }
+}
+
+/// Answers a fetch whose partitions may be anywhere on this node.
+pub async fn fetch(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
+    if request.partitions.iter().all(|p| context.is_mine(&p.partition)) {
+        return fetch_mine(context, request).await;
+    }
+    fetch_everywhere(context, request).await
+}
+
+/// Answers a fetch of this shard's partitions: at once with what is there if that is enough, else when it is or the wait is over.
+pub async fn fetch_mine(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
+    let deadline = Instant::now() + Duration::from_millis(u64::from(request.max_wait_ms.min(limits::MAX_FETCH_WAIT_MS)));
+    let cells: Vec<_> = request.partitions.iter().map(|p| context.store.partition(&p.partition)).collect();
+    let mut waited = false;
+    loop {
+        let tickets: Vec<(&Event, Ticket)> = cells.iter().flatten().map(|c| (&c.committed, c.committed.ticket())).collect();
+        let answer = read_now(context, request, &cells).await;
+        let in_time = Instant::now() < deadline && !context.draining.get();
+        if answer.is_enough(request.min_bytes as usize) || !in_time {
+            return answer;
+        }
+        drop(answer);
+        if !std::mem::replace(&mut waited, true) {
+            context.metrics.add(Counter::LongPolls, 1);
+        }
+        wait_any(&tickets, deadline).await;
+    }
+}
+
+async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<PartitionCell>>]) -> FetchAnswer {
+    let mut answer = FetchAnswer::default();
+    let most = request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize;
+    for (wanted, cell) in request.partitions.iter().zip(cells) {
+        let outcome = match cell {
+            None => Err(context.unknown(&wanted.partition)),
+            Some(cell) => read_partition(context, cell, wanted, most, &mut answer).await,
+        };
+        answer.results.push(FetchResult { partition: wanted.partition, outcome });
+    }
+    answer
+}
+
+/// Adds one partition's batches: whole ones, at least one if the answer is empty so far.
+async fn read_partition(
+    context: &Rc<Context>,
+    cell: &Rc<PartitionCell>,
+    wanted: &FetchPartition,
+    most: usize,
+    answer: &mut FetchAnswer,
+) -> Result<Fetched, Refusal> {
+    if let Some(refusal) = cell.gone() {
+        return Err(refusal);
+    }
+    let (high_watermark, log_start) = check_bounds(cell, wanted)?;
+    let room = most.saturating_sub(answer.bytes).min(wanted.max_bytes as usize);
+    let mut taken = 0;
+    let mut offset = wanted.offset;
+    let is_first = answer.bytes == 0;
+    while offset < high_watermark && (taken < room || (taken == 0 && is_first)) {
+        let left = room - taken.min(room);
+        let at_least_one = taken == 0 && is_first;
+        match read_tail(cell, offset, high_watermark, left, at_least_one, &mut answer.pieces) {
+            Some((bytes, _)) if bytes > 0 => {
+                taken += bytes;
+                context.metrics.add(Counter::TailHits, 1);
+                break;
+            }
+            Some(_) => break,
+            None => {}
+        }
+        let run = context.store.reader.run(cell, offset).await?;
+        context.store.reader.read_ahead(&context.store, cell, &run);
+        let (data, range) = run.from(offset, left.max(1));
+        if !at_least_one && range.len() > left {
+            break;
+        }
+        let end = run.offset_after(&range);
+        taken += range.len();
+        answer.pieces.push(Outgoing::Disk(data, range));
+        offset = end;
+    }
+    answer.bytes += taken;
+    cell.metrics.count_out(0, taken as u64);
+    context.metrics.add(Counter::RecordBytesOut, taken as u64);
+    Ok(Fetched { high_watermark, log_start, bytes: taken as u32 })
+}
+
+fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i64), Refusal> {
+    let machine = cell.machine.borrow();
+    if let Some(epoch) = wanted.leader_epoch {
+        let current = machine.epoch();
+        let message = || format!("partition {}: leader epoch {epoch}, the current one is {current}", cell.id);
+        if epoch < current {
+            return Err(Refusal::new(Code::FencedLeaderEpoch, message()));
+        }
+        if epoch > current {
+            return Err(Refusal::new(Code::UnknownLeaderEpoch, message()));
+        }
+    }
+    let (high_watermark, log_start) = (machine.ladder().committed(), machine.log_start());
+    if wanted.offset < log_start || wanted.offset > machine.ladder().appended() {
+        let message = format!("partition {} has offsets {log_start} to {high_watermark}, not {}", cell.id, wanted.offset);
+        return Err(Refusal::new(Code::OffsetOutOfRange, message));
+    }
+    Ok((high_watermark, log_start))
+}
+
+/// Adds batches from memory: (bytes, offset after them). `None` if `offset` is not there.
+fn read_tail(
+    cell: &PartitionCell,
+    offset: i64,
+    high_watermark: i64,
+    room: usize,
+    at_least_one: bool,
+    pieces: &mut Vec<Outgoing>,
+) -> Option<(usize, i64)> {
+    let tail = cell.tail.borrow();
+    let mut taken = 0;
+    let mut end = offset;
+    for chunk in tail.from(offset)? {
+        let must = at_least_one && taken == 0;
+        if chunk.end_offset > high_watermark || (taken + chunk.len() > room && !must) {
+            break;
+        }
+        taken += chunk.len();
+        end = chunk.end_offset;
+        pieces.extend(chunk.pieces().map(Outgoing::Tail));
+    }
+    Some((taken, end))
+}
+
+/// Asks every shard concerned. The first with something to say ends the wait of all.
+async fn fetch_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
+    let mut parts: Vec<Option<FetchAnswer>> = (0..context.mesh.shards()).map(|_| None).collect();
+    let first = Fetch { max_wait_ms: 0, ..request.clone() };
+    let mut enough = 0;
+    for shard in 0..context.mesh.shards() {
+        if let Some(part) = of_shard(context, &first, shard) {
+            let answer = ask(context, shard, part).await;
+            enough += if answer.is_enough(usize::MAX) { request.min_bytes as usize } else { answer.bytes };
+            parts[shard as usize] = Some(answer);
+        }
+    }
+    if enough < request.min_bytes as usize && request.max_wait_ms > 0 {
+        context.metrics.add(Counter::LongPolls, 1);
+        let waits: FuturesUnordered<_> = (0..context.mesh.shards())
+            .filter_map(|shard| of_shard(context, request, shard).map(|part| async move { (shard, ask(context, shard, part).await) }))
+            .collect();
+        futures_util::pin_mut!(waits);
+        if let Some((shard, answer)) = waits.next().await {
+            parts[shard as usize] = Some(answer);
+        }
+    }
+    join(context, request, parts)
+}
+
+fn of_shard(context: &Context, request: &Fetch, shard: u32) -> Option<Fetch> {
+    let partitions: Vec<_> = request.partitions.iter().filter(|p| context.owner(&p.partition) == shard).copied().collect();
+    (!partitions.is_empty()).then(|| Fetch { partitions, ..request.clone() })
+}
+
+async fn ask(context: &Rc<Context>, shard: u32, part: Fetch) -> FetchAnswer {
+    if shard == context.mesh.shard() {
+        return fetch_mine(context, &part).await;
+    }
+    context.metrics.add(Counter::MeshSent, 1);
+    let partitions: Vec<_> = part.partitions.iter().map(|p| p.partition).collect();
+    let answer = context.mesh.send(shard, Request::Fetch(part), Bytes::new()).await;
+    match answer.recv().await {
+        Ok(MeshReply { response: Response::Fetch(results), payload }) => {
+            let bytes = payload.len();
+            let pieces = if bytes == 0 { Vec::new() } else { vec![Outgoing::Shared(payload)] };
+            FetchAnswer { results, pieces, bytes }
+        }
+        _ => {
+            let results = partitions.into_iter().map(|partition| FetchResult { partition, outcome: Err(shard_gone()) }).collect();
+            FetchAnswer { results, pieces: Vec::new(), bytes: 0 }
+        }
+    }
+}
+
+/// Puts the shards' answers back into the order of the request. Each shard's bytes are cut at its results' bounds.
+fn join(context: &Context, request: &Fetch, parts: Vec<Option<FetchAnswer>>) -> FetchAnswer {
+    let mut answer = FetchAnswer::default();
+    let mut parts: Vec<_> =
+        parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();
+    for wanted in &request.partitions {
+        let (results, pieces, rest) = &mut parts[context.owner(&wanted.partition) as usize];
+        let Some(result) = results.next() else { continue };
+        let mut left = result.outcome.as_ref().map_or(0, |f| f.bytes as usize);
+        answer.bytes += left;
+        while left > 0 {
+            let piece: Outgoing = rest.take().or_else(|| pieces.next()).expect("an answer's bytes are in its pieces");
+            let (now, later) = piece.split(left);
+            left -= now.len();
+            answer.pieces.push(now);
+            *rest = later;
+        }
+        answer.results.push(result);
+    }
+    answer
+}

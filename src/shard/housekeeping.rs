@@ -1,0 +1,111 @@
+//! What a shard does once a second: retention, rolls by age, idle flushes, slow peers, gauges.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::time::Duration;
+
+use crate::limits;
+use crate::log::journal::EntryKind;
+use crate::log::paths;
+use crate::metrics::{Counter, Gauge};
+use crate::shard::context::Context;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::store::now_ms;
+use crate::shard::write_behind;
+
+/// Retention is looked at so often, s.
+const RETENTION_EVERY_S: u64 = 5;
+
+/// The task. Ends when `stopping` is set.
+pub async fn run(context: Rc<Context>, stopping: Rc<Cell<bool>>) {
+    while !stopping.get() {
+        glommio::timer::sleep(Duration::from_secs(1)).await;
+        let store = &context.store;
+        store.seconds.set(store.seconds.get() + 1);
+        sweep_connections(&context);
+        write_behind::flush_idle(store).await;
+        if store.seconds.get().is_multiple_of(RETENTION_EVERY_S) {
+            for cell in store.partitions() {
+                retain(&context, &cell).await;
+            }
+        }
+        gauges(&context);
+    }
+}
+
+/// Closes connections whose frame is overdue.
+fn sweep_connections(context: &Context) {
+    let now = context.store.seconds.get();
+    for state in context.connections.borrow().values() {
+        if state.deadline.get() != 0 && state.deadline.get() < now {
+            context.metrics.add(Counter::FramesRefused, 1);
+            tracing::warn!("a connection is closed: its frame did not come in time");
+            state.sender.close();
+        }
+    }
+}
+
+/// Rolls by age and deletes by size and age.
+pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
+    let store = &context.store;
+    let settings = cell.settings.get();
+    if cell.gone().is_some() {
+        return;
+    }
+    if cell.machine.borrow().is_overdue(now_ms(), &settings) {
+        cell.enter().await;
+        if cell.gone().is_none()
+            && let Err(error) = store.roll(cell).await
+        {
+            tracing::warn!(partition = %cell.id, %error, "the segment can't be rolled");
+        }
+        cell.leave();
+    }
+    let Some(start) = cell.machine.borrow().retention(now_ms(), &settings) else { return };
+    delete_below(context, cell, start).await;
+    cell.machine.borrow_mut().expire_producers(now_ms(), limits::PRODUCER_EXPIRATION_MS);
+}
+
+/// Raises the log start to `start`: the journal knows durably before any file goes.
+async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i64) {
+    let store = &context.store;
+    cell.enter_flush().await;
+    let gone = match cell.machine.borrow_mut().raise_log_start(start) {
+        Ok(gone) => gone,
+        Err(refusal) => {
+            tracing::warn!(partition = %cell.id, %refusal, "retention");
+            cell.leave_flush();
+            return;
+        }
+    };
+    let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
+    store.budget.sub_unflushed(cell.forget_below(start));
+    store.reader.forget_below(cell.id, start);
+    store.journal.wait_durable(sequence).await;
+    cell.leave_flush();
+    for segment in gone {
+        cell.drop_files(segment.base_offset);
+        for path in [paths::segment(cell.id, segment.base_offset), paths::index(cell.id, segment.base_offset)] {
+            if let Err(error) = store.disk.remove(&path).await {
+                tracing::warn!(path, %error, "a deleted segment's file stays until the next start");
+            }
+        }
+        store.metrics.add(Counter::SegmentsDeleted, 1);
+        store.mark("segment deleted");
+    }
+}
+
+fn gauges(context: &Context) {
+    let (store, metrics) = (&context.store, &context.metrics);
+    let unflushed = store.budget.unflushed() as u64;
+    metrics.set(Gauge::MemoryUnflushed, unflushed);
+    metrics.set(Gauge::MemoryTail, (store.budget.accounted().get() as u64).saturating_sub(unflushed));
+    metrics.set(Gauge::MemoryCache, store.reader.used() as u64);
+    metrics.set(Gauge::MemorySend, context.connections.borrow().values().map(|c| c.sender.queued_bytes() as u64).sum());
+    let (used, capacity) = store.ring.occupancy_bytes();
+    metrics.set(Gauge::JournalUsed, used);
+    metrics.set(Gauge::JournalCapacity, capacity);
+    let total = |counter: Counter, value: u64| metrics.add(counter, value.saturating_sub(metrics.counter(counter)));
+    total(Counter::DeviceBytes, store.disk.written.get());
+    total(Counter::Syncs, store.disk.syncs.get());
+}

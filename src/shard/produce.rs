@@ -1,0 +1,133 @@
+//! Produce requests: checks each batch and hands it to its partition, here or on another shard.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::batch::{self, BatchError, BatchErrorKind};
+use crate::limits::LARGE_APPEND;
+use crate::metrics::Counter;
+use crate::request::{Code, Produce, ProduceBatch, Refusal, Request, Response};
+use crate::shard::context::Context;
+use crate::shard::mesh::shard_gone;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::pending::{Answer, Completion, PendingProduce};
+use crate::shard::store::{Blocked, LargeBatch};
+use crate::types::TopicPartition;
+
+/// Appends the batches of a request. Returns when each has its place in its partition's order; `answer` hears when all are decided.
+pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], answer: Box<dyn Answer>) {
+    let pending = PendingProduce::new(request.batches.iter().map(|b| b.partition), answer);
+    let mut elsewhere: Vec<(usize, &ProduceBatch)> = Vec::new();
+    for (index, batch) in request.batches.iter().enumerate() {
+        if !context.is_mine(&batch.partition) {
+            elsewhere.push((index, batch));
+            continue;
+        }
+        append(context, &batch.partition, &payload[batch.range.clone()], pending.completion(index)).await;
+    }
+    if !elsewhere.is_empty() {
+        forward(context, request, payload, &pending, elsewhere).await;
+    }
+}
+
+/// Checks one batch and appends it to a partition of this shard.
+pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
+    let Some(cell) = context.store.partition(id) else {
+        return done.complete(Err(context.unknown(id)));
+    };
+    let header = match batch::check_ingress(bytes, cell.settings.get().max_message_bytes) {
+        Ok(header) => header,
+        Err(error) => return done.complete(Err(batch_refusal(id, &error))),
+    };
+    let store = &context.store;
+    if bytes.len() >= LARGE_APPEND {
+        let position = cell.machine.borrow().next_position().unwrap_or(crate::limits::BLOCK as u64);
+        return append_large(context, &cell, &header, store.large_batch(bytes, position), done).await;
+    }
+    let mut done = done;
+    loop {
+        match store.append(&cell, &header, bytes, done) {
+            Ok(()) | Err(Blocked::Decided) => return,
+            Err(Blocked::Room(back)) => done = back,
+        }
+        if let Err(refusal) = store.make_room(&cell, &header, bytes.len()).await {
+            return done.complete(Err(refusal));
+        }
+    }
+}
+
+/// Appends a checked large batch.
+pub async fn append_large(
+    context: &Rc<Context>,
+    cell: &Rc<PartitionCell>,
+    header: &batch::BatchHeader,
+    bytes: LargeBatch,
+    done: Completion,
+) {
+    let len = bytes.head.len() + bytes.body_len;
+    let (mut bytes, mut done) = (bytes, done);
+    loop {
+        match context.store.append_large(cell, header, bytes, done) {
+            Ok(()) | Err((Blocked::Decided, _)) => return,
+            Err((Blocked::Room(back), batch)) => (done, bytes) = (back, batch),
+        }
+        if let Err(refusal) = context.store.make_room(cell, header, len).await {
+            return done.complete(Err(refusal));
+        }
+    }
+}
+
+/// Hands batches to the shards that own their partitions, in order, and follows their answers.
+async fn forward(
+    context: &Rc<Context>,
+    request: &Produce,
+    payload: &[u8],
+    pending: &Rc<PendingProduce>,
+    elsewhere: Vec<(usize, &ProduceBatch)>,
+) {
+    for shard in 0..context.mesh.shards() {
+        let theirs: Vec<_> = elsewhere.iter().filter(|(_, b)| context.owner(&b.partition) == shard).collect();
+        if theirs.is_empty() {
+            continue;
+        }
+        let mut copy = Vec::with_capacity(theirs.iter().map(|(_, b)| b.range.len()).sum());
+        let batches = theirs
+            .iter()
+            .map(|(_, b)| {
+                let start = copy.len();
+                copy.extend_from_slice(&payload[b.range.clone()]);
+                ProduceBatch { partition: b.partition, range: start..copy.len() }
+            })
+            .collect();
+        let completions: Vec<_> = theirs.iter().map(|(index, _)| pending.completion(*index)).collect();
+        let produce = Produce { batches, ..request.clone() };
+        context.metrics.add(Counter::MeshSent, 1);
+        let answer = context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await;
+        glommio::spawn_local(async move {
+            match answer.recv().await.map(|reply| reply.response) {
+                Ok(Response::Produce(results)) => {
+                    completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome))
+                }
+                Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
+                _ => refuse_all(completions, &shard_gone()),
+            }
+        })
+        .detach();
+    }
+}
+
+fn refuse_all(completions: Vec<Completion>, refusal: &Refusal) {
+    completions.into_iter().for_each(|done| done.complete(Err(refusal.clone())));
+}
+
+/// The refusal of a batch that does not check.
+pub fn batch_refusal(id: &TopicPartition, error: &BatchError) -> Refusal {
+    let code = match error.kind() {
+        BatchErrorKind::Corrupt => Code::CorruptBatch,
+        BatchErrorKind::TooLarge => Code::RecordTooLarge,
+        BatchErrorKind::UnsupportedCompression => Code::UnsupportedCompression,
+        BatchErrorKind::Invalid => Code::InvalidRecord,
+    };
+    Refusal::new(code, format!("partition {id}: {error}"))
+}

@@ -1,0 +1,255 @@
+//! A shard's life: its thread starts, opens its partitions, serves, drains, ends.
+
+use std::cell::Cell;
+use std::io;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::bridge::{ShardEnd, ShardEvent};
+use crate::cluster::CatalogueView;
+use crate::limits::{self, JOURNAL_FILE, MAX_JOURNAL};
+use crate::log::recovery::PartitionImage;
+use crate::metrics::{Counter, Gauge, ShardMetrics};
+use crate::shard::budget::Budget;
+use crate::shard::checkpoint::{self, Checkpoints};
+use crate::shard::connection;
+use crate::shard::context::{Context, NodeIdentity};
+use crate::shard::disk::Disk;
+use crate::shard::journal::{Journal, JournalIdentity};
+use crate::shard::mesh::Mesh;
+use crate::shard::net::adopt_listener;
+use crate::shard::ring::{JournalFile, Ring};
+use crate::shard::store::Store;
+use crate::shard::trace::Trace;
+use crate::shard::{housekeeping, service, topics, write_behind};
+use crate::types::Durability;
+
+/// Journal files of a shard's ring.
+const RING_FILES: u64 = 4;
+/// Smallest journal file, bytes.
+const MIN_JOURNAL_FILE: u64 = 4 << 20;
+/// A drain waits no longer for answers that are still going out.
+const DRAIN_TIME: Duration = Duration::from_secs(5);
+
+/// What a shard is given. Everything may cross threads.
+pub struct ShardParts {
+    /// Which shard.
+    pub shard: u32,
+    /// The data directory.
+    pub data: PathBuf,
+    /// Through the page cache.
+    pub buffered: bool,
+    /// A trace for tests of crashes.
+    pub trace: Option<Arc<Trace>>,
+    /// Memory, bytes.
+    pub memory: u64,
+    /// The broker's default.
+    pub durability: Durability,
+    /// The generation in force.
+    pub generation: u64,
+    /// Its salt.
+    pub salt: u64,
+    /// Partitions of this shard.
+    pub partitions: Vec<PartitionImage>,
+    /// Journal files for this shard.
+    pub journals: Vec<JournalFile>,
+    /// First id of a new journal file, and the step to the next.
+    pub journal_ids: (u64, u64),
+    /// The node.
+    pub identity: Arc<NodeIdentity>,
+    /// The listening socket.
+    pub listener: std::net::TcpListener,
+    /// The other shards.
+    pub mesh: Mesh,
+    /// The control plane.
+    pub control: ShardEnd,
+    /// The catalogue that `partitions` match.
+    pub view: Arc<CatalogueView>,
+    /// Counters.
+    pub metrics: Arc<ShardMetrics>,
+    /// Told when the shard accepts, or that it can't.
+    pub ready: async_channel::Sender<Result<u32, String>>,
+}
+
+/// Size of a shard's journal files, bytes, and their number; `shards` share [`MAX_JOURNAL`].
+pub fn ring_size(memory: u64, shards: u32) -> (u64, usize) {
+    let most = MAX_JOURNAL / u64::from(shards);
+    let all = Budget::new(memory as usize).journal_size(most);
+    let file = (all / RING_FILES).clamp(MIN_JOURNAL_FILE, JOURNAL_FILE) >> 20 << 20;
+    (file, (all / file).max(RING_FILES) as usize)
+}
+
+/// Runs a shard to its end. An error means that acknowledged data may be in doubt here: the process goes down and recovers.
+pub async fn run(parts: ShardParts) -> Result<(), String> {
+    let ready = parts.ready.clone();
+    let shard = parts.shard;
+    match open(parts).await {
+        Ok(opened) => {
+            let _ = ready.send(Ok(shard)).await;
+            serve(opened).await
+        }
+        Err(error) => {
+            let text = format!("shard {shard}: {error}");
+            let _ = ready.send(Err(text.clone())).await;
+            Err(text)
+        }
+    }
+}
+
+struct Opened {
+    context: Rc<Context>,
+    checkpoints: Rc<Checkpoints>,
+    listener: glommio::net::TcpListener,
+}
+
+async fn open(parts: ShardParts) -> io::Result<Opened> {
+    let disk = Disk::new(parts.data, parts.buffered, parts.trace);
+    disk.prepare(&format!(".probe-{}", parts.shard)).await?;
+    let budget = Budget::new(parts.memory as usize);
+    parts.metrics.set(Gauge::MemoryBudget, parts.memory);
+    let (file_size, files) = ring_size(parts.memory, parts.mesh.shards());
+    let usable: Vec<_> = parts.journals.into_iter().filter(|j| j.size == file_size).take(files).collect();
+    let ring = Ring::open(disk.clone(), parts.identity.cluster, file_size, files, &usable, parts.journal_ids).await?;
+    let identity = JournalIdentity { generation: parts.generation, salt: parts.salt, shard: parts.shard as u16 };
+    let journal = Journal::new(identity, ring.clone(), budget.accounted().clone(), parts.metrics.clone());
+    let store = Store::new(disk, ring, journal, budget, parts.metrics.clone());
+    let checkpoints = Rc::new(Checkpoints::new(parts.identity.cluster, parts.generation, parts.shard));
+    let context = Context::new(parts.identity, store, parts.mesh, parts.control, parts.view.clone(), parts.durability, parts.metrics);
+    for image in parts.partitions {
+        let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
+        topics::open(&context, &topic, image.state, Some(image.remainder), parts.view.leader_epoch());
+    }
+    Ok(Opened { context, checkpoints, listener: adopt_listener(parts.listener) })
+}
+
+async fn serve(opened: Opened) -> Result<(), String> {
+    let Opened { context, checkpoints, listener } = opened;
+    let store = context.store.clone();
+    let stopping = Rc::new(Cell::new(false));
+    let journal = spawn_journal(&context);
+    let mut tasks = vec![
+        glommio::spawn_local(write_behind::run(store.clone())),
+        glommio::spawn_local(checkpoint::run(store.clone(), checkpoints.clone(), stopping.clone())),
+        glommio::spawn_local(housekeeping::run(context.clone(), stopping.clone())),
+        glommio::spawn_local(service::serve_mesh(context.clone())),
+        glommio::spawn_local(context.answers.clone().run()),
+        glommio::spawn_local(accept(context.clone(), listener)),
+        glommio::spawn_local(watch_stalls(context.clone())),
+    ];
+    tasks.push(glommio::spawn_local({
+        let store = store.clone();
+        async move {
+            if let Err(error) = store.ring.clone().run().await {
+                // Without another file the ring goes on with those it has.
+                store.note_disk_error(&error);
+            }
+        }
+    }));
+    let outcome = {
+        let events = act_on_events(&context);
+        let failure = store.failure();
+        futures_util::pin_mut!(events, failure);
+        match futures_util::future::select(events, failure).await {
+            futures_util::future::Either::Left(((), _)) => Ok(()),
+            futures_util::future::Either::Right((what, _)) => Err(what),
+        }
+    };
+    let outcome = match outcome {
+        Ok(()) => drain(&context, &checkpoints, &stopping).await,
+        failed => failed,
+    };
+    store.journal.stop();
+    store.ring.stop();
+    for task in tasks {
+        task.cancel().await;
+    }
+    if outcome.is_ok() {
+        journal.await;
+    } else {
+        journal.cancel().await;
+    }
+    outcome
+}
+
+fn spawn_journal(context: &Rc<Context>) -> glommio::Task<()> {
+    let store = context.store.clone();
+    glommio::spawn_local(async move {
+        if let Err(error) = store.journal.clone().run().await {
+            store.fail(format!("journal: {error}"));
+        }
+    })
+}
+
+/// Acts by what the control plane says, until it says to drain.
+async fn act_on_events(context: &Rc<Context>) {
+    loop {
+        match context.control.next_event().await {
+            ShardEvent::Catalogue { view, in_force } => {
+                topics::apply(context, view).await;
+                drop(in_force);
+            }
+            ShardEvent::Drain => return,
+        }
+    }
+}
+
+async fn accept(context: Rc<Context>, listener: glommio::net::TcpListener) {
+    let mut number = 0;
+    loop {
+        match listener.accept().await {
+            Ok(_) if context.connections.borrow().len() >= limits::MAX_CONNECTIONS => {
+                context.metrics.add(Counter::ConnectionsRefused, 1);
+            }
+            Ok(stream) => {
+                number += 1;
+                context.metrics.add(Counter::ConnectionsAccepted, 1);
+                glommio::spawn_local(connection::serve(context.clone(), stream, number)).detach();
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                glommio::timer::sleep(Duration::from_millis(10)).await;
+            }
+        }
+    }
+}
+
+/// Counts how often and how long tasks kept the executor from its timers.
+async fn watch_stalls(context: Rc<Context>) {
+    const TICK: Duration = Duration::from_millis(100);
+    const LIMIT: Duration = Duration::from_millis(10);
+    loop {
+        let begun = Instant::now();
+        glommio::timer::sleep(TICK).await;
+        let late = begun.elapsed().saturating_sub(TICK);
+        if late > LIMIT {
+            context.metrics.add(Counter::Stalls, 1);
+            context.metrics.add(Counter::StallNs, late.as_nanos() as u64);
+        }
+    }
+}
+
+/// Finishes what is in hand, flushes everything and takes a last checkpoint.
+async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell<bool>) -> Result<(), String> {
+    let store = &context.store;
+    context.draining.set(true);
+    stopping.set(true);
+    for cell in store.partitions() {
+        cell.committed.notify();
+    }
+    store.journal.wait_durable(store.journal.cut()).await;
+    let deadline = Instant::now() + DRAIN_TIME;
+    while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.queued_bytes() > 0) {
+        context.answers.flush();
+        glommio::timer::sleep(Duration::from_millis(1)).await;
+    }
+    let open: Vec<_> = context.connections.borrow().values().cloned().collect();
+    open.iter().for_each(|c| c.sender.close());
+    for cells in store.partitions().chunks(16) {
+        write_behind::flush_all(store, cells.to_vec(), true).await;
+    }
+    checkpoints.take(store).await.map_err(|e| format!("last checkpoint: {e}"))?;
+    store.journal.wait_durable(store.journal.cut()).await;
+    Ok(())
+}

@@ -1,0 +1,193 @@
+//! Requests but produce: each is answered by a task of its own, so a fetch that waits holds up nothing.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::cluster::{Applied, Catalogue, Command};
+use crate::metrics::{Counter, RequestKind};
+use crate::request::{
+    AlterTopic, Code, CreateTopic, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicMetadata, TopicPartitions,
+};
+use crate::shard::connection::respond;
+use crate::shard::context::Context;
+use crate::shard::fetch::{fetch, fetch_mine};
+use crate::shard::mesh::{MeshReply, MeshRequest};
+use crate::shard::net::{Outgoing, Sender};
+use crate::shard::offsets::list_offsets;
+use crate::shard::pending::Answer;
+use crate::shard::produce;
+use crate::types::TopicId;
+
+/// Partitions of a topic that is created without a number.
+const DEFAULT_PARTITIONS: u32 = 1;
+
+/// Answers a request; never a produce.
+pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
+    context.metrics.count_request(kind(&request));
+    let (context, sender) = (context.clone(), sender.clone());
+    glommio::spawn_local(async move {
+        if let Request::Fetch(request) = &request {
+            let answer = fetch(&context, request).await;
+            for refusal in answer.results.iter().filter_map(|r| r.outcome.as_ref().err()) {
+                context.metrics.count_error(refusal.code.value());
+            }
+            return respond(&context, &sender, correlation, &Response::Fetch(answer.results), answer.pieces);
+        }
+        let response = answer(&context, request).await.unwrap_or_else(|refusal| {
+            context.metrics.count_error(refusal.code.value());
+            Response::Refused(refusal)
+        });
+        respond(&context, &sender, correlation, &response, Vec::new());
+    })
+    .detach();
+}
+
+fn kind(request: &Request) -> RequestKind {
+    match request {
+        Request::Metadata(_) => RequestKind::Metadata,
+        Request::CreateTopic(_) => RequestKind::CreateTopic,
+        Request::DeleteTopic(_) => RequestKind::DeleteTopic,
+        Request::DescribeTopic(_) => RequestKind::DescribeTopic,
+        Request::AlterTopic(_) => RequestKind::AlterTopic,
+        Request::Produce(_) => RequestKind::Produce,
+        Request::Fetch(_) => RequestKind::Fetch,
+        Request::ListOffsets(_) => RequestKind::ListOffsets,
+        Request::InitProducerId => RequestKind::InitProducerId,
+    }
+}
+
+async fn answer(context: &Rc<Context>, request: Request) -> Result<Response, Refusal> {
+    match request {
+        Request::Metadata(request) => Ok(Response::Metadata(metadata(context, request).await)),
+        Request::CreateTopic(request) => create_topic(context, request).await,
+        Request::DeleteTopic(name) => delete_topic(context, &name).await,
+        Request::DescribeTopic(name) => describe_topic(context, &name),
+        Request::AlterTopic(request) => alter_topic(context, request).await,
+        Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
+        Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
+    }
+}
+
+async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
+    let mut topics = Vec::new();
+    let names = match request.topics {
+        Some(names) => names,
+        None => context.view.borrow().topics().map(|t| t.name.clone()).collect(),
+    };
+    for name in names {
+        let mut found = describe_partitions(context, &name);
+        if request.create_missing && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
+            let create =
+                CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
+            found = match create_topic(context, create).await {
+                Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
+                _ => describe_partitions(context, &name),
+            };
+        }
+        topics.push(TopicMetadata { name, found });
+    }
+    let brokers = context.identity.brokers.clone();
+    let controller = brokers.first().map_or(0, |b| b.id);
+    Metadata { cluster: context.identity.cluster, brokers, controller, topics }
+}
+
+fn describe_partitions(context: &Context, name: &str) -> Result<TopicPartitions, Refusal> {
+    let view = context.view.borrow();
+    let Some(topic) = view.topic(name) else { return Err(unknown(name)) };
+    let brokers = &context.identity.brokers;
+    let leader_epoch = view.leader_epoch();
+    let partitions = (0..topic.partitions)
+        .map(|p| {
+            let shard = topic.id.shard_of(p, context.mesh.shards()) as usize;
+            // With fewer endpoints than shards the others' partitions are reached through the advertised ones.
+            PartitionMetadata { leader: brokers[shard % brokers.len()].id, leader_epoch }
+        })
+        .collect();
+    Ok(TopicPartitions { id: topic.id, partitions, max_message_bytes: topic.config.max_message_bytes })
+}
+
+async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
+    let command = Command::CreateTopic {
+        id: TopicId(*uuid::Uuid::new_v4().as_bytes()),
+        name: request.name.clone(),
+        partitions: request.partitions.unwrap_or(DEFAULT_PARTITIONS),
+        replication_factor: request.replication_factor.unwrap_or(1),
+        config: request.config,
+    };
+    if request.validate_only {
+        return match Catalogue::from_view(1, context.view.borrow().clone()).apply(&command)? {
+            Applied::TopicCreated(topic) => Ok(Response::TopicCreated(topic.describe(context.durability))),
+            other => Err(Refusal::new(Code::Internal, format!("a creation did {other:?}"))),
+        };
+    }
+    let committed = context.control.propose(command).await?;
+    let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
+    Ok(Response::TopicCreated(topic.describe(context.durability)))
+}
+
+async fn delete_topic(context: &Rc<Context>, name: &str) -> Result<Response, Refusal> {
+    let id = context.view.borrow().topic(name).map(|t| t.id).ok_or_else(|| unknown(name))?;
+    context.control.propose(Command::DeleteTopic { id }).await?;
+    Ok(Response::TopicDeleted)
+}
+
+fn describe_topic(context: &Context, name: &str) -> Result<Response, Refusal> {
+    let view = context.view.borrow();
+    let topic = view.topic(name).ok_or_else(|| unknown(name))?;
+    Ok(Response::Topic(topic.describe(context.durability)))
+}
+
+async fn alter_topic(context: &Rc<Context>, request: AlterTopic) -> Result<Response, Refusal> {
+    let id = context.view.borrow().topic(&request.name).map(|t| t.id).ok_or_else(|| unknown(&request.name))?;
+    let command = Command::AlterTopic { id, partitions: request.partitions, config: request.config };
+    let committed = context.control.propose(command).await?;
+    debug_assert!(matches!(committed.applied, Applied::TopicAltered(_)), "an alteration alters");
+    let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
+    Ok(Response::TopicAltered(topic.describe(context.durability)))
+}
+
+fn unknown(name: &str) -> Refusal {
+    Refusal::new(Code::UnknownTopicOrPartition, format!("there is no topic {name:?}"))
+}
+
+/// The task that serves the other shards' requests, in the order in which they come.
+pub async fn serve_mesh(context: Rc<Context>) {
+    while let Some(MeshRequest { request, payload, reply }) = context.mesh.receive().await {
+        context.metrics.add(Counter::MeshServed, 1);
+        match request {
+            Request::Produce(produce) => {
+                let answer = Box::new(MeshAnswer(reply));
+                produce::produce(&context, &produce, &payload, answer).await;
+            }
+            request => {
+                let context = context.clone();
+                glommio::spawn_local(async move {
+                    let _ = reply.send(serve_one(&context, request).await).await;
+                })
+                .detach();
+            }
+        }
+    }
+}
+
+async fn serve_one(context: &Rc<Context>, request: Request) -> MeshReply {
+    if let Request::Fetch(request) = &request {
+        let answer = fetch_mine(context, request).await;
+        let mut payload = Vec::with_capacity(answer.bytes);
+        answer.pieces.iter().for_each(|piece: &Outgoing| piece.copy_to(&mut payload));
+        return MeshReply { response: Response::Fetch(answer.results), payload: payload.into() };
+    }
+    let response = answer(context, request).await.unwrap_or_else(Response::Refused);
+    MeshReply { response, payload: Bytes::new() }
+}
+
+struct MeshAnswer(async_channel::Sender<MeshReply>);
+
+impl Answer for MeshAnswer {
+    fn produced(&self, results: Vec<crate::request::ProduceResult>) {
+        // The queue has room for the one answer; an asker that has gone does not care.
+        let _ = self.0.try_send(MeshReply { response: Response::Produce(results), payload: Bytes::new() });
+    }
+}

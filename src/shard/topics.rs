@@ -1,0 +1,110 @@
+//! Brings the partitions of a shard in line with the catalogue.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use crate::cluster::{CatalogueView, Topic};
+use crate::limits;
+use crate::log::checkpoint::PartitionState;
+use crate::log::journal::EntryKind;
+use crate::log::paths;
+use crate::partition::Partition;
+use crate::shard::context::Context;
+use crate::shard::partition_cell::{PartitionCell, deleted};
+use crate::shard::store::now_ms;
+use crate::types::{TopicId, TopicPartition};
+
+/// Acts by a new catalogue: opens, changes and drops partitions of this shard.
+pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
+    let changes = view.changes_since(&context.view.borrow());
+    for topic in &changes.deleted {
+        drop_topic(context, topic).await;
+    }
+    for topic in changes.created.iter().chain(&changes.altered) {
+        open_topic(context, topic, view.leader_epoch());
+    }
+    *context.view.borrow_mut() = view;
+}
+
+/// Opens the partitions of a topic that this shard owns and does not have, and gives all of them the topic's settings.
+pub fn open_topic(context: &Rc<Context>, topic: &Topic, epoch: i32) {
+    for partition in 0..topic.partitions {
+        let id = TopicPartition { topic: topic.id, partition };
+        if !context.is_mine(&id) {
+            continue;
+        }
+        match context.store.partition(&id) {
+            Some(cell) => cell.settings.set(context.settings(topic)),
+            None => open(context, topic, PartitionState::new(id), None, epoch),
+        }
+    }
+}
+
+/// Opens a partition, new or as recovered.
+pub fn open(context: &Rc<Context>, topic: &Topic, state: PartitionState, remainder: Option<Vec<u8>>, epoch: i32) {
+    let quarantined = state.quarantined;
+    let machine = Partition::open(state, epoch, limits::MAX_PRODUCERS, now_ms());
+    let metrics = context.metrics.topic(&topic.name);
+    let cell = PartitionCell::new(machine, context.settings(topic), remainder, metrics, context.store.disk.clone());
+    if quarantined {
+        cell.close(crate::request::Refusal::new(
+            crate::request::Code::Quarantined,
+            format!(
+                "partition {} of topic {} was damaged; see the log of the start and `corelane inspect verify`",
+                cell.id.partition, topic.name
+            ),
+        ));
+    }
+    context.store.insert(cell);
+}
+
+/// Drops the partitions of a deleted topic: first nobody is served, then the journal knows, then the files go.
+async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
+    context.metrics.forget_topic(&topic.name);
+    let mut gone = Vec::new();
+    for partition in 0..topic.partitions {
+        let id = TopicPartition { topic: topic.id, partition };
+        if let Some(cell) = context.store.remove(&id) {
+            cell.close(deleted(id));
+            context.store.add_state_entry(&cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());
+            context.store.budget.sub_unflushed(cell.unflushed_bytes());
+            context.store.unflushed.borrow_mut().retain(|c| c.id != id);
+            context.store.reader.forget_below(id, i64::MAX);
+            gone.push(cell);
+        }
+    }
+    let (context, topic) = (context.clone(), topic.id);
+    // The catalogue's deletion is durable already: a crash in the middle is finished by the next start.
+    glommio::spawn_local(async move {
+        for cell in gone {
+            if let Err(error) = remove_files(&context, &cell).await {
+                tracing::warn!(partition = %cell.id, %error, "files of a deleted partition stay until the next start");
+            }
+        }
+        remove_topic_directory(&context, topic).await;
+        context.store.mark("topic deleted");
+    })
+    .detach();
+}
+
+async fn remove_files(context: &Context, cell: &Rc<PartitionCell>) -> std::io::Result<()> {
+    cell.enter().await;
+    cell.enter_flush().await;
+    cell.tail.borrow_mut().truncate(i64::MIN);
+    let directory = paths::partition_dir(cell.id);
+    let disk = &context.store.disk;
+    for name in disk.list(&directory).await? {
+        disk.remove(&format!("{directory}/{name}")).await?;
+    }
+    disk.remove_dir(&directory).await?;
+    cell.leave_flush();
+    cell.leave();
+    Ok(())
+}
+
+async fn remove_topic_directory(context: &Context, topic: TopicId) {
+    // Other shards remove their partitions; the last one finds it empty.
+    if context.store.disk.remove_dir(&paths::topic_dir(topic)).await.is_ok() {
+        let _ = context.store.disk.sync_dir(paths::TOPICS_DIR).await;
+    }
+}
