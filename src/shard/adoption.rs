@@ -137,7 +137,9 @@ impl Adoption {
         let writes = std::mem::take(&mut self.writes);
         let synced = async {
             try_join_all(writes).await?;
-            self.file.sync().await
+            self.file.sync().await?;
+            // The name too: from the moment at which the journal's entry counts, the file must be there.
+            self.store.disk.sync_dir(&paths::partition_dir(self.cell.id)).await
         };
         if let Err(error) = synced.await {
             let refusal = self.store.disk_refusal(&self.cell, &error);
@@ -203,6 +205,7 @@ impl Adoption {
             direct: Some(direct.clone()),
             completion: Some(done),
         });
+        store.journal.begin_outside(sequence);
         let info = *cell.machine.borrow().segments().back().expect("adopted just now");
         let index = cell.machine.borrow().index().clone();
         cell.leave();
@@ -213,6 +216,7 @@ impl Adoption {
         }
         direct.written.set(true);
         direct.durable.set(true);
+        store.journal.end_outside(sequence);
         cell.advance(store.journal.written(), store.journal.durable());
         store.write_behind.notify();
     }

@@ -13,7 +13,7 @@
 //! ends the commit task with an error and nothing of the doubtful groups is answered: the process goes down into recovery.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub struct Journal {
     progress: Event,
     /// Partitions whose groups are written and wait for a later sync.
     unsynced: RefCell<Vec<Rc<PartitionCell>>>,
+    /// Groups that point to bytes outside of the journal which are not synced yet, with how often.
+    outside: RefCell<BTreeMap<u64, usize>>,
     /// Somebody waits for a sync of what is written already.
     sync_wanted: Cell<bool>,
     stopping: Cell<bool>,
@@ -94,14 +96,8 @@ pub struct Placed {
 impl Journal {
     /// A journal that starts its generation with sequence 1.
     pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
-        let state = State {
-            open: None,
-            closed: VecDeque::new(),
-            next_sequence: 1,
-            previous_checksum: 0,
-            buffer_size: MIN_BUFFER,
-            claimed: 0,
-        };
+        let state =
+            State { open: None, closed: VecDeque::new(), next_sequence: 1, previous_checksum: 0, buffer_size: MIN_BUFFER, claimed: 0 };
         Rc::new(Journal {
             identity,
             ring,
@@ -111,6 +107,7 @@ impl Journal {
             work: Event::default(),
             progress: Event::default(),
             unsynced: RefCell::default(),
+            outside: RefCell::default(),
             sync_wanted: Cell::new(false),
             stopping: Cell::new(false),
             accounted,
@@ -137,6 +134,30 @@ impl Journal {
     pub fn current_sequence(&self) -> u64 {
         let state = self.state.borrow();
         state.open.as_ref().map_or(state.next_sequence, |g| g.sequence)
+    }
+
+    /// The group `sequence` points to bytes that are being written elsewhere: until [`Journal::end_outside`] no header claims it durable.
+    pub fn begin_outside(&self, sequence: u64) {
+        *self.outside.borrow_mut().entry(sequence).or_default() += 1;
+    }
+
+    /// Those bytes are synced.
+    pub fn end_outside(&self, sequence: u64) {
+        let mut outside = self.outside.borrow_mut();
+        if let Some(count) = outside.get_mut(&sequence) {
+            *count -= 1;
+            if *count == 0 {
+                outside.remove(&sequence);
+            }
+        }
+        drop(outside);
+        self.work.notify();
+    }
+
+    /// The highest sequence that a header may claim durable.
+    fn claimable(&self) -> u64 {
+        let outside = self.outside.borrow().first_key_value().map_or(u64::MAX, |(sequence, _)| sequence - 1);
+        self.durable.get().min(outside)
     }
 
     /// Closes the open group, so that whatever is added from now on is in a later one; returns the last sequence given.
@@ -231,7 +252,7 @@ impl Journal {
                 self.sync_written().await?;
                 continue;
             }
-            let unmarked = self.state.borrow().claimed < self.durable.get();
+            let unmarked = self.state.borrow().claimed < self.claimable();
             if self.stopping.get() && !unsynced {
                 return Ok(());
             }
@@ -333,7 +354,7 @@ impl Journal {
             file,
             position,
             sequence,
-            durable_sequence: self.durable.get(),
+            durable_sequence: self.claimable(),
             length: (GROUP_HEADER_LEN + bytes.len()) as u32,
             shard: self.identity.shard,
             entries,
