@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod broker;
 pub mod child;
+pub mod consume;
 pub mod exit;
 pub mod format;
 pub mod logging;
@@ -42,6 +43,8 @@ enum Command {
     Topic(topic::TopicCommand),
     /// Send one record a line, from a file or standard input
     Produce(produce::ProduceArgs),
+    /// Print the records of a topic
+    Consume(consume::ConsumeArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -53,6 +56,7 @@ impl Command {
             Command::Serve(args) => args.json,
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
+            Command::Consume(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
@@ -62,6 +66,7 @@ impl Command {
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
+            Command::Consume(args) => logged("warn", || consume::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }

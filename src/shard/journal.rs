@@ -70,6 +70,8 @@ struct State {
     open: Option<Group>,
     closed: VecDeque<Group>,
     next_sequence: u64,
+    /// The newest group with entries; marks, which nobody syncs, come after it.
+    newest: u64,
     previous_checksum: u32,
     buffer_size: usize,
     /// Sequence that the last written header claimed durable.
@@ -96,8 +98,15 @@ pub struct Placed {
 impl Journal {
     /// A journal that starts its generation with sequence 1.
     pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
-        let state =
-            State { open: None, closed: VecDeque::new(), next_sequence: 1, previous_checksum: 0, buffer_size: MIN_BUFFER, claimed: 0 };
+        let state = State {
+            open: None,
+            closed: VecDeque::new(),
+            next_sequence: 1,
+            newest: 0,
+            previous_checksum: 0,
+            buffer_size: MIN_BUFFER,
+            claimed: 0,
+        };
         Rc::new(Journal {
             identity,
             ring,
@@ -160,14 +169,15 @@ impl Journal {
         self.durable.get().min(outside)
     }
 
-    /// Closes the open group, so that whatever is added from now on is in a later one; returns the last sequence given.
+    /// Closes the open group, so that whatever is added from now on is in a later one; returns the sequence of the newest group with
+    /// entries. Not that of a mark behind it: a mark is never synced for its own sake, so who waits for its durability waits for ever.
     pub fn cut(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         if let Some(open) = state.open.take() {
             state.closed.push_back(open);
             self.work.notify();
         }
-        state.next_sequence - 1
+        state.newest
     }
 
     /// Notified when groups become durable.
@@ -192,6 +202,7 @@ impl Journal {
             let buffer = Rc::new(AppendBuffer::new(capacity, GROUP_HEADER_LEN, &self.accounted));
             let sequence = state.next_sequence;
             state.next_sequence += 1;
+            state.newest = sequence;
             state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), must_sync: false, opened: Instant::now() });
         }
         let group = state.open.as_mut().expect("opened above");
