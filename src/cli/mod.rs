@@ -32,6 +32,9 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure a broker, or what this machine can do without one
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Run a broker
     Serve(serve::ServeArgs),
     /// Print what every shard of a running broker does
@@ -42,6 +45,7 @@ impl Command {
     /// Whether errors are to be JSON too.
     fn json(&self) -> bool {
         match self {
+            Command::Bench(command) => command.json(),
             Command::Serve(args) => args.json,
             Command::Stat(args) => args.json,
         }
@@ -49,6 +53,7 @@ impl Command {
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Bench(command) => logged("warn", || command.run()),
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
