@@ -1,6 +1,6 @@
 //! The `corelane` command: reads the command line, does one thing, ends with one exit code.
 //!
-//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`format`] the output format of `consume`. What a
+//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`mod@format`] the output format of `consume`. What a
 //! command prints for people goes to standard output, what it has to say about itself to standard error; with `--json`, standard
 //! output is JSON and nothing else.
 
