@@ -57,6 +57,7 @@ impl ChildBroker {
             .args(["serve", "--json", "--listen", "127.0.0.1:0", "--admin-listen", "none", "--data"])
             .arg(&settings.data)
             .args(&settings.arguments)
+            .env("CORELANE_LOG", std::env::var_os("CORELANE_LOG").unwrap_or_else(|| "warn".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()?;

@@ -1,6 +1,6 @@
 //! The `corelane` command: reads the command line, does one thing, ends with one exit code.
 //!
-//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`format`] the output format of `consume`. What a
+//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`mod@format`] the output format of `consume`. What a
 //! command prints for people goes to standard output, what it has to say about itself to standard error; with `--json`, standard
 //! output is JSON and nothing else.
 
@@ -36,6 +36,9 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure a broker, or what this machine can do without one
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Run a broker
     Serve(serve::ServeArgs),
     /// Create, list, describe, alter or delete topics
@@ -53,6 +56,7 @@ impl Command {
     /// Whether errors are to be JSON too.
     fn json(&self) -> bool {
         match self {
+            Command::Bench(command) => command.json(),
             Command::Serve(args) => args.json,
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
@@ -63,6 +67,7 @@ impl Command {
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Bench(command) => logged("warn", || command.run()),
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
