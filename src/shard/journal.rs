@@ -94,14 +94,8 @@ pub struct Placed {
 impl Journal {
     /// A journal that starts its generation with sequence 1.
     pub fn new(identity: JournalIdentity, ring: Rc<Ring>, accounted: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Journal> {
-        let state = State {
-            open: None,
-            closed: VecDeque::new(),
-            next_sequence: 1,
-            previous_checksum: 0,
-            buffer_size: MIN_BUFFER,
-            claimed: 0,
-        };
+        let state =
+            State { open: None, closed: VecDeque::new(), next_sequence: 1, previous_checksum: 0, buffer_size: MIN_BUFFER, claimed: 0 };
         Rc::new(Journal {
             identity,
             ring,

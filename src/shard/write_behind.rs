@@ -166,7 +166,10 @@ fn gather(cell: &PartitionCell, segment: Offset, start: u64, target: u64) -> io:
             copied = copied.max(offset + piece.len());
         }
         if copied != len {
-            return Err(io::Error::other(format!("segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}", at + copied as u64)));
+            return Err(io::Error::other(format!(
+                "segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}",
+                at + copied as u64
+            )));
         }
         memory.as_bytes_mut()[len..].fill(0);
         writes.push((at, Rc::new(memory)));
