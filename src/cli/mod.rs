@@ -5,12 +5,15 @@
 //! output is JSON and nothing else.
 
 pub mod bench;
+pub mod broker;
 pub mod child;
 pub mod exit;
 pub mod format;
 pub mod logging;
+pub mod produce;
 pub mod serve;
 pub mod stat;
+pub mod topic;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -34,6 +37,11 @@ struct CommandLine {
 enum Command {
     /// Run a broker
     Serve(serve::ServeArgs),
+    /// Create, list, describe, alter or delete topics
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Send one record a line, from a file or standard input
+    Produce(produce::ProduceArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -43,6 +51,8 @@ impl Command {
     fn json(&self) -> bool {
         match self {
             Command::Serve(args) => args.json,
+            Command::Topic(command) => command.json(),
+            Command::Produce(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
@@ -50,6 +60,8 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Topic(command) => logged("warn", || command.run()),
+            Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }
@@ -88,7 +100,11 @@ pub fn main() -> ExitCode {
 /// A runtime for a command that talks to a broker.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| Failure::new(Exit::Host, format!("no runtime can be started: {e}")))?.block_on(work)
+    let runtime = runtime.map_err(|e| Failure::new(Exit::Host, format!("no runtime can be started: {e}")))?;
+    let result = runtime.block_on(work);
+    // A thread may still be reading standard input; after a failure nobody waits for its end.
+    runtime.shutdown_background();
+    result
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ pub mod file_header;
 pub mod files;
 pub mod identity;
 pub mod index;
+pub mod inspect;
 pub mod journal;
 pub mod paths;
 pub mod producers;

@@ -23,6 +23,10 @@ pub const CATALOGUE: &str = "catalogue";
 /// Space for a full disk.
 pub const RESERVE: &str = "reserve";
 
+/// Every name that belongs into the data directory while no opening is under way.
+pub(crate) const ROOT_NAMES: [&str; 10] =
+    [LOCK, META, GENERATION, CATALOGUE, RESERVE, JOURNAL_DIR, CHECKPOINT_DIR, TOPICS_DIR, QUARANTINE_DIR, "lost+found"];
+
 /// One of the two checkpoint slots of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Slot {

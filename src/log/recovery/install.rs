@@ -246,20 +246,8 @@ impl<F: StoreFiles> Cleanup<'_, F> {
     }
 
     fn root(&mut self) -> Result<(), FileError> {
-        const OURS: [&str; 10] = [
-            paths::LOCK,
-            paths::META,
-            paths::GENERATION,
-            paths::CATALOGUE,
-            paths::RESERVE,
-            paths::JOURNAL_DIR,
-            paths::CHECKPOINT_DIR,
-            paths::TOPICS_DIR,
-            paths::QUARANTINE_DIR,
-            "lost+found",
-        ];
         for entry in list_sorted(self.files, "")? {
-            if !OURS.contains(&entry.name.as_str()) {
+            if !paths::ROOT_NAMES.contains(&entry.name.as_str()) {
                 self.quarantine(&entry.name, "not a name of the store")?;
             }
         }

@@ -21,7 +21,8 @@ impl JournalFile {
     /// A file whose making was interrupted: no group was ever written to it.
     pub(crate) fn is_unfinished(&self) -> bool {
         let blank = self.bytes.iter().take(BLOCK).all(|byte| *byte == 0);
-        let short = self.header.as_ref().is_ok_and(|header| (self.bytes.len() as u64) < header.size);
+        let len = self.bytes.len() as u64;
+        let short = len < BLOCK as u64 || self.header.as_ref().is_ok_and(|header| len < header.size);
         (blank || short) && !self.holds_group()
     }
 

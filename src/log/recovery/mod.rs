@@ -22,6 +22,7 @@ use std::fmt;
 
 pub use self::journals::TornGroup;
 use self::journals::{Chain, Scan};
+pub(crate) use self::replay::BatchCheck;
 use self::replay::Replay;
 use crate::limits::{BLOCK, MAX_CHECKPOINT, MAX_SHARDS};
 use crate::log::checkpoint::{self, CheckpointBody, CheckpointError, PartitionState};

@@ -652,18 +652,19 @@ impl Replay {
 }
 
 /// Checks a batch that comes in pieces against its header and CRC.
-struct BatchCheck {
+#[derive(Debug)]
+pub(crate) struct BatchCheck {
     crc: Crc32c,
     seen: usize,
     head: [u8; HEADER_LEN],
 }
 
 impl BatchCheck {
-    fn new() -> BatchCheck {
+    pub(crate) fn new() -> BatchCheck {
         BatchCheck { crc: Crc32c::new(), seen: 0, head: [0; HEADER_LEN] }
     }
 
-    fn update(&mut self, bytes: &[u8]) {
+    pub(crate) fn update(&mut self, bytes: &[u8]) {
         let head = HEADER_LEN.saturating_sub(self.seen).min(bytes.len());
         self.head[self.seen.min(HEADER_LEN)..][..head].copy_from_slice(&bytes[..head]);
         let skip = crate::batch::CRC_START.saturating_sub(self.seen).min(bytes.len());
@@ -671,7 +672,7 @@ impl BatchCheck {
         self.seen += bytes.len();
     }
 
-    fn finish(self, reference: &LargeReference) -> Result<(), String> {
+    pub(crate) fn finish(self, reference: &LargeReference) -> Result<(), String> {
         if self.head != reference.header {
             return Err("the batch's header is not the one in the journal".into());
         }

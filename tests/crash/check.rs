@@ -1,0 +1,206 @@
+//! Recovers what a crash left, and compares it with what was acknowledged.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+use corelane::batch::{HEADER_LEN, check_stored};
+use corelane::checksum::running_hash;
+use corelane::log::checkpoint::PartitionState;
+use corelane::log::file_header::{self, MetaSlot};
+use corelane::log::identity;
+use corelane::log::inspect::verify;
+use corelane::log::paths;
+use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
+use corelane::log::segment::FIRST_POSITION;
+use corelane::shard::trace::TraceEvent;
+use corelane::types::{Offset, TopicPartition};
+
+use super::disk::{CrashDisk, Image, Loss};
+
+/// The cluster of every store in these tests.
+pub const CLUSTER: [u8; 16] = [0xc1; 16];
+
+/// A batch that somebody was told is kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Kept {
+    /// Records in it.
+    pub count: u32,
+    /// The CRC that it carries.
+    pub crc: u32,
+}
+
+/// All that was acknowledged, by partition and base offset.
+pub type Acknowledged = BTreeMap<TopicPartition, BTreeMap<Offset, Kept>>;
+
+/// Opens a store for a number of shards.
+pub fn open(image: &mut Image, catalogue: &[TopicPartition], shards: u32, salt: u64) -> Result<RecoveredStore, String> {
+    let meta = identity::read(image).map_err(|error| error.to_string())?;
+    let next = MetaSlot { oldest_reader: 1, node_id: 1, cluster: CLUSTER, incarnation: [7; 16], sequence: 0, clean_shutdown: false };
+    identity::write(image, meta.as_ref(), &next).map_err(|error| error.to_string())?;
+    let owner = |partition: TopicPartition| partition.topic.shard_of(partition.partition, shards);
+    let request = OpenRequest { cluster: CLUSTER, shards, salt, now_ms: 0, catalogue, owner: &owner };
+    open_store(image, &request).map_err(|error| format!("the store does not open: {error}"))
+}
+
+/// Reads a whole partition as its state says it is: every batch must check and follow the one before it, and the running hash must lead to the state's.
+pub fn read_partition(image: &Image, state: &PartitionState) -> Result<BTreeMap<Offset, Kept>, String> {
+    let mut batches = BTreeMap::new();
+    let mut next = state.segments.first().map_or(state.log_end, |segment| segment.base_offset);
+    // Where the log no longer starts at 0, its hash is known from the end of its first segment on.
+    let mut hash = (next == 0).then_some(0);
+    for segment in &state.segments {
+        let path = paths::segment(state.partition, segment.base_offset);
+        let bytes = image.bytes(&path);
+        file_header::decode_expecting(&bytes, &segment.header(state.partition)).map_err(|error| format!("{path}: {error}"))?;
+        if segment.base_offset != next {
+            return Err(format!("{path}: the segment starts at {}, the log goes on at {next}", segment.base_offset));
+        }
+        let mut at = FIRST_POSITION as usize;
+        let end = segment.valid_end as usize;
+        while at < end {
+            let rest = bytes.get(at..end).ok_or_else(|| format!("{path}: {} bytes, the log needs {end}", bytes.len()))?;
+            let header = check_stored(rest).map_err(|error| format!("{path} at {at}: {error}"))?;
+            if header.base_offset != next {
+                return Err(format!("{path} at {at}: a batch of offset {}, expected {next}", header.base_offset));
+            }
+            batches.insert(header.base_offset, Kept { count: header.record_count as u32, crc: header.crc });
+            hash = hash.map(|before| running_hash(before, &rest[..HEADER_LEN]));
+            next = header.next_offset();
+            at += header.total_len();
+        }
+        if hash.is_some_and(|hash| hash != segment.running_hash) || next != segment.end_offset {
+            return Err(format!("{path}: end offset {next} or running hash are not the state's: {segment:?}"));
+        }
+        hash = Some(segment.running_hash);
+    }
+    if next != state.log_end || hash.is_some_and(|hash| hash != state.running_hash) {
+        return Err(format!("{}: ends at {next}, the state says {}", state.partition, state.log_end));
+    }
+    Ok(batches)
+}
+
+/// Compares a recovered store with what was acknowledged.
+pub fn compare(image: &Image, store: &RecoveredStore, acknowledged: &Acknowledged) -> Result<(), String> {
+    if !store.report.damage.is_empty() {
+        return Err(format!("damage is reported: {:?}", store.report.damage));
+    }
+    let mut seen = BTreeSet::new();
+    for partition in store.shards.iter().flatten() {
+        let state = &partition.state;
+        let batches = read_partition(image, state)?;
+        seen.insert(state.partition);
+        for (offset, kept) in acknowledged.get(&state.partition).into_iter().flatten() {
+            if batches.get(offset) != Some(kept) && *offset >= state.log_start {
+                return Err(format!("{} at {offset}: acknowledged {kept:?}, found {:?}", state.partition, batches.get(offset)));
+            }
+        }
+        let len = state.segments.last().filter(|last| !last.sealed).map_or(0, |last| last.valid_end as usize % 4096);
+        if partition.remainder.len() != len {
+            return Err(format!("{}: a remainder of {} bytes, expected {len}", state.partition, partition.remainder.len()));
+        }
+    }
+    match acknowledged.keys().find(|partition| !seen.contains(*partition)) {
+        Some(lost) => Err(format!("{lost} is gone")),
+        None => Ok(()),
+    }
+}
+
+/// A store in which nothing acknowledged is damaged, by `inspect verify`.
+pub fn verify_clean(image: &mut Image) -> Result<(), String> {
+    let report = verify(image, &mut |_| ()).map_err(|error| error.to_string())?;
+    if report.damage.is_empty() { Ok(()) } else { Err(format!("verify finds {:?}", report.damage)) }
+}
+
+/// Recovers an image, compares, and recovers what that left once more: the second time nothing may change.
+pub fn recover_and_compare(mut image: Image, catalogue: &[TopicPartition], shards: u32, acknowledged: &Acknowledged) -> Result<(), String> {
+    if identity::read(&mut image).is_ok_and(|meta| meta.is_some()) {
+        verify_clean(&mut image).map_err(|what| format!("before recovery: {what}"))?;
+    }
+    let first = open(&mut image, catalogue, shards, 0xfeed)?;
+    verify_clean(&mut image).map_err(|what| format!("after recovery: {what}"))?;
+    compare(&image, &first, acknowledged)?;
+    let second = open(&mut image, catalogue, shards, 0xbeef)?;
+    compare(&image, &second, acknowledged)?;
+    let logs = |store: &RecoveredStore| -> Vec<(TopicPartition, Offset, u64)> {
+        store.shards.iter().flatten().map(|p| (p.state.partition, p.state.log_end, p.state.running_hash)).collect()
+    };
+    if logs(&first) == logs(&second) { Ok(()) } else { Err("a second recovery changed something".into()) }
+}
+
+/// What an enumeration did.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Different images that were recovered.
+    pub images: u64,
+    /// By the kind of the event that the crash came after.
+    pub by_event: BTreeMap<&'static str, u64>,
+}
+
+/// A crash that lost something.
+#[derive(Clone, Debug)]
+pub struct Loser {
+    /// Number of events before the crash.
+    pub events: usize,
+    /// What the crash did.
+    pub loss: Loss,
+    /// What went wrong.
+    pub what: String,
+}
+
+/// Crashes after every event of a trace, in several ways each, and gives each different image that this can leave, with what was acknowledged by then, to
+/// `check`. Ends at the first failure.
+pub fn enumerate(
+    start: &Image,
+    events: &[TraceEvent],
+    ways: u64,
+    seed: u64,
+    mut check: impl FnMut(Image, &Acknowledged, usize) -> Result<(), String>,
+) -> Result<Counts, Box<Loser>> {
+    let mut disk = CrashDisk::of(start);
+    let mut acknowledged = Acknowledged::new();
+    let mut counts = Counts::default();
+    let mut seen = HashSet::new();
+    for (at, event) in events.iter().enumerate() {
+        let changed = disk.apply(event);
+        if let TraceEvent::Acknowledge { partition, base_offset, count, crc } = event {
+            acknowledged.entry(*partition).or_default().insert(*base_offset, Kept { count: *count, crc: *crc });
+        } else if !changed {
+            continue;
+        }
+        let random = (0..ways).map(|way| {
+            let seed = seed ^ ((at as u64) << 20) ^ way;
+            match way % 3 {
+                0 => Loss::Some(seed),
+                1 => Loss::Torn(seed, 512),
+                _ => Loss::Torn(seed, 4096),
+            }
+        });
+        for loss in [Loss::Nothing, Loss::Everything].into_iter().chain(random) {
+            let image = disk.crash(loss);
+            // The same image with more acknowledged is another question.
+            if !seen.insert((image.fingerprint(), acknowledged.values().map(BTreeMap::len).sum::<usize>())) {
+                continue;
+            }
+            counts.images += 1;
+            *counts.by_event.entry(name(event)).or_default() += 1;
+            check(image, &acknowledged, at).map_err(|what| Box::new(Loser { events: at + 1, loss, what }))?;
+        }
+    }
+    Ok(counts)
+}
+
+fn name(event: &TraceEvent) -> &'static str {
+    match event {
+        TraceEvent::Create { .. } => "create",
+        TraceEvent::CreateDir { .. } => "create_dir",
+        TraceEvent::WriteStart { .. } => "write",
+        TraceEvent::WriteEnd { .. } => "write_end",
+        TraceEvent::SyncStart { .. } | TraceEvent::SyncDirStart { .. } => "sync_start",
+        TraceEvent::SyncEnd { .. } => "sync",
+        TraceEvent::Allocate { .. } => "allocate",
+        TraceEvent::SetLen { .. } => "set_len",
+        TraceEvent::Rename { .. } => "rename",
+        TraceEvent::Unlink { .. } => "unlink",
+        TraceEvent::Acknowledge { .. } => "acknowledge",
+        TraceEvent::Mark { .. } => "mark",
+    }
+}

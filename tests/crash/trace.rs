@@ -1,0 +1,74 @@
+//! Reads the trace file of a running broker.
+
+use corelane::shard::trace::TraceEvent;
+use corelane::types::{TopicId, TopicPartition};
+
+/// The events of a trace file. A last record that is cut (the broker was killed) is left out.
+///
+/// # Panics
+/// When a record can't be read: the trace and this reader are not of one version.
+pub fn parse(mut bytes: &[u8]) -> Vec<TraceEvent> {
+    let mut events = Vec::new();
+    while bytes.len() >= 4 {
+        let (len, rest) = bytes.split_at(4);
+        let len = u32::from_le_bytes(len.try_into().expect("four bytes")) as usize;
+        let Some(record) = rest.get(..len) else { break };
+        events.push(event(record));
+        bytes = &rest[len..];
+    }
+    events
+}
+
+fn event(record: &[u8]) -> TraceEvent {
+    let mut fields = Fields(&record[1..]);
+    match record[0] {
+        1 => TraceEvent::Create { path: fields.text() },
+        2 => TraceEvent::CreateDir { path: fields.text() },
+        3 => TraceEvent::WriteStart { id: fields.u64(), path: fields.text(), position: fields.u64(), bytes: fields.bytes() },
+        4 => TraceEvent::WriteEnd { id: fields.u64() },
+        5 => TraceEvent::SyncStart { id: fields.u64(), path: fields.text() },
+        6 => TraceEvent::SyncDirStart { id: fields.u64(), path: fields.text() },
+        7 => TraceEvent::SyncEnd { id: fields.u64() },
+        8 => TraceEvent::Allocate { path: fields.text(), size: fields.u64() },
+        9 => TraceEvent::SetLen { path: fields.text(), size: fields.u64() },
+        10 => TraceEvent::Rename { from: fields.text(), to: fields.text() },
+        11 => TraceEvent::Unlink { path: fields.text() },
+        12 => TraceEvent::Acknowledge {
+            partition: TopicPartition { topic: TopicId(fields.take()), partition: fields.u32() },
+            base_offset: fields.u64() as i64,
+            count: fields.u32(),
+            crc: fields.u32(),
+        },
+        13 => TraceEvent::Mark { name: fields.text() },
+        kind => panic!("a trace record of kind {kind}"),
+    }
+}
+
+struct Fields<'a>(&'a [u8]);
+
+impl Fields<'_> {
+    fn take<const N: usize>(&mut self) -> [u8; N] {
+        let (field, rest) = self.0.split_first_chunk::<N>().expect("the record is long enough");
+        self.0 = rest;
+        *field
+    }
+
+    fn u32(&mut self) -> u32 {
+        u32::from_le_bytes(self.take())
+    }
+
+    fn u64(&mut self) -> u64 {
+        u64::from_le_bytes(self.take())
+    }
+
+    fn bytes(&mut self) -> Vec<u8> {
+        let len = self.u32() as usize;
+        let (bytes, rest) = self.0.split_at(len);
+        self.0 = rest;
+        bytes.to_vec()
+    }
+
+    fn text(&mut self) -> String {
+        String::from_utf8(self.bytes()).expect("paths are text")
+    }
+}
