@@ -140,8 +140,9 @@ pub(super) struct Accumulator {
     /// Partitions that wait before they try again.
     pausing: BinaryHeap<Reverse<(Micros, usize)>>,
     next_expiry_check: Micros,
-    /// Room of buffers whose batches are settled.
+    /// Room of buffers whose batches are settled; with what is buffered no more than the buffer memory.
     spare: Vec<BytesMut>,
+    spare_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -217,8 +218,8 @@ struct Broker {
     in_flight: usize,
 }
 
-/// Buffers kept for reuse.
-const MAX_SPARE: usize = 16;
+/// A record without headers is its key, its value, and less than this, bytes: five varints and a byte.
+const MAX_RECORD_FIELDS: usize = 40;
 
 impl Accumulator {
     pub fn new(settings: Settings) -> Accumulator {
@@ -236,6 +237,7 @@ impl Accumulator {
             pausing: BinaryHeap::new(),
             next_expiry_check: 0,
             spare: Vec::new(),
+            spare_bytes: 0,
         }
     }
 
@@ -323,6 +325,11 @@ impl Accumulator {
         let max_batch = self.settings.batch_size.min(self.topics[topic].max_batch);
         let partition = &mut self.partitions[at];
         let Some(Batch { body: Body::Open(builder), .. }) = &partition.open else { return false };
+        // Most records are far from the end: no need to know their exact length.
+        let rough = builder.estimated_len() + parts.key.map_or(0, <[u8]>::len) + parts.value.map_or(0, <[u8]>::len) + MAX_RECORD_FIELDS;
+        if parts.headers.is_empty() && rough <= max_batch {
+            return false;
+        }
         if builder.len_after(parts.timestamp, parts.key, parts.value, parts.headers) <= max_batch {
             return false;
         }
@@ -373,6 +380,7 @@ impl Accumulator {
     fn new_builder(&mut self, at: usize, topic: usize, parts: &Parts<'_>) -> Result<BatchBuilder, ProduceFailure> {
         let usual = self.partitions[at].usual_len;
         let mut buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
         buffer.clear();
         buffer.reserve(usual);
         let builder = BatchBuilder::with_buffer(self.settings.compression, buffer);
@@ -571,9 +579,11 @@ impl Accumulator {
     fn release(&mut self, batch: &mut Batch) {
         self.buffered -= batch.accounted;
         if let Body::Built(bytes) = std::mem::replace(&mut batch.body, Body::Taken)
-            && self.spare.len() < MAX_SPARE
-            && let Ok(buffer) = bytes.try_into_mut()
+            && self.buffered + self.spare_bytes + bytes.len() <= self.settings.buffer_memory
+            && let Ok(mut buffer) = bytes.try_into_mut()
         {
+            buffer.clear();
+            self.spare_bytes += buffer.capacity();
             self.spare.push(buffer);
         }
     }
