@@ -27,7 +27,7 @@ fn open(image: &mut Image, shards: u32, salt: u64, bug: Option<Bug>) -> Result<V
 fn some_appends(image: &mut Image, shard: &mut Shard, rounds: usize, sequence: &mut i32) {
     for round in 0..rounds {
         for at in 0..shard.partitions.len() {
-            let producer = (at == 0).then(|| (7, 0, *sequence));
+            let producer = (at == 0).then_some((7, 0, *sequence));
             *sequence += i32::from(at == 0) * 2;
             let batch = Shard::batch(2, 300 + 700 * (round % 3), 1000 + round as i64, round as u8, producer);
             shard.append(image, at, batch);
@@ -61,7 +61,6 @@ fn whole_life(bug: Option<Bug>) -> Result<Image, String> {
 
     // The process dies here; the next run has two shards.
     let mut shards = open(&mut image, 2, 2, bug)?;
-    let mut sequence = sequence;
     for shard in &mut shards {
         some_appends(&mut image, shard, 3, &mut sequence);
         for at in 0..shard.partitions.len() {

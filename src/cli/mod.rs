@@ -8,6 +8,7 @@ pub mod bench;
 pub mod child;
 pub mod exit;
 pub mod format;
+pub mod inspect;
 pub mod logging;
 pub mod serve;
 pub mod stat;
@@ -34,6 +35,8 @@ struct CommandLine {
 enum Command {
     /// Run a broker
     Serve(serve::ServeArgs),
+    /// Look at the files of a store, changing nothing
+    Inspect(inspect::InspectArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -43,6 +46,7 @@ impl Command {
     fn json(&self) -> bool {
         match self {
             Command::Serve(args) => args.json,
+            Command::Inspect(args) => args.json(),
             Command::Stat(args) => args.json,
         }
     }
@@ -50,6 +54,7 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }
