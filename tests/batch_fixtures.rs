@@ -1,8 +1,8 @@
 //! Golden record batches, byte for byte, and damaged ones with the error that each must give.
 //!
-//! `cargo test --test batch_fixtures -- --ignored write_missing_fixtures` writes the files of new entries and leaves existing ones alone. Compressed fixtures also pin
-//! the compressor's output: when a codec's library is upgraded and `golden_batches_are_built_byte_for_byte` fails for it, add its new output under a new name and keep the old
-//! file among those that must still be read.
+//! `cargo test --test batch_fixtures -- --ignored write_missing_fixtures` writes the files of new entries and leaves existing ones alone.
+//! Compressed fixtures also pin the compressor's output: when a codec's library is upgraded and `golden_batches_are_built_byte_for_byte`
+//! fails for it, add its new output under a new name and keep the old file among those that must still be read.
 
 mod batch_samples;
 
@@ -252,7 +252,8 @@ fn malformed_records(base: &[u8]) -> Vec<Damaged> {
         let record = if index == 0 { 0 } else { SECOND };
         damaged(name, put(base.to_vec(), HEADER_LEN + position, field), BatchError::Record { index, position: record, fault })
     };
-    // The first record's bytes: 0 length, 1 attributes, 2 timestamp delta, 3 offset delta, 4 key length, 5..8 key, 8 value length, 9..14 value, 14 header count.
+    // The first record's bytes: 0 length, 1 attributes, 2 timestamp delta, 3 offset delta, 4 key length, 5..8 key, 8 value length,
+    // 9..14 value, 14 header count.
     const SECOND: usize = 15;
     // Length 15, attributes, timestamp delta i64::MAX, offset delta 0, no key, no value, no headers.
     let far_record = [30, 0, 0xfe, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01, 0, 1, 1, 0];

@@ -1,8 +1,8 @@
 //! Batches that librdkafka makes are read here as what was sent.
 //!
 //! A small server answers just enough of Kafka's protocol for a librdkafka producer to send its batches, and keeps their bytes. So
-//! the format is checked against an encoder that is not ours. `cargo test --test batch_librdkafka -- --ignored capture_missing_fixtures` writes what
-//! is captured where the file does not exist yet; `batch_fixtures` are the ones made here.
+//! the format is checked against an encoder that is not ours. `cargo test --test batch_librdkafka -- --ignored capture_missing_fixtures`
+//! writes what is captured where the file does not exist yet; `batch_fixtures` are the ones made here.
 
 mod batch_samples;
 
@@ -23,8 +23,8 @@ const PRODUCER_ID: i64 = 7_000_000_001;
 const PRODUCER_EPOCH: i16 = 2;
 const MAX_REQUEST: usize = 1 << 20;
 
-/// Kafka API keys, with the versions that the server answers. librdkafka takes the presence of some, never asked for here, as a sign of a feature:
-/// FindCoordinator 0 of lz4, Produce 7 and Fetch 10 of zstd.
+/// Kafka API keys, with the versions that the server answers. librdkafka takes the presence of some, never asked for here, as a sign of
+/// a feature: FindCoordinator 0 of lz4, Produce 7 and Fetch 10 of zstd.
 const PRODUCE: i16 = 0;
 const METADATA: i16 = 3;
 const API_VERSIONS: i16 = 18;

@@ -28,10 +28,10 @@ fn free_address() -> String {
 
 #[test]
 fn help_is_an_answer_with_an_example() {
-    for command in ["stat"] {
-        let output = corelane(&[command, "--help"]);
-        assert_eq!(output.status.code(), Some(0), "{command}");
-        assert!(text(&output.stdout).contains("Example: corelane "), "{command}");
+    for command in [&["stat"][..], &["produce"], &["topic", "create"], &["topic", "alter"]] {
+        let output = corelane(&[command, &["--help"]].concat());
+        assert_eq!(output.status.code(), Some(0), "{command:?}");
+        assert!(text(&output.stdout).contains("Example: "), "{command:?}");
     }
     assert!(text(&corelane(&["--help"]).stdout).contains("Exit codes: 0 done"));
     assert_eq!(corelane(&["--version"]).status.code(), Some(0));
@@ -39,7 +39,17 @@ fn help_is_an_answer_with_an_example() {
 
 #[test]
 fn wrong_usage_is_2() {
-    for arguments in [&["nonsense"][..], &["stat", "--interval", "0"], &["stat", "--unknown"], &[]] {
+    for arguments in [
+        &[][..],
+        &["nonsense"],
+        &["stat", "--interval", "0"],
+        &["stat", "--unknown"],
+        &["topic", "create"],
+        &["topic", "create", "a", "--config", "retention.ms"],
+        &["topic", "alter", "a"],
+        &["produce", "a", "--key-separator", ""],
+        &["produce", "a", "--partition", "-1"],
+    ] {
         assert_eq!(corelane(arguments).status.code(), Some(2), "{arguments:?}");
     }
 }
@@ -50,6 +60,11 @@ fn no_broker_is_3_and_json_says_so_too() {
     let (code, error) = failed(&["stat", "--admin", &address]);
     assert_eq!(code, 3);
     assert!(error.starts_with(&format!("corelane: no broker answers at the admin port {address}: ")), "{error}");
+    for command in [&["topic", "list"][..], &["topic", "delete", "a"], &["produce", "a"]] {
+        let (code, error) = failed(&[command, &["--broker", &address]].concat());
+        assert_eq!(code, 3, "{command:?}: {error}");
+        assert!(error.contains(&address), "{error}");
+    }
     let output = corelane(&["stat", "--admin", &address, "--json"]);
     let line: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!((output.status.code(), &line["exit"]), (Some(3), &3.into()));

@@ -9,6 +9,8 @@ use crate::checksum::crc32c;
 use crate::limits::MAX_MESSAGE_BYTES;
 use crate::types::{ProducerEpoch, ProducerId, Timestamp};
 
+const _: () = assert!(MAX_MESSAGE_BYTES < i32::MAX as usize, "every length of a batch fits its field");
+
 /// A header to be sent: name and value.
 pub(super) type HeaderPair<'a> = (&'a str, Option<&'a [u8]>);
 
@@ -145,7 +147,8 @@ impl BatchBuilder {
         plain.freeze()
     }
 
-    /// Header room and compressed block, where that is shorter. A codec that fails in memory leaves the records uncompressed, which is always right.
+    /// Header room and compressed block, where that is shorter. A codec that fails in memory leaves the records uncompressed,
+    /// which is always right.
     fn compressed(&self) -> Option<Vec<u8>> {
         if self.compression == Compression::None {
             return None;

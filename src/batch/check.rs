@@ -14,8 +14,9 @@ const INGRESS_ATTRIBUTES: i16 = 0b111;
 /// Any base offset and leader epoch pass: the broker overwrites them.
 ///
 /// # Errors
-/// The first of: too short, wrong magic, impossible length or offsets; more or less than one batch; over the limit; wrong CRC; unknown codec; control,
-/// transactional or other attribute bits; count other than `last offset delta + 1`; a producer id without epoch and sequence.
+/// The first of: too short, wrong magic, impossible length or offsets; over the limit; more or less than one batch; wrong CRC;
+/// unknown codec; control, transactional or other attribute bits; count other than `last offset delta + 1`; a producer id without
+/// epoch and sequence.
 pub fn check_ingress(bytes: &[u8], max_bytes: usize) -> Result<BatchHeader, BatchError> {
     let header = check_size(bytes, bytes.len(), max_bytes)?;
     header.check_crc(crc32c(&bytes[CRC_START..]))?;
@@ -23,7 +24,8 @@ pub fn check_ingress(bytes: &[u8], max_bytes: usize) -> Result<BatchHeader, Batc
     Ok(header)
 }
 
-/// As [`check_ingress`] for a batch of `whole_len` bytes of which only the head is at hand, its CRC-32C (of bytes 21 to the end) `computed` while it came in.
+/// As [`check_ingress`] for a batch of `whole_len` bytes of which only the head is at hand, its CRC-32C (of bytes 21 to the end)
+/// `computed` while it came in.
 ///
 /// # Errors
 /// As [`check_ingress`].

@@ -22,7 +22,8 @@ pub fn stamp_crc(batch: &mut [u8], crc: u32) {
     batch[17..CRC_START].copy_from_slice(&crc.to_be_bytes());
 }
 
-/// Gives all records of a whole checked batch the broker's time: sets the LogAppendTime attribute and the max timestamp, and computes the CRC anew.
+/// Gives all records of a whole checked batch the broker's time: sets the LogAppendTime attribute and the max timestamp, and computes
+/// the CRC anew.
 ///
 /// `batch` is exactly one batch.
 ///
@@ -36,7 +37,8 @@ pub fn stamp_log_append_time(batch: &mut [u8], now: Timestamp) {
 
 /// As [`stamp_log_append_time`] with no more than the header at hand: the new CRC follows from the old one, whose batch must have been checked.
 ///
-/// For batches whose body is already on its way to disk: it takes some 20 us whatever the length, as long as the other takes for half a MiB.
+/// For batches whose body is already on its way to disk: it takes some 20 us whatever the length, as long as the other takes for half
+/// a MiB.
 ///
 /// # Errors
 /// As [`BatchHeader::parse`].

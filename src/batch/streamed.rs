@@ -1,10 +1,10 @@
 //! A batch of one record whose value is too large to hold, when it is sent ([`StreamedBatch`]) and when it is read ([`RecordHead`]).
 //!
-//! The batch's CRC stands before the bytes that it covers, and of a value that streams through it is known only at the end. So it travels
-//! *behind* the batch: the sender writes the prefix with a zero CRC, the value, the suffix, and then tells the CRC (the wire format has a
-//! place for it after the payload). The receiver computes the CRC as bytes come in, compares, writes it into bytes 17 to 20 ([`super::stamp_crc`]) together
-//! with base offset and epoch, and from there on the batch is like any other. The CRC is thus as end-to-end as in any other batch: the sender computes it over
-//! what it read, before the network.
+//! The batch's CRC stands before the bytes that it covers, and of a value that streams through it is known only at the end. So it
+//! travels *behind* the batch: the sender writes the prefix with a zero CRC, the value, the suffix, and then the CRC, for which the
+//! native protocol has a place after the payload. The receiver computes the CRC as bytes come in, compares, writes it into bytes 17 to
+//! 20 ([`super::stamp_crc`]) together with base offset and epoch, and from there on the batch is like any other. The CRC is as
+//! end-to-end as in any other batch: the sender computes it over what it read, before the network.
 
 use std::ops::Range;
 

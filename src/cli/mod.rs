@@ -5,13 +5,16 @@
 //! output is JSON and nothing else.
 
 pub mod bench;
+pub mod broker;
 pub mod child;
 pub mod exit;
 pub mod format;
 pub mod inspect;
 pub mod logging;
+pub mod produce;
 pub mod serve;
 pub mod stat;
+pub mod topic;
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -37,6 +40,11 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Look at the files of a store, changing nothing
     Inspect(inspect::InspectArgs),
+    /// Create, list, describe, alter or delete topics
+    #[command(subcommand)]
+    Topic(topic::TopicCommand),
+    /// Send one record a line, from a file or standard input
+    Produce(produce::ProduceArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -47,6 +55,8 @@ impl Command {
         match self {
             Command::Serve(args) => args.json,
             Command::Inspect(args) => args.json(),
+            Command::Topic(command) => command.json(),
+            Command::Produce(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
@@ -55,6 +65,8 @@ impl Command {
         match self {
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
+            Command::Topic(command) => logged("warn", || command.run()),
+            Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }
@@ -93,7 +105,11 @@ pub fn main() -> ExitCode {
 /// A runtime for a command that talks to a broker.
 fn block_on<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|e| Failure::new(Exit::Host, format!("no runtime can be started: {e}")))?.block_on(work)
+    let runtime = runtime.map_err(|e| Failure::new(Exit::Host, format!("no runtime can be started: {e}")))?;
+    let result = runtime.block_on(work);
+    // A thread may still be reading standard input; after a failure nobody waits for its end.
+    runtime.shutdown_background();
+    result
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use crate::batch::BatchError;
 use crate::request::{Code, Refusal};
+use crate::types::Offset;
 
 /// Why a request was not answered as hoped.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -122,4 +123,18 @@ pub enum ProduceFailure {
     /// The reader of [`super::Producer::send_reader`] failed or gave another number of bytes than announced.
     #[error("the value can't be read: {0}")]
     Reader(String),
+}
+
+/// Why a partition can't be read on. It is not read any more until a seek; the others are.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{topic} partition {partition} can't be read at offset {offset}: {cause}")]
+pub struct ConsumeError {
+    /// The topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// The next record that was wanted.
+    pub offset: Offset,
+    /// Why.
+    pub cause: ClientError,
 }

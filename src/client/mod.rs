@@ -24,8 +24,10 @@ mod admin;
 mod backoff;
 mod brokers;
 mod connection;
+mod consumer;
 mod delivery;
 mod error;
+mod fetcher;
 mod large;
 mod partitioner;
 mod producer;
@@ -36,8 +38,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::{Admin, NewTopic, TopicChanges};
+pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, SeekTo};
 pub use delivery::{DeliveryFuture, RecordMetadata};
-pub use error::{ClientError, ProduceError, ProduceFailure};
+pub use error::{ClientError, ConsumeError, ProduceError, ProduceFailure};
+pub use large::ValueReader;
 pub use partitioner::{Partitioner, Partitioning, murmur2, partition_of_key};
 pub use producer::{Producer, ProducerBuilder, ProducerRecord};
 
@@ -104,6 +108,11 @@ impl Client {
     /// Settings of a producer.
     pub fn producer(&self) -> ProducerBuilder {
         ProducerBuilder::new(self.brokers.clone())
+    }
+
+    /// Settings of a consumer.
+    pub fn consumer(&self) -> ConsumerBuilder {
+        ConsumerBuilder::new(self.brokers.clone())
     }
 
     /// Topics and offsets.

@@ -4,6 +4,7 @@
 //! its custom, and microseconds in JSON.
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
@@ -16,7 +17,7 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use serde_json::{Map, Value, json};
 
-use super::status::NodeStatus;
+use super::status::{NodeState, NodeStatus, ShardPlace};
 use crate::cluster::CatalogueView;
 use crate::metrics::{Counter, Gauge, RequestKind, ShardMetrics, Stage, TopicCounts};
 use crate::request::Code;
@@ -49,7 +50,7 @@ struct NodeCollector {
 impl Collector for NodeCollector {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
         let gauges = [
-            ("ready", "1 while every shard serves.", i64::from(self.status.state() == super::status::NodeState::Ready)),
+            ("ready", "1 while every shard serves.", i64::from(self.status.state() == NodeState::Ready)),
             ("uptime_seconds", "Since the start.", (self.status.uptime_ms() / 1000) as i64),
             ("topics", "Topics.", self.view.topics().len() as i64),
             ("topic_partitions", "Partitions of all topics.", self.view.partitions() as i64),
@@ -162,6 +163,18 @@ fn buckets(histogram: &Histogram<u64>) -> Vec<(f64, u64)> {
 
 fn code_name(value: i16) -> String {
     Code::from_value(value).map_or_else(|| value.to_string(), |code| format!("{code:?}"))
+}
+
+/// The line of `serve --json` once every shard accepts.
+pub fn ready_json(status: &NodeStatus, admin: Option<SocketAddr>) -> Value {
+    let shard = |p: &ShardPlace| json!({ "shard": p.shard, "address": p.address.to_string(), "cpu": p.cpu });
+    json!({
+        "ready": true,
+        "node": status.node(),
+        "pid": std::process::id(),
+        "shards": status.places().iter().map(shard).collect::<Vec<_>>(),
+        "admin": admin.map(|a| a.to_string()),
+    })
 }
 
 /// Everything as the JSON of `corelane stat`.
@@ -299,7 +312,13 @@ mod tests {
         let view = Arc::clone(Catalogue::new(1).view());
         let status = NodeStatus::new(1);
         let address = "127.0.0.1:9092".parse().unwrap();
-        status.set_ready(vec![super::super::status::ShardPlace { shard: 0, address, cpu: 3 }]);
+        status.set_ready(vec![ShardPlace { shard: 0, address, cpu: 3 }]);
+        let ready = ready_json(&status, Some("127.0.0.1:9644".parse().unwrap()));
+        let expected = json!({
+            "ready": true, "node": 1, "pid": std::process::id(), "admin": "127.0.0.1:9644",
+            "shards": [{ "shard": 0, "address": "127.0.0.1:9092", "cpu": 3 }],
+        });
+        assert_eq!(ready, expected);
         let stat = stat_json(&[busy_shard(0)], &status, &view);
         let shard = &stat["shards"][0];
         assert_eq!((&stat["state"], &shard["address"], &shard["cpu"]), (&json!("ready"), &json!("127.0.0.1:9092"), &json!(3)));

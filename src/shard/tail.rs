@@ -103,11 +103,13 @@ impl Tail {
         self.chunks.front().map(|c| c.base_offset)
     }
 
-    /// The chunks from the one that holds `offset`; `None` if it is not held.
+    /// The chunks from the one that holds `offset` on, as far as they follow each other (an adopted batch between them is only on disk);
+    /// `None` if it is not held.
     pub fn from(&self, offset: Offset) -> Option<impl Iterator<Item = &Chunk>> {
         let at = self.chunks.partition_point(|c| c.end_offset <= offset);
-        let first = self.chunks.get(at)?;
-        (first.base_offset <= offset).then(|| self.chunks.range(at..))
+        let mut next = self.chunks.get(at)?.base_offset;
+        let held = next <= offset;
+        held.then(|| self.chunks.range(at..).take_while(move |c| std::mem::replace(&mut next, c.end_offset) == c.base_offset))
     }
 
     /// The oldest chunk, if it is wholly below (segment, position) and may be let go.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 const LONGEST: Duration = Duration::from_secs(120);
 
 /// Latencies of one kind of operation, from 1 ns to two minutes with three significant digits.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Latencies {
     nanoseconds: Histogram<u64>,
 }

@@ -111,9 +111,9 @@ fn linger_waits_for_its_time_or_a_full_batch_or_a_flush() {
     complete(a.handle_time(1050));
     assert_eq!(poll(&mut a, 1050).unwrap().len(), 1);
 
-    add(&mut a, 1, &[0; 200], 2000);
+    drop(add(&mut a, 1, &[0; 200], 2000));
     assert!(poll(&mut a, 2000).is_none());
-    add(&mut a, 1, &[0; 200], 2000);
+    drop(add(&mut a, 1, &[0; 200], 2000));
     assert_eq!(poll(&mut a, 2000).unwrap().len(), 1, "the full one");
     assert!(poll(&mut a, 2000).is_none());
     assert_eq!(a.flush(2000).len(), 3);
@@ -124,7 +124,7 @@ fn linger_waits_for_its_time_or_a_full_batch_or_a_flush() {
 fn one_request_carries_batches_of_many_partitions_up_to_its_bound() {
     let mut a = accumulator(Settings { max_request: 700, ..settings() }, 10);
     for partition in 0..10 {
-        add(&mut a, partition, &[0; 100], 0);
+        drop(add(&mut a, partition, &[0; 100], 0));
     }
     let mut seen = vec![];
     while let Some(request) = poll(&mut a, 0) {
@@ -175,9 +175,9 @@ fn what_no_batch_can_hold_is_refused_by_name() {
     assert!(error.to_string().contains("partitions 0 to 1, not 2"), "{error}");
     assert_eq!(a.buffered(), 0);
     // Larger than a batch is meant to be, but allowed: a batch of its own.
-    add(&mut a, 0, b"small", 0);
-    add(&mut a, 0, &[0; 800], 0);
-    add(&mut a, 0, b"small", 0);
+    drop(add(&mut a, 0, b"small", 0));
+    drop(add(&mut a, 0, &[0; 800], 0));
+    drop(add(&mut a, 0, b"small", 0));
     let counts: Vec<i32> = std::iter::from_fn(|| poll(&mut a, 0)).map(|r| BatchHeader::parse(&r[0].2).unwrap().record_count).collect();
     assert_eq!(counts, [1, 1, 1]);
 }
@@ -185,7 +185,7 @@ fn what_no_batch_can_hold_is_refused_by_name() {
 #[test]
 fn a_moved_leader_gets_what_waits() {
     let mut a = accumulator(settings(), 1);
-    add(&mut a, 0, b"x", 0);
+    drop(add(&mut a, 0, b"x", 0));
     let request = poll(&mut a, 0).unwrap();
     let settled = a.handle_answer(BROKER, &keys(&request), Ok(vec![result(Err(Code::NotLeader))]), 0);
     assert_eq!(settled.stale_topics.len(), 1);

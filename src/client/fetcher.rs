@@ -1,0 +1,620 @@
+//! What a consumer reads next: positions, prefetch within a bound, what is paused. A pure state machine.
+//!
+//! Each partition has two offsets: the *position*, of the next record that the user gets, and the *fetch offset*, where the next request starts. Between
+//! them lie fetched bytes, still as batches. A seek moves both and drops the bytes; answers to requests from before it are told
+//! by the partition's `era` and dropped.
+//!
+//! At most a few requests are in flight per broker, none with a partition of another. A request is made only
+//! while what is buffered and what is asked for stays within `buffer_memory`; one that is asked for when nothing is there may exceed it, or a
+//! large batch could never be read.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::backoff::Backoff;
+use super::error::{ClientError, ConsumeError};
+use super::session::Micros;
+use crate::batch::{BatchHeader, split_batch};
+use crate::request::{Code, Fetch, FetchPartition, FetchResult};
+use crate::types::{Offset, TopicPartition};
+
+/// Settings of a consumer, made valid.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    pub max_wait_ms: u32,
+    pub min_bytes: u32,
+    /// Of one request.
+    pub max_bytes: u32,
+    pub partition_max_bytes: u32,
+    /// Bytes fetched and not yet taken, and asked for.
+    pub buffer_memory: usize,
+    /// Requests per broker.
+    pub max_in_flight: usize,
+    pub backoff: Backoff,
+}
+
+/// One partition of a request, as it was when asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Asked {
+    at: usize,
+    era: u64,
+    offset: Offset,
+    /// Bytes that the request may bring, in its first partition.
+    reserved: usize,
+}
+
+/// What the shell has to do after an answer.
+#[derive(Debug, Default)]
+pub(super) struct Arrived {
+    /// Topics whose leaders may have moved.
+    pub stale_topics: Vec<Arc<str>>,
+    /// Look again at this time.
+    pub retry_at: Option<Micros>,
+    /// The log starts after, or ends before, what these want.
+    pub out_of_range: Vec<usize>,
+}
+
+/// One batch for the user.
+#[derive(Debug)]
+pub(super) struct TakenBatch {
+    pub at: usize,
+    pub bytes: Bytes,
+    /// Records before it are not wanted.
+    pub from: Offset,
+}
+
+/// Where a partition is led.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Lead {
+    pub place: TopicPartition,
+    pub leader: u32,
+}
+
+/// See the module's page.
+#[derive(Debug)]
+pub(super) struct Fetcher {
+    settings: Settings,
+    partitions: Vec<Partition>,
+    indices: HashMap<(Arc<str>, u32), usize>,
+    /// Partitions with fetched batches, in the order in which they take turns.
+    ready: VecDeque<usize>,
+    buffered: usize,
+    reserved: usize,
+    in_flight: HashMap<u32, usize>,
+    next_in_turn: usize,
+    /// A request was not made for lack of memory.
+    is_starved: bool,
+    failed: VecDeque<(usize, ClientError)>,
+}
+
+#[derive(Debug)]
+struct Partition {
+    topic: Arc<str>,
+    number: u32,
+    lead: Lead,
+    position: Offset,
+    fetch_offset: Offset,
+    /// Rises with each seek.
+    era: u64,
+    is_assigned: bool,
+    is_paused: bool,
+    is_fetching: bool,
+    /// In `ready`.
+    is_queued: bool,
+    /// Stopped by an error, until a seek.
+    is_failed: bool,
+    chunks: VecDeque<Bytes>,
+    not_before: Micros,
+    attempts: u32,
+    high_watermark: Option<Offset>,
+}
+
+impl Fetcher {
+    pub fn new(settings: Settings) -> Fetcher {
+        Fetcher {
+            settings,
+            partitions: Vec::new(),
+            indices: HashMap::new(),
+            ready: VecDeque::new(),
+            buffered: 0,
+            reserved: 0,
+            in_flight: HashMap::new(),
+            next_in_turn: 0,
+            is_starved: false,
+            failed: VecDeque::new(),
+        }
+    }
+
+    /// Reads the partition from `offset` on; also where it was assigned before.
+    pub fn assign(&mut self, topic: &str, number: u32, lead: Lead, offset: Offset) {
+        let key = (Arc::from(topic), number);
+        let at = self.indices.get(&key).copied().unwrap_or_else(|| {
+            self.partitions.push(Partition::new(key.0.clone(), number, lead));
+            self.indices.insert(key, self.partitions.len() - 1);
+            self.partitions.len() - 1
+        });
+        self.partitions[at].is_assigned = true;
+        self.partitions[at].lead = lead;
+        self.seek_to(at, offset);
+    }
+
+    /// Reads it no more.
+    pub fn unassign(&mut self, topic: &str, number: u32) -> bool {
+        let Some(at) = self.find(topic, number) else { return false };
+        self.seek_to(at, 0);
+        self.partitions[at].is_assigned = false;
+        self.partitions[at].is_paused = false;
+        true
+    }
+
+    /// The place of an assigned partition.
+    pub fn find(&self, topic: &str, number: u32) -> Option<usize> {
+        // A consumer has few topics; the key of the map would have to be allocated.
+        let assigned = |p: &Partition| p.is_assigned && p.number == number && &*p.topic == topic;
+        self.partitions.iter().position(assigned)
+    }
+
+    /// Topic and number of a partition.
+    pub fn name(&self, at: usize) -> (Arc<str>, u32) {
+        (self.partitions[at].topic.clone(), self.partitions[at].number)
+    }
+
+    /// All assigned partitions.
+    pub fn assigned(&self) -> impl Iterator<Item = usize> {
+        (0..self.partitions.len()).filter(|at| self.partitions[*at].is_assigned)
+    }
+
+    /// Goes on at `offset`.
+    pub fn seek_to(&mut self, at: usize, offset: Offset) {
+        let partition = &mut self.partitions[at];
+        self.buffered -= partition.chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
+        partition.era += 1;
+        partition.is_fetching = false;
+        partition.is_failed = false;
+        partition.position = offset;
+        partition.fetch_offset = offset;
+        partition.not_before = 0;
+        self.failed.retain(|(failed, _)| *failed != at);
+    }
+
+    /// Gives a batch back that was not used up: `offset` is the next record wanted.
+    pub fn give_back(&mut self, at: usize, bytes: Bytes, offset: Offset) {
+        self.buffered += bytes.len();
+        self.partitions[at].chunks.push_front(bytes);
+        self.partitions[at].position = offset;
+        self.queue(at);
+    }
+
+    /// Holds back what is fetched, and fetches no more.
+    pub fn pause(&mut self, at: usize) {
+        self.partitions[at].is_paused = true;
+    }
+
+    /// Goes on.
+    pub fn resume(&mut self, at: usize) {
+        self.partitions[at].is_paused = false;
+        self.queue(at);
+    }
+
+    /// The next record that the user gets.
+    pub fn position(&self, at: usize) -> Offset {
+        self.partitions[at].position
+    }
+
+    /// One past the last committed offset, as of the last answer.
+    pub fn high_watermark(&self, at: usize) -> Option<Offset> {
+        self.partitions[at].high_watermark
+    }
+
+    /// Takes new leaders of a topic.
+    pub fn update_leaders(&mut self, topic: &str, lead: impl Fn(u32) -> Option<Lead>) {
+        for partition in self.partitions.iter_mut().filter(|p| &*p.topic == topic) {
+            if let Some(lead) = lead(partition.number) {
+                partition.lead = lead;
+            }
+        }
+    }
+
+    /// Leaders that a request may be made to.
+    pub fn wanted_brokers(&self, now: Micros) -> Vec<u32> {
+        let mut brokers: Vec<u32> = self.partitions.iter().filter(|p| p.is_wanted(now)).map(|p| p.lead.leader).collect();
+        brokers.sort_unstable();
+        brokers.dedup();
+        brokers
+    }
+
+    /// The next request to a broker, with all its partitions that want one.
+    pub fn poll_request(&mut self, broker: u32, now: Micros) -> Option<(Fetch, Vec<Asked>)> {
+        if self.in_flight.get(&broker).is_some_and(|count| *count >= self.settings.max_in_flight) {
+            return None;
+        }
+        let used = self.buffered + self.reserved;
+        let room = self.settings.buffer_memory.saturating_sub(used);
+        let least = self.settings.partition_max_bytes as usize;
+        if used > 0 && room < least {
+            self.is_starved = true;
+            return None;
+        }
+        let count = self.partitions.len();
+        let (mut partitions, mut asked) = (Vec::new(), Vec::new());
+        for at in (0..count).map(|i| (i + self.next_in_turn) % count) {
+            let partition = &mut self.partitions[at];
+            if partition.lead.leader != broker || !partition.is_wanted(now) {
+                continue;
+            }
+            partition.is_fetching = true;
+            asked.push(Asked { at, era: partition.era, offset: partition.fetch_offset, reserved: 0 });
+            let offset = partition.fetch_offset;
+            let max_bytes = self.settings.partition_max_bytes;
+            partitions.push(FetchPartition { partition: partition.lead.place, offset, max_bytes, leader_epoch: None });
+        }
+        // The broker keeps the whole answer to this, but for one batch.
+        let reserved = room.max(least).min(self.settings.max_bytes as usize).min(asked.len() * least);
+        asked.first_mut()?.reserved = reserved;
+        self.reserved += reserved;
+        self.next_in_turn = (asked[asked.len() - 1].at + 1) % count;
+        *self.in_flight.entry(broker).or_default() += 1;
+        let Settings { max_wait_ms, min_bytes, .. } = self.settings;
+        Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions }, asked))
+    }
+
+    /// The answer to a request, or the failure in its place.
+    pub fn handle_answer(
+        &mut self,
+        broker: u32,
+        asked: &[Asked],
+        answer: Result<(Vec<FetchResult>, Bytes), ClientError>,
+        now: Micros,
+    ) -> Arrived {
+        let mut arrived = Arrived::default();
+        if let Some(count) = self.in_flight.get_mut(&broker) {
+            *count -= 1;
+        }
+        self.reserved -= asked.iter().map(|asked| asked.reserved).sum::<usize>();
+        let asked: Vec<Asked> = asked.iter().filter(|asked| self.partitions[asked.at].era == asked.era).copied().collect();
+        asked.iter().for_each(|asked| self.partitions[asked.at].is_fetching = false);
+        match answer {
+            Ok((results, mut payload)) => {
+                for result in results {
+                    let bytes = result.outcome.as_ref().map_or(0, |fetched| fetched.bytes as usize);
+                    let chunk = payload.split_to(bytes);
+                    let Some(asked) = asked.iter().find(|a| self.partitions[a.at].lead.place == result.partition) else { continue };
+                    match result.outcome {
+                        Ok(fetched) => {
+                            self.partitions[asked.at].high_watermark = Some(fetched.high_watermark);
+                            self.partitions[asked.at].attempts = 0;
+                            self.take_chunk(asked, chunk);
+                        }
+                        Err(refusal) => self.handle_failure(asked.at, refusal.into(), now, &mut arrived),
+                    }
+                }
+            }
+            Err(error) => asked.iter().for_each(|asked| self.handle_failure(asked.at, error.clone(), now, &mut arrived)),
+        }
+        arrived
+    }
+
+    /// The broker can't be reached: its partitions wait.
+    pub fn handle_unreachable(&mut self, broker: u32, error: &ClientError, now: Micros) -> Arrived {
+        let mut arrived = Arrived::default();
+        for at in 0..self.partitions.len() {
+            if self.partitions[at].lead.leader == broker && self.partitions[at].is_wanted(now) {
+                self.handle_failure(at, error.clone(), now, &mut arrived);
+            }
+        }
+        arrived
+    }
+
+    /// Keeps fetched batches; the fetch offset moves past the last whole one.
+    fn take_chunk(&mut self, asked: &Asked, mut chunk: Bytes) {
+        let mut next = asked.offset;
+        let mut rest = &chunk[..];
+        let mut whole = 0;
+        while !rest.is_empty() {
+            let header = match BatchHeader::parse(rest) {
+                Ok(header) if header.total_len() <= rest.len() => header,
+                Ok(_) => break,
+                Err(error) => {
+                    // What is before it can be read; the next request finds it again, at its start.
+                    if whole == 0 {
+                        self.fail(asked.at, error.into());
+                    }
+                    break;
+                }
+            };
+            whole += header.total_len();
+            next = next.max(header.next_offset());
+            rest = &rest[header.total_len()..];
+        }
+        chunk.truncate(whole);
+        self.partitions[asked.at].fetch_offset = next;
+        if whole > 0 {
+            self.buffered += whole;
+            self.partitions[asked.at].chunks.push_back(chunk);
+            self.queue(asked.at);
+        }
+    }
+
+    fn handle_failure(&mut self, at: usize, error: ClientError, now: Micros, arrived: &mut Arrived) {
+        if error.code() == Some(Code::OffsetOutOfRange) {
+            arrived.out_of_range.push(at);
+        } else if error.is_retriable() {
+            let partition = &mut self.partitions[at];
+            partition.attempts += 1;
+            partition.not_before = now + self.settings.backoff.after(partition.attempts).as_micros() as Micros;
+            arrived.retry_at = Some(arrived.retry_at.map_or(partition.not_before, |at| at.max(partition.not_before)));
+            if error.is_about_leadership() && !arrived.stale_topics.contains(&partition.topic) {
+                arrived.stale_topics.push(partition.topic.clone());
+            }
+        } else {
+            self.fail(at, error);
+        }
+    }
+
+    /// Stops a partition; the user is told once, after what is already there.
+    pub fn fail(&mut self, at: usize, error: ClientError) {
+        self.partitions[at].is_failed = true;
+        self.failed.push_back((at, error));
+    }
+
+    /// Stops a partition whose failure the user is told by the caller; it stays where it was.
+    pub fn stop(&mut self, at: usize, offset: Offset) {
+        self.seek_to(at, offset);
+        self.partitions[at].is_failed = true;
+    }
+
+    /// Fetches no more of it until a seek.
+    pub fn pause_fetching(&mut self, at: usize) {
+        self.partitions[at].is_failed = true;
+    }
+
+    /// The next batch for the user, partitions taking turns, or the failure of one.
+    pub fn take_batch(&mut self) -> Option<Result<TakenBatch, ConsumeError>> {
+        while let Some(at) = self.ready.pop_front() {
+            let partition = &mut self.partitions[at];
+            partition.is_queued = false;
+            if partition.is_paused {
+                continue;
+            }
+            let Some(chunk) = partition.chunks.front_mut() else { continue };
+            let batch = match split_batch(chunk) {
+                Ok(Some(batch)) => batch,
+                // `take_chunk` has walked it.
+                Ok(None) | Err(_) => unreachable!("a chunk is whole batches"),
+            };
+            if chunk.is_empty() {
+                partition.chunks.pop_front();
+            }
+            self.buffered -= batch.len();
+            let from = partition.position;
+            let next = BatchHeader::parse(&batch).map_or(from, |header| header.next_offset());
+            partition.position = from.max(next);
+            self.queue(at);
+            if next <= from {
+                continue; // all of it before a seek into a later batch
+            }
+            return Some(Ok(TakenBatch { at, bytes: batch, from }));
+        }
+        let (at, cause) = self.failed.pop_front()?;
+        let (topic, partition) = self.name(at);
+        Some(Err(ConsumeError { topic: topic.to_string(), partition, offset: self.partitions[at].position, cause }))
+    }
+
+    /// Whether memory that a request waits for is free again; the shell then makes requests.
+    pub fn poll_relieved(&mut self) -> bool {
+        let is_relieved = self.is_starved && self.buffered + self.reserved <= self.settings.buffer_memory / 2;
+        if is_relieved {
+            self.is_starved = false;
+        }
+        is_relieved
+    }
+
+    fn queue(&mut self, at: usize) {
+        let partition = &mut self.partitions[at];
+        if !partition.is_queued && !partition.is_paused && !partition.chunks.is_empty() {
+            partition.is_queued = true;
+            self.ready.push_back(at);
+        }
+    }
+
+    /// Bytes fetched and not yet taken.
+    pub fn buffered(&self) -> usize {
+        self.buffered
+    }
+}
+
+impl Partition {
+    fn new(topic: Arc<str>, number: u32, lead: Lead) -> Partition {
+        Partition {
+            topic,
+            number,
+            lead,
+            position: 0,
+            fetch_offset: 0,
+            era: 0,
+            is_assigned: false,
+            is_paused: false,
+            is_fetching: false,
+            is_queued: false,
+            is_failed: false,
+            chunks: VecDeque::new(),
+            not_before: 0,
+            attempts: 0,
+            high_watermark: None,
+        }
+    }
+
+    fn is_wanted(&self, now: Micros) -> bool {
+        self.is_assigned && !self.is_paused && !self.is_fetching && !self.is_failed && now >= self.not_before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::batch::{BatchBuilder, Compression, decode, stamp};
+    use crate::request::{Fetched, Refusal};
+    use crate::types::TopicId;
+
+    const BROKER: u32 = 1;
+
+    fn fetcher(partitions: u32, buffer_memory: usize) -> Fetcher {
+        let mut fetcher = Fetcher::new(Settings {
+            max_wait_ms: 500,
+            min_bytes: 1,
+            max_bytes: 10_000,
+            partition_max_bytes: 1000,
+            buffer_memory,
+            max_in_flight: 2,
+            backoff: Backoff { first: Duration::from_micros(100), longest: Duration::from_micros(100) },
+        });
+        for number in 0..partitions {
+            fetcher.assign("t", number, lead(number), 0);
+        }
+        fetcher
+    }
+
+    fn lead(partition: u32) -> Lead {
+        Lead { place: TopicPartition { topic: TopicId([1; 16]), partition }, leader: BROKER }
+    }
+
+    /// A batch with so many records from `base` on.
+    fn batch(base: Offset, count: u32) -> Bytes {
+        let mut builder = BatchBuilder::new(Compression::None);
+        for _ in 0..count {
+            builder.append(0, None, Some(b"value"), &[]).unwrap();
+        }
+        let mut bytes = builder.build().to_vec();
+        stamp(&mut bytes, base, 0);
+        bytes.into()
+    }
+
+    fn answer(parts: &[(u32, Result<Bytes, Code>)]) -> Result<(Vec<FetchResult>, Bytes), ClientError> {
+        let mut payload = vec![];
+        let result = |(partition, outcome): &(u32, Result<Bytes, Code>)| FetchResult {
+            partition: lead(*partition).place,
+            outcome: match outcome {
+                Ok(bytes) => {
+                    payload.extend_from_slice(bytes);
+                    Ok(Fetched { high_watermark: 100, log_start: 0, bytes: bytes.len() as u32 })
+                }
+                Err(code) => Err(Refusal::new(*code, "refused")),
+            },
+        };
+        let results = parts.iter().map(result).collect();
+        Ok((results, payload.into()))
+    }
+
+    fn offsets(taken: &TakenBatch) -> Vec<Offset> {
+        let set = decode(taken.bytes.clone(), 10_000).unwrap();
+        set.records().map(|r| r.unwrap().offset).filter(|offset| *offset >= taken.from).collect()
+    }
+
+    #[test]
+    fn records_come_in_order_from_the_wanted_offset_on() {
+        let mut f = fetcher(1, 10_000);
+        f.seek_to(0, 7);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 7);
+        assert!(f.poll_request(BROKER, 0).is_none(), "it is being fetched");
+        let two = [batch(5, 5), batch(10, 2)].concat();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(two.into()))]), 0);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 12, "prefetch goes on");
+        assert_eq!(f.position(0), 7);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [7, 8, 9]);
+        assert_eq!(f.position(0), 10);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [10, 11]);
+        assert!(f.take_batch().is_none());
+        assert_eq!((f.position(0), f.buffered(), f.high_watermark(0)), (12, 0, Some(100)));
+    }
+
+    #[test]
+    fn an_answer_from_before_a_seek_is_dropped() {
+        let mut f = fetcher(1, 10_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.seek_to(0, 50);
+        let (fetch, new) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 50);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 3)))]), 0);
+        assert!(f.take_batch().is_none());
+        assert!(f.poll_request(BROKER, 0).is_none(), "the new request is still in flight");
+        f.handle_answer(BROKER, &new, answer(&[(0, Ok(batch(50, 1)))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [50]);
+        assert_eq!(f.reserved, 0);
+    }
+
+    #[test]
+    fn partitions_take_turns_and_paused_ones_wait() {
+        let mut f = fetcher(3, 100_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        let both = |p: u32| (p, Ok(Bytes::from([batch(0, 1), batch(1, 1)].concat())));
+        f.handle_answer(BROKER, &asked, answer(&[both(0), both(1), both(2)]), 0);
+        f.pause(1);
+        let order: Vec<usize> = std::iter::from_fn(|| f.take_batch()).map(|taken| taken.unwrap().at).collect();
+        assert_eq!(order, [0, 2, 0, 2]);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 2, "the paused one is not fetched");
+        f.resume(1);
+        assert_eq!(f.take_batch().unwrap().unwrap().at, 1);
+    }
+
+    #[test]
+    fn memory_bounds_what_is_asked_for() {
+        let mut f = fetcher(5, 2000);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.max_bytes), (5, 2000), "all partitions, but no more bytes than there is room for");
+        let big = batch(0, 50);
+        assert!(big.len() > 500);
+        let parts = [0, 1, 2].map(|p| (p, Ok(big.clone())));
+        f.handle_answer(BROKER, &asked, answer(&parts), 0);
+        assert_eq!((f.buffered(), f.reserved), (3 * big.len(), 0));
+        assert!(f.poll_request(BROKER, 0).is_none() && !f.poll_relieved());
+        while f.take_batch().is_some() {}
+        assert!(f.poll_relieved() && !f.poll_relieved());
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 5);
+    }
+
+    #[test]
+    fn one_batch_larger_than_all_memory_can_be_read() {
+        let mut f = fetcher(1, 10);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 500)))]), 0);
+        assert!(f.take_batch().is_some());
+        assert!(f.poll_request(BROKER, 0).is_some());
+    }
+
+    #[test]
+    fn what_passes_is_asked_again_and_what_does_not_is_told_once() {
+        let mut f = fetcher(3, 10_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        let refused = [(0, Err(Code::NotLeader)), (1, Err(Code::Quarantined)), (2, Err(Code::OffsetOutOfRange))];
+        let arrived = f.handle_answer(BROKER, &asked, answer(&refused), 0);
+        assert_eq!((arrived.stale_topics.len(), arrived.retry_at, arrived.out_of_range), (1, Some(100), vec![2]));
+        f.seek_to(2, 5);
+        assert_eq!(f.poll_request(BROKER, 99).unwrap().1.iter().map(|a| a.at).collect::<Vec<_>>(), [2]);
+        assert_eq!(f.poll_request(BROKER, 100).unwrap().1.iter().map(|a| a.at).collect::<Vec<_>>(), [0]);
+        let error = f.take_batch().unwrap().unwrap_err();
+        assert_eq!((error.topic.as_str(), error.partition, error.cause.code()), ("t", 1, Some(Code::Quarantined)));
+        assert!(f.take_batch().is_none());
+    }
+
+    #[test]
+    fn a_malformed_batch_stops_its_partition_after_what_is_before_it() {
+        let mut f = fetcher(1, 10_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        let mut bytes = [batch(0, 2), batch(2, 1)].concat();
+        let at = batch(0, 2).len() + 16;
+        bytes[at] = 9; // the magic
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(bytes.clone().into()))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [0, 1]);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 2);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(bytes.split_off(at - 16).into()))]), 0);
+        let error = f.take_batch().unwrap().unwrap_err();
+        assert!(matches!(error.cause, ClientError::Batch(_)) && error.offset == 2, "{error}");
+        assert!(f.poll_request(BROKER, 0).is_none());
+    }
+}

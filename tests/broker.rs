@@ -1,0 +1,94 @@
+//! The whole broker over real sockets and files: every way of an append, restarts, kills, other numbers of shards.
+
+mod support;
+
+use corelane::request::{Code, OffsetSpec};
+use corelane::types::TopicPartition;
+use support::{Broker, Connection, batch_of};
+
+fn value(partition: u32, n: usize, len: usize) -> Vec<u8> {
+    let mut value = format!("{partition}/{n}/").into_bytes();
+    value.resize(len.max(value.len()), b'a' + (n % 26) as u8);
+    value
+}
+
+/// Sizes that take every way: small, straight to the segment, adopted.
+const SIZES: [usize; 9] = [10, 100, 4096, 60_000, 127_000, 131_072, 300_000, 2_000_000, 9_000_000];
+
+fn append_some(connection: &mut Connection, partition: TopicPartition, from: usize, count: usize) -> usize {
+    for n in from..from + count {
+        let len = SIZES[(n * 7 + partition.partition as usize) % SIZES.len()];
+        let result = connection.produce(partition, &batch_of([value(partition.partition, n, len)]));
+        let appended = result.outcome.unwrap_or_else(|e| panic!("record {n} of {len} bytes: {e}"));
+        assert_eq!(appended.base_offset, n as i64);
+    }
+    from + count
+}
+
+fn check_all(connection: &mut Connection, partition: TopicPartition, count: usize) {
+    let records = connection.read_all(partition, 0);
+    assert_eq!(records.len(), count, "partition {partition}");
+    for (n, (offset, bytes)) in records.iter().enumerate() {
+        let len = SIZES[(n * 7 + partition.partition as usize) % SIZES.len()];
+        assert_eq!(*offset, n as i64);
+        assert!(*bytes == value(partition.partition, n, len), "record {n} of partition {}", partition.partition);
+    }
+}
+
+#[test]
+fn everything_acknowledged_survives_kills_stops_and_other_numbers_of_shards() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut counts = [0; 3];
+    let mut topic = None;
+    for (round, shards) in ["2", "1", "2", "1", "2"].into_iter().enumerate() {
+        let broker = Broker::start(directory.path(), &["--shards", shards]);
+        let mut connection = broker.connect();
+        let id = *topic.get_or_insert_with(|| connection.create("all-ways", 3, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576")]));
+        assert_eq!(connection.topic("all-ways"), Some(id));
+        for (partition, count) in counts.iter_mut().enumerate() {
+            let partition = TopicPartition { topic: id, partition: partition as u32 };
+            check_all(&mut connection, partition, *count);
+            *count = append_some(&mut connection, partition, *count, 12);
+            check_all(&mut connection, partition, *count);
+            assert_eq!(connection.offset(partition, OffsetSpec::Latest), *count as i64);
+        }
+        match round % 2 {
+            0 => broker.kill(),
+            _ => assert_eq!(broker.stop(), 0),
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_does_not_check_is_refused_and_touches_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    let partition = TopicPartition { topic: connection.create("strict", 1, &[]), partition: 0 };
+    for len in [100, 200_000] {
+        let good = batch_of([value(0, 0, len)]);
+        let mut bad = good.to_vec();
+        *bad.last_mut().expect("bytes") ^= 1;
+        let refusal = connection.produce(partition, &bad).outcome.expect_err("a bad CRC");
+        assert_eq!(refusal.code, Code::CorruptBatch);
+    }
+    let refusal = connection.produce(partition, &batch_of([value(0, 0, 2_000_000)])).outcome.expect_err("too large");
+    assert_eq!(refusal.code, Code::RecordTooLarge);
+    assert_eq!(connection.offset(partition, OffsetSpec::Latest), 0);
+    assert_eq!(connection.produce(partition, &batch_of([b"good"])).outcome.expect("good").base_offset, 0);
+}
+
+#[test]
+fn a_fetch_waits_for_a_record() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "2"]);
+    let mut producer = broker.connect();
+    let partition = TopicPartition { topic: producer.create("awaited", 1, &[]), partition: 0 };
+    let address = broker.addresses[1].clone();
+    let consumer = std::thread::spawn(move || Connection::open(&address).fetch(partition, 0, 1 << 20, 30_000));
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    producer.produce(partition, &batch_of([b"here"])).outcome.expect("appended");
+    let (bytes, high_watermark) = consumer.join().expect("the consumer ends");
+    assert!(!bytes.is_empty());
+    assert_eq!(high_watermark, 1);
+}
