@@ -90,7 +90,7 @@ impl Replay {
     }
 
     fn segment(&self, base: Offset) -> Option<&SegmentInfo> {
-        self.state.segments.iter().find(|segment| segment.base_offset == base)
+        self.state.segments.iter().rev().find(|segment| segment.base_offset == base)
     }
 
     fn segment_header(&self, base: Offset) -> Option<SegmentHeader> {
