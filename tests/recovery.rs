@@ -2,10 +2,14 @@
 
 mod crash;
 
+use std::collections::BTreeMap;
+
 use corelane::log::files::StoreFiles;
+use corelane::log::inspect::verify;
 use corelane::types::{TopicId, TopicPartition};
 
-use crash::check::{self, Acknowledged};
+use crash::Numbers;
+use crash::check::{self, Acknowledged, Kept};
 use crash::disk::Image;
 use crash::writer::{Bug, Shard};
 
@@ -27,7 +31,7 @@ fn open(image: &mut Image, shards: u32, salt: u64, bug: Option<Bug>) -> Result<V
 fn some_appends(image: &mut Image, shard: &mut Shard, rounds: usize, sequence: &mut i32) {
     for round in 0..rounds {
         for at in 0..shard.partitions.len() {
-            let producer = (at == 0).then(|| (7, 0, *sequence));
+            let producer = (at == 0).then_some((7, 0, *sequence));
             *sequence += i32::from(at == 0) * 2;
             let batch = Shard::batch(2, 300 + 700 * (round % 3), 1000 + round as i64, round as u8, producer);
             shard.append(image, at, batch);
@@ -61,7 +65,6 @@ fn whole_life(bug: Option<Bug>) -> Result<Image, String> {
 
     // The process dies here; the next run has two shards.
     let mut shards = open(&mut image, 2, 2, bug)?;
-    let mut sequence = sequence;
     for shard in &mut shards {
         some_appends(&mut image, shard, 3, &mut sequence);
         for at in 0..shard.partitions.len() {
@@ -162,5 +165,170 @@ fn every_broken_rule_is_seen() {
         let caught = (0..4).find_map(|seed| crash_everywhere(Some(bug), 12, seed).err());
         println!("{bug:?}: {caught:?}");
         assert!(caught.is_some(), "{bug:?} is not seen");
+    }
+}
+
+/// One thing that a shard may do to one of its partitions.
+fn random_step(image: &mut Image, shard: &mut Shard, numbers: &mut Numbers, sequences: &mut BTreeMap<TopicPartition, i32>) {
+    let at = numbers.below(shard.partitions.len() as u64) as usize;
+    let partition = shard.partitions[at].state.partition;
+    let open = shard.partitions[at].state.segments.last().is_some_and(|last| !last.sealed);
+    let small = |numbers: &mut Numbers, producer| {
+        let (count, len) = (1 + numbers.below(4) as usize, 1 + numbers.below(3000) as usize);
+        Shard::batch(count, len, numbers.below(1000) as i64, numbers.draw() as u8, producer)
+    };
+    match numbers.below(24) {
+        0..=9 => {
+            for _ in 0..1 + numbers.below(4) {
+                let at = numbers.below(shard.partitions.len() as u64) as usize;
+                let batch = small(numbers, None);
+                shard.append(image, at, batch);
+            }
+            shard.commit(image);
+        }
+        10 => {
+            let sequence = sequences.entry(partition).or_default();
+            let batch = Shard::batch(3, 100, 50, 1, Some((9, 0, *sequence)));
+            *sequence += 3;
+            shard.append(image, at, batch);
+            shard.commit(image);
+        }
+        11 => shard.append_large(image, at, Shard::batch(1, 9_000 + numbers.below(30_000) as usize, 70, 2, None)),
+        12 => shard.adopt(image, at, Shard::batch(2, 3_000 + numbers.below(9_000) as usize, 80, 3, None)),
+        13 if open && shard.partitions[at].state.segments.last().is_some_and(|last| last.end_offset > last.base_offset) => {
+            shard.roll(image, at);
+            shard.commit(image);
+        }
+        14..=15 => shard.flush(image, at, false),
+        16 => shard.flush(image, at, true),
+        17 => shard.carry(image, at),
+        18..=19 => shard.checkpoint(image),
+        20 => shard.mark(image),
+        21..=22 if open => {
+            let keep = shard.partitions[at].state.log_end;
+            for _ in 0..1 + numbers.below(3) {
+                let batch = small(numbers, None);
+                shard.append(image, at, batch);
+                shard.commit_silently(image);
+            }
+            shard.truncate(image, at, keep);
+        }
+        23 => {
+            let sealed: Vec<_> =
+                shard.partitions[at].state.segments.iter().filter(|segment| segment.sealed).map(|s| s.end_offset).collect();
+            if !sealed.is_empty() {
+                shard.log_start(image, at, sealed[numbers.below(sealed.len() as u64) as usize]);
+            }
+        }
+        _ => {}
+    }
+}
+
+/// A life of random steps and restarts.
+fn random_life(seed: u64, steps: usize) -> Image {
+    let mut numbers = Numbers(seed);
+    let mut image = Image::recording();
+    let mut sequences = BTreeMap::new();
+    for run in 0..1 + numbers.below(3) {
+        let shards = 1 + numbers.below(2) as u32;
+        let mut shards = open(&mut image, shards, 100 + run, None).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        shards.retain(|shard| !shard.partitions.is_empty());
+        for _ in 0..steps {
+            let shard = numbers.below(shards.len() as u64) as usize;
+            random_step(&mut image, &mut shards[shard], &mut numbers, &mut sequences);
+        }
+    }
+    image
+}
+
+#[test]
+fn random_lives_survive_random_crashes() {
+    let lives: u64 = std::env::var("LIVES").map_or(6, |lives| lives.parse().unwrap());
+    let first: u64 = std::env::var("SEED").map_or(1, |seed| seed.parse().unwrap());
+    let mut images = 0;
+    for seed in first..first + lives {
+        let mut image = random_life(seed, 40);
+        let events = image.events.take().unwrap();
+        let mut numbers = Numbers(seed ^ 0xabc);
+        let result = check::enumerate(&Image::default(), &events, 6, seed, |image, acknowledged, at| {
+            if at + 10 < events.len() && numbers.below(16) > 0 {
+                return Ok(());
+            }
+            images += 1;
+            check::recover_and_compare(image, &catalogue(), 1 + (at % 3) as u32, acknowledged)
+        });
+        result.unwrap_or_else(|loser| panic!("seed {seed}: {loser:?}"));
+    }
+    assert!(images > 50 * lives, "{images} images of {lives} lives");
+}
+
+type Logs = BTreeMap<TopicPartition, BTreeMap<i64, Kept>>;
+
+/// Recovers a damaged image. What is served must be what was there; what is missing must be said.
+fn recover_damaged(image: &Image, whole: &Logs) -> Result<(), String> {
+    let report = verify(&mut image.clone(), &mut |_| ()).map_err(|error| error.to_string())?;
+    let named = !report.damage.is_empty();
+    let mut recovered = image.clone();
+    let store = match check::open(&mut recovered, &catalogue(), 1, 5) {
+        Ok(store) => store,
+        Err(_) if named => return Ok(()),
+        Err(error) => return Err(format!("verify finds nothing, and {error}")),
+    };
+    let said = !store.report.damage.is_empty() || !store.report.torn.is_empty() || !report.ambiguous.is_empty();
+    for partition in store.shards.iter().flatten() {
+        let state = &partition.state;
+        if state.quarantined {
+            if store.report.damage.is_empty() {
+                return Err(format!("{} is quarantined without a word", state.partition));
+            }
+            continue;
+        }
+        let logs = match check::read_partition(&recovered, state) {
+            Ok(logs) => logs,
+            // A read finds it, and verify has found it.
+            Err(_) if named => continue,
+            Err(error) => return Err(format!("verify finds nothing, and {error}")),
+        };
+        let before = &whole[&state.partition];
+        if let Some((offset, kept)) = logs.iter().find(|(offset, kept)| before.get(offset) != Some(kept)) {
+            return Err(format!("{} at {offset}: {kept:?} was {:?}", state.partition, before.get(offset)));
+        }
+        if logs.len() < before.len() && !said {
+            return Err(format!("{}: {} of {} batches, and nothing is said", state.partition, logs.len(), before.len()));
+        }
+        if logs.len() < before.len() && store.report.damage.is_empty() && store.report.torn.is_empty() {
+            return Err(format!("{}: truncated with {:?} only", state.partition, report.ambiguous));
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn every_flipped_bit_is_named_or_without_meaning() {
+    let flips: u64 = std::env::var("FLIPS").map_or(600, |flips| flips.parse().unwrap());
+    let mut image = whole_life(None).unwrap();
+    image.events = None;
+    let mut recovered = image.clone();
+    let store = check::open(&mut recovered, &catalogue(), 1, 5).unwrap();
+    let states = store.shards.iter().flatten().map(|partition| &partition.state);
+    let whole: Logs = states.map(|state| (state.partition, check::read_partition(&recovered, state).unwrap())).collect();
+
+    // Where there is anything: every block that holds a byte, of every file.
+    let blocks: Vec<(String, u64)> =
+        image.files().flat_map(|(path, data)| data.written_blocks().map(move |block| (path.to_string(), block))).collect();
+    let mut numbers = Numbers(std::env::var("SEED").map_or(7, |seed| seed.parse().unwrap()));
+    for flip in 0..flips {
+        // Each block in turn; within it mostly where headers are.
+        let (path, block) = &blocks[(flip % blocks.len() as u64) as usize];
+        let within = if numbers.below(2) == 0 { numbers.below(256) } else { numbers.below(4096) };
+        let at = block + within;
+        let mut damaged = image.clone();
+        let data = damaged.file_mut(path);
+        let mut byte = [0];
+        if data.read(at, &mut byte) == 0 {
+            continue;
+        }
+        data.write(at, &[byte[0] ^ (1 << numbers.below(8))]);
+        recover_damaged(&damaged, &whole).unwrap_or_else(|error| panic!("{path} at {at}: {error}"));
     }
 }

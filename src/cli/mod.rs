@@ -10,6 +10,7 @@ pub mod child;
 pub mod consume;
 pub mod exit;
 pub mod format;
+pub mod inspect;
 pub mod logging;
 pub mod produce;
 pub mod serve;
@@ -41,6 +42,8 @@ enum Command {
     Bench(bench::BenchCommand),
     /// Run a broker
     Serve(serve::ServeArgs),
+    /// Look at the files of a store, changing nothing
+    Inspect(inspect::InspectArgs),
     /// Create, list, describe, alter or delete topics
     #[command(subcommand)]
     Topic(topic::TopicCommand),
@@ -58,6 +61,7 @@ impl Command {
         match self {
             Command::Bench(command) => command.json(),
             Command::Serve(args) => args.json,
+            Command::Inspect(args) => args.json(),
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
             Command::Consume(args) => args.json,
@@ -69,6 +73,7 @@ impl Command {
         match self {
             Command::Bench(command) => logged("warn", || command.run()),
             Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Consume(args) => logged("warn", || consume::run(args)),

@@ -7,10 +7,12 @@ use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::thread;
 
 use crate::limits::BLOCK;
 use crate::log::files::{BlockBuffer, DirEntry, FileError, ReadFiles, StoreFiles};
+use crate::shard::trace::{Trace, TraceEvent};
 
 /// Files that are kept open between two operations.
 const OPEN_FILES: usize = 64;
@@ -18,23 +20,49 @@ const OPEN_FILES: usize = 64;
 const SYNC_THREADS: usize = 16;
 
 /// A store's directory.
-#[derive(Debug)]
 pub struct BlockingFiles {
     root: PathBuf,
     direct: bool,
     writable: bool,
     open: HashMap<String, File>,
+    trace: Option<Arc<Trace>>,
 }
 
 impl BlockingFiles {
     /// For recovery. `direct`: without the page cache; false only where the file system has no direct I/O.
     pub fn new(root: impl Into<PathBuf>, direct: bool) -> BlockingFiles {
-        BlockingFiles { root: root.into(), direct, writable: true, open: HashMap::new() }
+        BlockingFiles { root: root.into(), direct, writable: true, open: HashMap::new(), trace: None }
     }
 
     /// For inspection: opens nothing for writing.
     pub fn read_only(root: impl Into<PathBuf>, direct: bool) -> BlockingFiles {
         BlockingFiles { writable: false, ..BlockingFiles::new(root, direct) }
+    }
+
+    /// As [`BlockingFiles::new`], recording what is done.
+    pub fn traced(root: impl Into<PathBuf>, direct: bool, trace: Option<Arc<Trace>>) -> BlockingFiles {
+        BlockingFiles { trace, ..BlockingFiles::new(root, direct) }
+    }
+
+    /// Whether a file can be read without the page cache.
+    pub fn is_direct(file: &Path) -> bool {
+        OpenOptions::new().read(true).custom_flags(libc::O_DIRECT).open(file).is_ok()
+    }
+
+    fn record(&self, event: impl FnOnce() -> TraceEvent) {
+        if let Some(trace) = &self.trace {
+            trace.record(&event());
+        }
+    }
+
+    /// Records start and end of a sync around it.
+    fn recorded<T>(&self, start: impl FnOnce(u64) -> TraceEvent, sync: impl FnOnce() -> T) -> T {
+        let Some(trace) = &self.trace else { return sync() };
+        let id = trace.next_id();
+        trace.record(&start(id));
+        let done = sync();
+        trace.record(&TraceEvent::SyncEnd { id });
+        done
     }
 
     fn path(&self, path: &str) -> PathBuf {
@@ -128,47 +156,62 @@ impl StoreFiles for BlockingFiles {
     fn write(&mut self, path: &str, offset: u64, blocks: &[u8]) -> Result<(), FileError> {
         assert!(offset.is_multiple_of(BLOCK as u64) && blocks.len().is_multiple_of(BLOCK), "{path}: {} bytes at {offset}", blocks.len());
         let direct = self.direct;
+        let id = self.trace.as_ref().map_or(0, |trace| trace.next_id());
+        self.record(|| TraceEvent::WriteStart { id, path: path.into(), position: offset, bytes: blocks.to_vec() });
         let file = error("open", path, self.open(path, true))?;
         if !direct || is_aligned(blocks) {
-            return error("write", path, file.write_all_at(blocks, offset));
+            error("write", path, file.write_all_at(blocks, offset))?;
+        } else {
+            let mut aligned = BlockBuffer::zeroed(blocks.len());
+            aligned.copy_from_slice(blocks);
+            error("write", path, file.write_all_at(&aligned, offset))?;
         }
-        let mut aligned = BlockBuffer::zeroed(blocks.len());
-        aligned.copy_from_slice(blocks);
-        error("write", path, file.write_all_at(&aligned, offset))
+        self.record(|| TraceEvent::WriteEnd { id });
+        Ok(())
     }
 
     fn set_len(&mut self, path: &str, len: u64) -> Result<(), FileError> {
+        self.record(|| TraceEvent::SetLen { path: path.into(), size: len });
         error("truncate", path, self.open(path, true).and_then(|file| file.set_len(len)))
     }
 
     fn sync(&mut self, path: &str) -> Result<(), FileError> {
-        error("sync", path, self.open(path, false).and_then(File::sync_all))
+        let file = error("open", path, self.open(path, false).and_then(File::try_clone))?;
+        let start = |id| TraceEvent::SyncStart { id, path: path.into() };
+        error("sync", path, self.recorded(start, || file.sync_all()))
     }
 
     fn sync_dir(&mut self, dir: &str) -> Result<(), FileError> {
-        error("sync", dir, File::open(self.path(dir)).and_then(|dir| dir.sync_all()))
+        let start = |id| TraceEvent::SyncDirStart { id, path: dir.into() };
+        error("sync", dir, self.recorded(start, || File::open(self.path(dir)).and_then(|dir| dir.sync_all())))
     }
 
     fn rename(&mut self, from: &str, to: &str) -> Result<(), FileError> {
         self.forget(from);
         self.forget(to);
+        self.record(|| TraceEvent::Rename { from: from.into(), to: to.into() });
         error("rename", from, fs::rename(self.path(from), self.path(to)))
     }
 
     fn unlink(&mut self, path: &str) -> Result<(), FileError> {
         self.forget(path);
+        self.record(|| TraceEvent::Unlink { path: path.into() });
         error("unlink", path, fs::remove_file(self.path(path)))
     }
 
     fn create_dir(&mut self, dir: &str) -> Result<(), FileError> {
         match fs::create_dir(self.path(dir)) {
             Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
-            result => error("create", dir, result),
+            result => {
+                self.record(|| TraceEvent::CreateDir { path: dir.into() });
+                error("create", dir, result)
+            }
         }
     }
 
     fn remove_dir(&mut self, dir: &str) -> Result<(), FileError> {
         self.forget(dir);
+        self.record(|| TraceEvent::Unlink { path: dir.into() });
         error("remove", dir, fs::remove_dir(self.path(dir)))
     }
 
@@ -176,7 +219,11 @@ impl StoreFiles for BlockingFiles {
     fn sync_all(&mut self, paths: &[String]) -> Result<(), FileError> {
         let this = &*self;
         let sync = |paths: &[String]| -> Result<(), FileError> {
-            paths.iter().try_for_each(|path| error("sync", path, this.open_new(&this.path(path), false).and_then(|file| file.sync_all())))
+            paths.iter().try_for_each(|path| {
+                let file = error("open", path, this.open_new(&this.path(path), false))?;
+                let start = |id| TraceEvent::SyncStart { id, path: path.clone() };
+                error("sync", path, this.recorded(start, || file.sync_all()))
+            })
         };
         let share = paths.len().div_ceil(SYNC_THREADS).max(1);
         thread::scope(|scope| {

@@ -1,5 +1,7 @@
 //! A broker of one thread and one call at a time: it writes journals, segments and checkpoints by the store's rules, or breaks one of them.
 
+use std::collections::BTreeMap;
+
 use corelane::batch::{self, BatchBuilder, BatchHeader, Compression, HEADER_LEN};
 use corelane::checksum::running_hash;
 use corelane::limits::BLOCK;
@@ -60,6 +62,8 @@ pub struct Partition {
     indexes: Vec<(Index, usize)>,
     producers: ProducerTable,
     named: Vec<Offset>,
+    /// Running hashes by log end.
+    hashes: BTreeMap<Offset, u64>,
 }
 
 /// One shard.
@@ -268,6 +272,13 @@ impl Shard {
     }
 
     fn seal(&mut self, at: usize) {
+        // An empty segment gives way to one of the same name.
+        let part = &mut self.partitions[at];
+        if let Some(empty) = part.state.segments.pop_if(|last| !last.sealed && last.base_offset == last.end_offset) {
+            part.tails.retain(|tail| tail.segment != empty.base_offset);
+            part.indexes.retain(|(index, _)| index.segment() != empty.base_offset);
+            part.named.retain(|base| *base != empty.base_offset);
+        }
         let Some(last) = self.partitions[at].state.segments.last().copied().filter(|last| !last.sealed) else { return };
         let header = self.entry(at, EntryKind::SegmentSeal, last.base_offset, last.valid_end, last.end_offset);
         self.add(header, &[]);
@@ -474,20 +485,31 @@ impl Shard {
         self.commit(files);
     }
 
-    /// Cuts the log after the batch that ends at `offset` and `position` of the open segment; commits.
-    pub fn truncate(&mut self, files: &mut Image, at: usize, keep_batches: usize) {
+    /// As [`Shard::commit`], telling nobody: what was appended may be cut again.
+    pub fn commit_silently(&mut self, files: &mut Image) {
+        let watermarks: Vec<Offset> = self.partitions.iter().map(|part| part.state.high_watermark).collect();
+        self.unacknowledged.clear();
+        self.commit(files);
+        for (part, watermark) in self.partitions.iter_mut().zip(watermarks) {
+            part.state.high_watermark = watermark;
+        }
+    }
+
+    /// Cuts the log in its open segment, at an offset at which a batch starts or the log ends; commits.
+    pub fn truncate(&mut self, files: &mut Image, at: usize, offset: Offset) {
         self.flush(files, at, true);
         let part = &mut self.partitions[at];
         let partition = part.state.partition;
         let info = *part.state.segments.last().expect("there is one");
         let bytes = files.bytes(&paths::segment(partition, info.base_offset));
-        let (mut position, mut hash, mut end) = (FIRST_POSITION, part.hash_at_start(&info), info.base_offset);
-        for _ in 0..keep_batches {
+        let (mut position, mut end) = (FIRST_POSITION, info.base_offset);
+        while end < offset {
             let header = BatchHeader::parse(&bytes[position as usize..]).unwrap();
-            hash = running_hash(hash, &bytes[position as usize..][..HEADER_LEN]);
             position += header.total_len() as u64;
             end = header.next_offset();
         }
+        assert_eq!(end, offset, "a batch starts there");
+        let hash = part.hashes[&offset];
         let block = position / BLOCK as u64 * BLOCK as u64;
         let kept = bytes[block as usize..position as usize].to_vec();
         let last = part.state.segments.last_mut().expect("there is one");
@@ -497,14 +519,31 @@ impl Shard {
         (part.state.flushed_segment, part.state.flushed_position) = (info.base_offset, block);
         part.state.epochs.retain(|(_, start)| *start < end);
         part.producers.truncate_to(end);
-        let (index, written) = part.indexes.last_mut().expect("the open segment's");
-        index.truncate(position);
-        *written = (*written).min(index.len());
+        if part.indexes.iter().all(|(index, _)| index.segment() != info.base_offset) {
+            let bytes = files.bytes(&paths::index(partition, info.base_offset));
+            let (index, error) = Index::load(info.base_offset, &bytes[BLOCK..], info.index_entries);
+            assert_eq!(error, None, "the index of a segment that a recovery left");
+            let written = index.len();
+            part.indexes.push((index, written));
+        }
+        if let Some((index, written)) = part.indexes.iter_mut().find(|(index, _)| index.segment() == info.base_offset) {
+            index.truncate(position);
+            *written = (*written).min(index.len());
+            part.state.segments.last_mut().expect("there is one").index_entries = index.len() as u32;
+            // What is behind the cut must not count again when later entries do.
+            let path = paths::index(partition, info.base_offset);
+            if let Some(blocks) = index.blocks(0, index.len()) {
+                files.write(&path, blocks.position, &blocks.bytes).unwrap();
+            }
+            let end = corelane::log::index::entry_position(index.len()).next_multiple_of(BLOCK as u64);
+            files.set_len(&path, end).unwrap();
+            files.sync(&path).unwrap();
+        }
         let header = self.entry(at, EntryKind::Truncate, info.base_offset, position, end);
         let sequence = self.add(header, &kept);
         let tail = Tail { segment: info.base_offset, start: block, bytes: kept, chunks: vec![(position, sequence)], carry: false };
         *self.partitions[at].tails.last_mut().expect("the open segment's") = tail;
-        self.commit(files);
+        self.commit_silently(files);
     }
 
     /// Moves the log start; commits, then removes the files.
@@ -514,7 +553,7 @@ impl Shard {
         self.add(header, &[]);
         self.commit(files);
         let part = &mut self.partitions[at];
-        part.state.log_start = start;
+        part.state.log_start = part.state.log_start.max(start);
         let gone: Vec<Offset> = part.state.segments.iter().filter(|s| s.sealed && s.end_offset <= start).map(|s| s.base_offset).collect();
         part.state.segments.retain(|segment| !gone.contains(&segment.base_offset));
         part.tails.retain(|tail| !gone.contains(&tail.segment));
@@ -574,12 +613,8 @@ impl Partition {
         });
         // An index that was not read: entries go on behind those that are in the file.
         let tails = tails.collect();
-        Partition { tails, indexes: Vec::new(), producers, named, state }
-    }
-
-    fn hash_at_start(&self, info: &SegmentInfo) -> u64 {
-        let before = self.state.segments.iter().rev().find(|segment| segment.base_offset < info.base_offset);
-        before.map_or(0, |segment| segment.running_hash)
+        let hashes = BTreeMap::from([(state.log_end, state.running_hash)]);
+        Partition { tails, indexes: Vec::new(), producers, named, hashes, state }
     }
 
     /// Gives a batch its place at the log's end. Returns its offset and position.
@@ -604,6 +639,7 @@ impl Partition {
         last.max_timestamp = last.max_timestamp.max(header.max_timestamp);
         last.running_hash = state.running_hash;
         self.producers.record(&header, 0);
+        self.hashes.insert(state.log_end, state.running_hash);
         (header.base_offset, position)
     }
 

@@ -111,6 +111,7 @@ impl Tail {
                 let adopt = Adopt::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
                 let header = parse(&adopt.header)?;
                 self.adopted.push((entry.segment, adopt.id));
+                self.drop_empty(entry.segment);
                 let hash = running_hash(self.state.running_hash, &adopt.header);
                 self.state.segments.push(SegmentInfo { adopted: true, ..SegmentInfo::new(entry.segment, 0, self.state.running_hash) });
                 self.advance(entry, hash, header.next_offset(), header.total_len() as u64)?;
@@ -119,6 +120,7 @@ impl Tail {
             }
             EntryKind::SegmentOpen => {
                 let open = SegmentOpen::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
+                self.drop_empty(entry.segment);
                 self.state.segments.push(SegmentInfo::new(entry.segment, open.rewrite_generation, self.state.running_hash));
                 Ok(())
             }
@@ -166,6 +168,11 @@ impl Tail {
         last.running_hash = hash;
         (self.state.log_end, self.state.running_hash) = (next, hash);
         Ok(())
+    }
+
+    /// An empty segment gives way to one of the same name.
+    fn drop_empty(&mut self, base: Offset) {
+        self.state.segments.pop_if(|last| last.base_offset == base && last.end_offset == base);
     }
 
     fn seal(&mut self) {
@@ -237,10 +244,11 @@ impl Tail {
             if (segment, info.valid_end) <= flushed {
                 continue;
             }
-            let named = paths::segment(self.state.partition, segment);
-            let path = match len_if_exists(files, &named)? {
-                Some(_) => named,
-                None => paths::adopted(self.state.partition, id),
+            // As recovery does: a temporary file takes the name, whatever has it.
+            let temporary = paths::adopted(self.state.partition, id);
+            let path = match len_if_exists(files, &temporary)? {
+                Some(_) => temporary,
+                None => paths::segment(self.state.partition, segment),
             };
             if len_if_exists(files, &path)?.is_none() {
                 self.damage.push(Damage::new(path, 0, DamageKind::Missing, "an adopted batch is not there"));

@@ -3,11 +3,11 @@
 //! Bytes are gathered in runs, one for each segment that has unflushed bytes, and written in large pieces. A run begins on a block boundary. Its last,
 //! unfinished block stays in memory until the end: it is written zero-padded, and handed to the partition's next owner.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Fault;
 use crate::limits::{BLOCK, REPLAY_CHUNK};
-use crate::log::damage::DamageKind;
+use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, SegmentHeader};
 use crate::log::files::{FileError, StoreFiles, read_blocks};
 use crate::log::paths;
@@ -48,6 +48,8 @@ pub(super) struct Placement {
     pub(super) touched: BTreeSet<Offset>,
     /// Segments whose file is known to be there with the right header.
     ready: BTreeSet<Offset>,
+    /// Segments whose file is not there or not right. What the journal says of them may be followed by their removal, so this counts at the end only.
+    broken: BTreeMap<Offset, Damage>,
     /// Bytes written.
     pub(super) written: u64,
 }
@@ -61,6 +63,7 @@ impl Placement {
             covered: Vec::new(),
             touched: BTreeSet::new(),
             ready: BTreeSet::new(),
+            broken: BTreeMap::new(),
             written: 0,
         }
     }
@@ -193,7 +196,9 @@ impl Placement {
             return Ok(());
         }
         let segment = self.runs[at].segment;
-        self.make_ready(files, &segment)?;
+        if !self.is_usable(files, &segment)? {
+            return Ok(());
+        }
         let run = &mut self.runs[at];
         let len = run.bytes.len();
         run.bytes.resize(len.next_multiple_of(BLOCK), 0);
@@ -209,7 +214,9 @@ impl Placement {
             return Ok(());
         };
         let segment = self.runs[at].segment;
-        self.make_ready(files, &segment)?;
+        if !self.is_usable(files, &segment)? {
+            return Ok(());
+        }
         let run = &mut self.runs[at];
         let whole = run.bytes.len() / BLOCK * BLOCK;
         files.write(&paths::segment(self.partition, base), run.start, &run.bytes[..whole])?;
@@ -218,6 +225,37 @@ impl Placement {
         self.written += whole as u64;
         self.touched.insert(base);
         Ok(())
+    }
+
+    /// As [`make_ready`](Placement::make_ready); what is wrong is kept for the end.
+    fn is_usable(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader) -> Result<bool, FileError> {
+        let ready = self.make_ready(files, segment);
+        self.defer(segment.base_offset, ready).map(|()| !self.broken.contains_key(&segment.base_offset))
+    }
+
+    /// Keeps what is wrong with a segment's file for the end.
+    pub(super) fn defer(&mut self, segment: Offset, found: Result<(), Fault>) -> Result<(), FileError> {
+        match found {
+            Ok(()) => Ok(()),
+            Err(Fault::File(error)) => Err(error),
+            Err(Fault::Partition(damage)) => {
+                self.broken.insert(segment, damage);
+                Ok(())
+            }
+        }
+    }
+
+    /// What is wrong with the file of a segment that is needed.
+    pub(super) fn broken(&self, segment: Offset) -> Option<&Damage> {
+        self.broken.get(&segment)
+    }
+
+    /// Segments below `first` are not part of the log any more.
+    pub(super) fn forget_below(&mut self, first: Offset) {
+        self.runs.retain(|run| run.segment.base_offset >= first);
+        self.covered.retain(|(base, _)| *base >= first);
+        self.broken.retain(|base, _| *base >= first);
+        self.touched.retain(|base| *base >= first);
     }
 
     /// Makes sure that the segment's file is there and is that segment: of which nothing is flushed, that one is made; any other one must be right.

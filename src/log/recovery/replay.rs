@@ -51,6 +51,8 @@ pub(super) struct Replay {
     seen_hash: Option<u64>,
     /// A segment was made from an adopted file: the directory needs a sync.
     pub(super) renamed: bool,
+    /// Segments that the checkpoint has and that are not flushed whole.
+    partial: Vec<Offset>,
     /// Index files that were written.
     pub(super) written: Vec<String>,
     /// What is wrong with indexes that no batch was added to.
@@ -63,8 +65,11 @@ pub(super) struct Replay {
 
 impl Replay {
     pub(super) fn new(state: PartitionState, now_ms: Timestamp) -> Replay {
+        let flushed = (state.flushed_segment, state.flushed_position);
+        let partial = state.segments.iter().filter(|segment| (segment.base_offset, segment.valid_end) > flushed).map(|s| s.base_offset);
         Replay {
-            placement: Placement::new(state.partition, (state.flushed_segment, state.flushed_position)),
+            partial: partial.collect(),
+            placement: Placement::new(state.partition, flushed),
             producers: ProducerTable::restore(PARTITION_PRODUCERS, &state.producers, now_ms),
             state,
             now_ms,
@@ -85,14 +90,15 @@ impl Replay {
     }
 
     fn segment(&self, base: Offset) -> Option<&SegmentInfo> {
-        self.state.segments.iter().find(|segment| segment.base_offset == base)
+        self.state.segments.iter().rev().find(|segment| segment.base_offset == base)
     }
 
     fn segment_header(&self, base: Offset) -> Option<SegmentHeader> {
         self.segment(base).map(|segment| segment.header(self.state.partition))
     }
 
-    /// Applies an entry that the checkpoint has seen: it only places bytes.
+    /// Applies an entry that the checkpoint has seen: it only places bytes. Bytes that have nothing to go on from are left out: a later truncation may have
+    /// taken them away, and [`finish_seen`](Replay::finish_seen) finds what is really missing.
     pub(super) fn place_seen(
         &mut self,
         files: &mut impl StoreFiles,
@@ -100,6 +106,13 @@ impl Replay {
         payload: &[u8],
         source: &Source,
     ) -> Result<(), Fault> {
+        match self.place_seen_bytes(files, entry, payload, source) {
+            Err(Fault::Partition(damage)) if damage.kind == DamageKind::Continuity => Ok(()),
+            result => result,
+        }
+    }
+
+    fn place_seen_bytes(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
         let before = self.seen_hash.replace(entry.running_hash);
         if entry.kind == EntryKind::Truncate {
             self.forget_seen(entry.segment, entry.position);
@@ -121,7 +134,9 @@ impl Replay {
             }
             EntryKind::Adopt => {
                 let adopt = Adopt::decode(payload).map_err(Fault::entry)?;
-                self.ensure_adopted(files, &header, &adopt)
+                self.index_seen(files, &EntryHeader { position: FIRST_POSITION, ..*entry }, &adopt.header, before)?;
+                let found = self.ensure_adopted(files, &header, &adopt);
+                Ok(self.placement.defer(entry.segment, found)?)
             }
             _ => Ok(()),
         }
@@ -277,7 +292,11 @@ impl Replay {
         Ok(())
     }
 
-    fn expect_new_segment(&self, entry: &EntryHeader) -> Result<(), Fault> {
+    /// An empty segment gives way to one of the same name.
+    fn expect_new_segment(&mut self, entry: &EntryHeader) -> Result<(), Fault> {
+        if let Some(empty) = self.state.segments.pop_if(|last| last.end_offset == last.base_offset && last.base_offset == entry.segment) {
+            self.indexes.retain(|index| index.segment() != empty.base_offset);
+        }
         if let Some(open) = self.state.segments.last().filter(|last| !last.sealed) {
             return Err(self.misfit(entry, "a new segment while one is open", open.base_offset, entry.segment));
         }
@@ -320,7 +339,7 @@ impl Replay {
                 self.cut = true;
                 return Ok(());
             }
-            done => done?,
+            found => self.placement.defer(entry.segment, found)?,
         }
         self.index_batch(files, &opened, FIRST_POSITION, &batch, self.state.running_hash)?;
         self.producers.record(&batch, self.now_ms);
@@ -437,6 +456,7 @@ impl Replay {
         let first = self.state.segments.first().map_or(self.state.log_end, |segment| segment.base_offset);
         self.indexes.retain(|index| index.segment() >= first);
         self.references.retain(|reference| reference.segment >= first);
+        self.placement.forget_below(first);
     }
 
     fn append_reference(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
@@ -603,6 +623,10 @@ impl Replay {
             }
         }
         self.placement.finish(files)?;
+        if let Some(damage) = self.state.segments.iter().find_map(|segment| self.placement.broken(segment.base_offset)) {
+            return Err(Fault::Partition(damage.clone()));
+        }
+        self.count_partial_indexes(files)?;
         for index in &mut self.indexes {
             if let Some(segment) = self.state.segments.iter_mut().find(|segment| segment.base_offset == index.segment()) {
                 segment.index_entries = index.write(files, &segment.header(self.state.partition))?;
@@ -614,6 +638,16 @@ impl Replay {
         Ok(())
     }
 
+    /// Of segments that were not flushed whole the checkpoint may count index entries that were never written.
+    fn count_partial_indexes(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
+        for base in std::mem::take(&mut self.partial) {
+            if let Some(segment) = self.segment(base).copied() {
+                self.index_of(files, &segment)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Every segment must have its file; an index that is not there begins anew.
     fn complete_files(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
         let partition = self.state.partition;
@@ -621,6 +655,7 @@ impl Replay {
             return Ok(());
         }
         let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
         let is_there = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
         for segment in &mut self.state.segments {
             let path = paths::segment(partition, segment.base_offset);
@@ -630,7 +665,8 @@ impl Replay {
             let path = paths::index(partition, segment.base_offset);
             if !is_there(&path) {
                 files.write(&path, 0, &segment.index_header_block(partition))?;
-                if segment.index_entries > 0 && self.indexes.iter().all(|index| index.segment() != segment.base_offset) {
+                let synced = (segment.base_offset, FIRST_POSITION) < flushed && segment.index_entries > 0;
+                if synced && self.indexes.iter().all(|index| index.segment() != segment.base_offset) {
                     self.index_damage.push(Damage::new(path.clone(), 0, DamageKind::Missing, "the index is not there"));
                 }
                 segment.index_entries = 0;
