@@ -24,12 +24,20 @@ use crate::wire::{PREFIX_LEN, RequestEncoder, decode_response, encode_request, p
 /// A value is copied from reader to socket in pieces of this size, bytes.
 const PIECE: usize = 256 * 1024;
 
+/// Where a value goes.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub topic: &'a str,
+    pub key: Option<&'a [u8]>,
+    /// Counts the values; without a key they take turns.
+    pub turn: u32,
+}
+
 /// See [`super::Producer::send_reader`].
 pub(super) async fn send_reader(
     brokers: &Brokers,
     acks: Acks,
-    topic: &str,
-    key: Option<&[u8]>,
+    Place { topic, key, turn }: Place<'_>,
     length: u64,
     timestamp: Timestamp,
     mut value: impl AsyncRead + Unpin,
@@ -39,7 +47,7 @@ pub(super) async fn send_reader(
     if count == 0 {
         return Err(ClientError::Invalid(format!("{topic:?} has no partitions")).into());
     }
-    let partition = key.map_or(0, |key| partition_of_key(key, count));
+    let partition = key.map_or(turn % count, |key| partition_of_key(key, count));
     let value_len = usize::try_from(length).unwrap_or(usize::MAX);
     let batch = StreamedBatch::new(timestamp, key, value_len, &[], None).map_err(ClientError::from)?;
     let max = found.max_message_bytes as usize;

@@ -97,7 +97,7 @@ impl ProducerBuilder {
             acks: Acks::All,
             idempotence: None,
             linger: Duration::ZERO,
-            batch_size: 64 * 1024,
+            batch_size: 256 * 1024,
             compression: Compression::None,
             buffer_memory: 64 * 1024 * 1024,
             max_in_flight: 5,
@@ -125,7 +125,8 @@ impl ProducerBuilder {
         self
     }
 
-    /// Size at which a batch is closed, bytes before compression (default: 64 KiB). A larger record is a batch of its own.
+    /// Size at which a batch is closed, bytes before compression (default: 256 KiB, from where on a broker writes a batch once only).
+    /// A larger record is a batch of its own. Batches fill while requests are in flight, so a slow producer's stay small.
     pub fn batch_size(mut self, bytes: usize) -> Self {
         self.batch_size = bytes;
         self
@@ -210,6 +211,7 @@ impl ProducerBuilder {
             runtime,
             core: Mutex::new(core),
             pumps: AtomicU32::new(0),
+            next_reader: AtomicU32::new(0),
             room: Notify::new(),
             timer: Arc::new(Notify::new()),
         });
@@ -251,6 +253,8 @@ struct Inner {
     core: Mutex<Core>,
     /// Calls of `pump` that are not answered yet; who raises it from 0 works for all.
     pumps: AtomicU32,
+    /// Whose turn it is for values from readers.
+    next_reader: AtomicU32,
     /// Buffer memory was freed.
     room: Notify,
     /// The timekeeper must look again.
@@ -321,7 +325,7 @@ impl Producer {
 
     /// Sends one record whose value is read from `value`, without holding it: exactly `length` bytes, up to 1 GiB where the topic allows it.
     ///
-    /// The record is a batch of its own on a connection of its own, uncompressed. A reader can't be read twice, so nothing
+    /// The record goes by the hash of its key, or else to each partition in turn. It is a batch of its own on a connection of its own, uncompressed. A reader can't be read twice, so nothing
     /// is tried again once reading has begun; and there is no order between this record and others in flight.
     ///
     /// # Errors
@@ -334,7 +338,8 @@ impl Producer {
         value: impl AsyncRead + Unpin,
     ) -> Result<RecordMetadata, ProduceError> {
         let record = ProducerRecord { key, ..ProducerRecord::to(topic) };
-        large::send_reader(&self.inner.brokers, self.inner.acks, topic, key, length, timestamp_now(), value)
+        let turn = self.inner.next_reader.fetch_add(1, Ordering::Relaxed);
+        large::send_reader(&self.inner.brokers, self.inner.acks, large::Place { topic, key, turn }, length, timestamp_now(), value)
             .await
             .map_err(|cause| record_error(&record, cause))
     }
