@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod broker;
 pub mod child;
+pub mod demo;
 pub mod exit;
 pub mod format;
 pub mod logging;
@@ -42,6 +43,8 @@ enum Command {
     Topic(topic::TopicCommand),
     /// Send one record a line, from a file or standard input
     Produce(produce::ProduceArgs),
+    /// Stream real files through a broker, kill it on the way, and compare what it acknowledged with what is there
+    Demo(demo::DemoArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -53,6 +56,7 @@ impl Command {
             Command::Serve(args) => args.json,
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
+            Command::Demo(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
@@ -62,6 +66,7 @@ impl Command {
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
+            Command::Demo(args) => logged("warn", || demo::run(&args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }
