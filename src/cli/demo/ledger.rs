@@ -217,7 +217,7 @@ mod tests {
         let mut lanes = vec![Vec::new(); 4];
         let mut reads = Vec::new();
         let mut ends = [0; 2];
-        for sequence in 0..40 {
+        for sequence in 0..40u64 {
             for producer in 0..2u8 {
                 let partition = (sequence % 2) as u32;
                 let offset = ends[partition as usize];
