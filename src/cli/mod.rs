@@ -8,6 +8,7 @@ pub mod bench;
 pub mod broker;
 pub mod child;
 pub mod consume;
+pub mod demo;
 pub mod exit;
 pub mod format;
 pub mod inspect;
@@ -51,6 +52,8 @@ enum Command {
     Produce(produce::ProduceArgs),
     /// Print the records of a topic
     Consume(consume::ConsumeArgs),
+    /// Stream real files through a broker, kill it on the way, and compare what it acknowledged with what is there
+    Demo(demo::DemoArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -65,6 +68,7 @@ impl Command {
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
             Command::Consume(args) => args.json,
+            Command::Demo(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
@@ -77,6 +81,7 @@ impl Command {
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Consume(args) => logged("warn", || consume::run(args)),
+            Command::Demo(args) => logged("warn", || demo::run(&args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }

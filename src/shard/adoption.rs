@@ -149,8 +149,7 @@ impl Adoption {
         if let Some(crc) = crc {
             batch::stamp_crc(&mut self.first, crc);
         }
-        let computed =
-            crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+        let computed = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64);
         match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
             Ok(header) => self.adopt(header, done).await,
             Err(error) => {
@@ -184,8 +183,7 @@ impl Adoption {
         if settings.log_append_time {
             let stamp = now.max(cell.machine.borrow().max_timestamp());
             batch::stamp_log_append_time_head(&mut self.first, stamp).expect("a checked head");
-            let crc =
-                crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+            let crc = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64);
             batch::stamp_crc(&mut self.first, crc);
             header = BatchHeader::parse(&self.first).expect("a checked head with another timestamp");
         }
