@@ -306,6 +306,8 @@ async fn topics_are_administered_and_refusals_say_why() {
     admin.create_topic(NewTopic::new("c").config("max.message.bytes", "2000")).await.unwrap();
     let error = producer.send(ProducerRecord::to("c").partition(7).value("x")).await.unwrap_err();
     assert!(error.to_string().contains("c partition 7"), "{error}");
+    admin.alter_topic(TopicChanges::new("c").partitions(8)).await.unwrap();
+    assert_eq!(producer.send(ProducerRecord::to("c").partition(7).value("x")).await.unwrap().partition, 7);
     let error = producer.send(ProducerRecord::to("c").value(&[0; 3000])).await.unwrap_err();
     assert!(error.to_string().contains("2000"), "{error}");
     assert_eq!(producer.buffered(), 0);

@@ -56,7 +56,7 @@ pub(super) async fn send_reader(
     }
     let leader = Brokers::partition(&found, topic, partition)?.leader;
     let address = brokers.address(leader).ok_or_else(|| ClientError::Invalid(format!("no broker with the id {leader} is known")))?;
-    let (mut stream, _, receiver) = open_stream(&address, &brokers.settings.connection).await?;
+    let (mut stream, reply, receiver) = open_stream(&address, &brokers.settings.connection).await?;
 
     let place = TopicPartition { topic: found.id, partition };
     let batches = vec![ProduceBatch { partition: place, range: 0..batch.total_len }];
@@ -65,6 +65,10 @@ pub(super) async fn send_reader(
     let mut head = Vec::new();
     encode_request(&mut RequestEncoder::new(), 1, &request, batch.total_len + 4, &mut head)
         .map_err(|e| ClientError::Invalid(e.to_string()))?;
+    if head.len() + batch.total_len > reply.max_frame as usize {
+        let what = format!("a value of {length} bytes does not fit a frame of {address}, whose limit is {} bytes", reply.max_frame);
+        return Err(ClientError::Invalid(what).into());
+    }
     head.extend_from_slice(&batch.prefix);
     let sent = write_batch(&mut stream, &head, &batch, &mut value).await;
     if let Err(ProduceFailure::Reader(_)) = sent {

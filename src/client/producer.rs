@@ -23,7 +23,7 @@ use super::large;
 use super::partitioner::Partitioning;
 use super::session::Micros;
 use crate::batch::Compression;
-use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Request, Response};
+use crate::request::{Acks, Code, Produce, ProduceBatch, ProduceResult, Request, Response};
 use crate::types::Timestamp;
 
 /// A record to be sent, borrowed: its bytes are copied into the batch.
@@ -224,6 +224,8 @@ impl ProducerBuilder {
 ///
 /// Records that are sent one after the other into one partition are appended in that order.
 ///
+/// To be flushed before the last clone is dropped where a linger is set: what lingers then is not sent any more.
+///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 /// use corelane::client::{Client, ProducerRecord};
@@ -308,6 +310,15 @@ impl Producer {
                 if !self.inner.lock().accumulator.has_room() {
                     room.await;
                 }
+                Ok(())
+            }
+            // Partitions may have been added since.
+            ProduceFailure::Client(ref cause) if cause.code() == Some(Code::UnknownTopicOrPartition) => {
+                let found = self.inner.brokers.refresh_topic(record.topic).await.map_err(|cause| record_error(record, cause.into()))?;
+                if record.partition.is_none_or(|wanted| wanted as usize >= found.partitions.len()) {
+                    return Err(error);
+                }
+                self.inner.lock().accumulator.update_topic(record.topic, &found, self.inner.brokers.clock.now());
                 Ok(())
             }
             ProduceFailure::NoMetadata => self.inner.load_topic(record.topic).await.map_err(|cause| record_error(record, cause.into())),

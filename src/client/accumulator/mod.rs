@@ -32,7 +32,7 @@ use super::session::Micros;
 use crate::batch::{BatchBuilder, BatchError, BatchHeader, CRC_START, Compression, sequence_after, stamp_crc};
 use crate::checksum::crc32c;
 use crate::limits;
-use crate::request::TopicPartitions;
+use crate::request::{Code, Refusal, TopicPartitions};
 use crate::types::{ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
 
 pub(super) use answers::Settled;
@@ -371,7 +371,7 @@ impl Accumulator {
         let topic = &self.topics[topic];
         let Some(at) = topic.partitions.get(chosen as usize) else {
             let what = format!("{:?} has partitions 0 to {}, not {chosen}", topic.name, count - 1);
-            return Err(ClientError::Invalid(what).into());
+            return Err(ClientError::from(Refusal::new(Code::UnknownTopicOrPartition, what)).into());
         };
         Ok((*at, false))
     }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::batch::decode;
 use crate::client::delivery::DeliveryFuture;
-use crate::request::{Appended, Code, PartitionMetadata, ProduceResult, Refusal};
+use crate::request::{Appended, PartitionMetadata, ProduceResult};
 
 const BROKER: u32 = 7;
 
