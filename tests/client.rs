@@ -24,15 +24,22 @@ impl Broker {
     fn start() -> Broker {
         // Not the system's scratch directory: that may be a tmpfs, which can't do direct I/O.
         let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
-        let (process, address) = spawn(&data, "127.0.0.1:0");
+        let (process, address) = spawn(&data, "127.0.0.1:0", 1);
+        Broker { data, process, address }
+    }
+
+    /// On neighbouring ports, so that it finds them again.
+    fn start_shards(shards: u16) -> Broker {
+        let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (process, address) = spawn(&data, &free_ports(shards), shards);
         Broker { data, process, address }
     }
 
     /// SIGKILL, and again on the same data and address.
-    fn restart(&mut self) {
+    fn restart(&mut self, shards: u16) {
         self.process.kill().unwrap();
         self.process.wait().unwrap();
-        (self.process, _) = spawn(&self.data, &self.address);
+        (self.process, _) = spawn(&self.data, &self.address, shards);
     }
 
     async fn client(&self) -> Client {
@@ -47,11 +54,24 @@ impl Drop for Broker {
     }
 }
 
-/// One shard: with a free port of the system's choice, two would not be neighbours after a restart.
-fn spawn(data: &tempfile::TempDir, listen: &str) -> (Child, String) {
+/// An address whose port and the ones after it are free.
+fn free_ports(count: u16) -> String {
+    use std::net::TcpListener;
+    let bind = |port: u16| TcpListener::bind(("127.0.0.1", port));
+    (0..100)
+        .find_map(|_| {
+            let first = bind(0).ok()?;
+            let port = first.local_addr().ok()?.port();
+            let rest: Vec<_> = (1..count).map_while(|n| bind(port.checked_add(n)?).ok()).collect();
+            (rest.len() + 1 == usize::from(count)).then(|| format!("127.0.0.1:{port}"))
+        })
+        .expect("free ports")
+}
+
+fn spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> (Child, String) {
     // The kernel takes a killed process's io_uring apart, and with it the listener, a moment after the process is gone.
     for _ in 0..50 {
-        if let Some(started) = try_spawn(data, listen) {
+        if let Some(started) = try_spawn(data, listen, shards) {
             return started;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -59,9 +79,21 @@ fn spawn(data: &tempfile::TempDir, listen: &str) -> (Child, String) {
     panic!("the broker does not start: {}", std::fs::read_to_string(data.path().join("log")).unwrap_or_default());
 }
 
-fn try_spawn(data: &tempfile::TempDir, listen: &str) -> Option<(Child, String)> {
+fn try_spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> Option<(Child, String)> {
     let mut process = Command::new(env!("CARGO_BIN_EXE_corelane"))
-        .args(["serve", "--listen", listen, "--shards", "1", "--memory", "256M", "--admin-listen", "none", "--json", "--data"])
+        .args([
+            "serve",
+            "--listen",
+            listen,
+            "--shards",
+            &shards.to_string(),
+            "--memory",
+            "256M",
+            "--admin-listen",
+            "none",
+            "--json",
+            "--data",
+        ])
         .arg(data.path().join("data"))
         .stdout(Stdio::piped())
         .stderr(std::fs::File::create(data.path().join("log")).unwrap())
@@ -156,7 +188,7 @@ async fn every_codec_and_partitioning_keeps_each_partitions_order() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_killed_broker_costs_nothing_that_was_acknowledged() {
-    let mut broker = Broker::start();
+    let mut broker = Broker::start_shards(2);
     let client = broker.client().await;
     client.admin().create_topic(NewTopic::new("t").partitions(2)).await.unwrap();
     let producer = client.producer().batch_size(1000).build().unwrap();
@@ -169,9 +201,9 @@ async fn a_killed_broker_costs_nothing_that_was_acknowledged() {
             }
         }
     });
-    for _ in 0..3 {
+    for shards in [1, 2, 2] {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        broker.restart();
+        broker.restart(shards);
     }
     sending.await.unwrap();
 
