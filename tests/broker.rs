@@ -13,7 +13,7 @@ fn value(partition: u32, n: usize, len: usize) -> Vec<u8> {
 }
 
 /// Sizes that take every way: small, straight to the segment, adopted.
-const SIZES: [usize; 9] = [10, 100, 4096, 60_000, 127_000, 131_072, 300_000, 2_000_000, 9_000_000];
+const SIZES: [usize; 9] = [10, 100, 4096, 60_000, 127_000, 131_072, 300_000, 2_000_000, 19_000_000];
 
 fn append_some(connection: &mut Connection, partition: TopicPartition, from: usize, count: usize) -> usize {
     for n in from..from + count {

@@ -203,7 +203,7 @@ fn listen_once_free(address: SocketAddr) -> io::Result<TcpListener> {
                 std::thread::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS));
             }
             done => {
-                tracing::info!(%address, waited_ms = first.elapsed().as_millis() as u64, "bound");
+                tracing::debug!(%address, waited_ms = first.elapsed().as_millis() as u64, bound = done.is_ok(), "listening socket");
                 return done;
             }
         }

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use futures_util::stream::{FuturesUnordered, StreamExt};
 
 use crate::limits;
+use crate::log::segment::FIRST_POSITION;
 use crate::metrics::Counter;
 use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal, Request, Response};
 use crate::shard::context::Context;
@@ -101,6 +102,15 @@ async fn read_partition(
             }
             Some(_) => break,
             None => {}
+        }
+        let adopted = cell.machine.borrow().segment_of(offset).filter(|s| s.adopted).copied();
+        if let Some(info) = adopted {
+            if at_least_one {
+                let (file, len) = context.store.reader.whole_segment(cell, &info).await?;
+                taken += len;
+                answer.pieces.push(Outgoing::Segment { file, position: FIRST_POSITION, len });
+            }
+            break;
         }
         let run = context.store.reader.run(cell, offset).await?;
         context.store.reader.read_ahead(&context.store, cell, &run);

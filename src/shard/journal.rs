@@ -317,7 +317,7 @@ impl Journal {
             self.ring.sync().await?;
             self.durable.set(last);
             self.metrics.record(Stage::Sync, sync_started.elapsed().as_nanos() as u64);
-            for cell in groups.iter().flat_map(|g| &g.touched) {
+            for cell in self.unsynced.take().iter().chain(groups.iter().flat_map(|g| &g.touched)) {
                 cell.advance(last, last);
             }
             self.progress.notify();

@@ -9,7 +9,7 @@
 //! What does not check is corruption: the partition is quarantined and says so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -18,11 +18,11 @@ use std::sync::Arc;
 use glommio::io::ReadResult;
 
 use crate::batch::{self, BatchHeader, HEADER_LEN};
-use crate::checksum::running_hash;
+use crate::checksum::{Crc32c, running_hash};
 use crate::limits::{ADOPT_APPEND, BLOCK};
 use crate::log::index::{Index, IndexEntry};
 use crate::log::paths;
-use crate::log::segment::SegmentInfo;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::request::{Code, Refusal};
 use crate::shard::disk::{DataFile, Disk};
@@ -50,6 +50,8 @@ pub struct Reader {
     order: RefCell<VecDeque<(TopicPartition, Offset)>>,
     files: RefCell<Handles<DataFile>>,
     indexes: RefCell<Handles<Index>>,
+    /// Adopted segments whose bytes were checked.
+    verified: RefCell<HashSet<(TopicPartition, Offset)>>,
 }
 
 #[derive(Clone)]
@@ -155,6 +157,7 @@ impl Reader {
             order: RefCell::default(),
             files: RefCell::new(Handles::new(MAX_FILES)),
             indexes: RefCell::new(Handles::new(MAX_INDEXES)),
+            verified: RefCell::default(),
         }
     }
 
@@ -202,6 +205,49 @@ impl Reader {
         let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, fault))?);
         self.keep(cell.id, run.clone());
         Ok(run)
+    }
+
+    /// The one batch of an adopted segment, too large for memory: the open file and the batch's length. Its bytes are checked once before the first time.
+    ///
+    /// # Errors
+    /// As [`Reader::run`].
+    pub async fn whole_segment(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo) -> Result<(Rc<DataFile>, usize), Refusal> {
+        let checked = async {
+            let file = self.file(cell.id, info.base_offset).await?;
+            if !self.verified.borrow().contains(&(cell.id, info.base_offset)) {
+                self.check_whole(&file, info).await?;
+                self.verified.borrow_mut().insert((cell.id, info.base_offset));
+            }
+            Ok((file, (info.valid_end - FIRST_POSITION) as usize))
+        };
+        checked.await.map_err(|fault| self.refusal(cell, fault))
+    }
+
+    async fn check_whole(&self, file: &DataFile, info: &SegmentInfo) -> Result<(), Fault> {
+        let damaged = |what: String| Fault::Damaged(format!("segment {}: {what}", info.base_offset));
+        let mut position = FIRST_POSITION;
+        let mut crc = Crc32c::new();
+        let mut header = None;
+        while position < info.valid_end {
+            let left = (info.valid_end - position) as usize;
+            let data = file.read(position, left.min(MAX_READ).next_multiple_of(BLOCK)).await?;
+            let bytes = &data[..data.len().min(left)];
+            if bytes.is_empty() {
+                return Err(damaged(format!("the file ends at {position}, its valid end is {}", info.valid_end)));
+            }
+            let from = if header.is_none() { batch::CRC_START.min(bytes.len()) } else { 0 };
+            if header.is_none() {
+                header = Some(BatchHeader::parse(bytes).map_err(|e| damaged(e.to_string()))?);
+            }
+            crc.update(&bytes[from..]);
+            self.metrics.add(Counter::DiskReadBytes, data.len() as u64);
+            position += bytes.len() as u64;
+        }
+        let header = header.ok_or_else(|| damaged("it is empty".into()))?;
+        if header.base_offset != info.base_offset || header.total_len() as u64 != info.valid_end - FIRST_POSITION {
+            return Err(damaged(format!("it holds a batch of {} bytes at offset {}", header.total_len(), header.base_offset)));
+        }
+        header.check_crc(crc.finish()).map_err(|e| damaged(e.to_string()))
     }
 
     /// Reads the run after `run` in the background, if there is one on disk and it is not there already.
@@ -259,6 +305,7 @@ impl Reader {
         }
         self.order.borrow_mut().retain(|(p, o)| *p != partition || *o >= offset);
         self.files.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
+        self.verified.borrow_mut().retain(|(p, segment)| *p != partition || *segment >= offset);
         self.indexes.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
     }
 

@@ -30,6 +30,8 @@ use crate::types::Durability;
 const RING_FILES: u64 = 4;
 /// Smallest journal file, bytes.
 const MIN_JOURNAL_FILE: u64 = 4 << 20;
+/// While a shard opens, its executor wakes up so often.
+const OPEN_TICK: Duration = Duration::from_millis(5);
 /// A drain waits no longer for answers that are still going out.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -85,7 +87,15 @@ pub fn ring_size(memory: u64, shards: u32) -> (u64, usize) {
 pub async fn run(parts: ShardParts) -> Result<(), String> {
     let ready = parts.ready.clone();
     let shard = parts.shard;
-    match open(parts).await {
+    // The runtime can miss the completion of its device probe when nothing else wakes it (seen as a shard that never started): a timer does.
+    let ticker = glommio::spawn_local(async {
+        loop {
+            glommio::timer::sleep(OPEN_TICK).await;
+        }
+    });
+    let opened = open(parts).await;
+    ticker.cancel().await;
+    match opened {
         Ok(opened) => {
             let _ = ready.send(Ok(shard)).await;
             serve(opened).await

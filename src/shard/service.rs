@@ -5,13 +5,15 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::cluster::{Applied, Catalogue, Command};
+use crate::limits;
 use crate::metrics::{Counter, RequestKind};
 use crate::request::{
-    AlterTopic, Code, CreateTopic, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicMetadata, TopicPartitions,
+    AlterTopic, Code, CreateTopic, Fetch, FetchResult, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response,
+    TopicMetadata, TopicPartitions,
 };
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
-use crate::shard::fetch::{fetch, fetch_mine};
+use crate::shard::fetch::{FetchAnswer, fetch, fetch_mine};
 use crate::shard::mesh::{MeshReply, MeshRequest};
 use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
@@ -174,13 +176,26 @@ pub async fn serve_mesh(context: Rc<Context>) {
 
 async fn serve_one(context: &Rc<Context>, request: Request) -> MeshReply {
     if let Request::Fetch(request) = &request {
-        let answer = fetch_mine(context, request).await;
+        let mut answer = fetch_mine(context, request).await;
+        if answer.pieces.iter().any(|piece| matches!(piece, Outgoing::Segment { .. })) {
+            answer = too_large_for_the_mesh(request);
+        }
         let mut payload = Vec::with_capacity(answer.bytes);
         answer.pieces.iter().for_each(|piece: &Outgoing| piece.copy_to(&mut payload));
         return MeshReply { response: Response::Fetch(answer.results), payload: payload.into() };
     }
     let response = answer(context, request).await.unwrap_or_else(Response::Refused);
     MeshReply { response, payload: Bytes::new() }
+}
+
+/// A batch that is too large for memory is sent by the shard that owns it only.
+fn too_large_for_the_mesh(request: &Fetch) -> FetchAnswer {
+    let refuse = |partition| {
+        let message =
+            format!("partition {partition}: a batch of more than {} bytes is read from the shard that owns it", limits::ADOPT_APPEND);
+        FetchResult { partition, outcome: Err(Refusal::new(Code::NotLeader, message)) }
+    };
+    FetchAnswer { results: request.partitions.iter().map(|p| refuse(p.partition)).collect(), ..FetchAnswer::default() }
 }
 
 struct MeshAnswer(async_channel::Sender<MeshReply>);
