@@ -106,6 +106,9 @@ fn lived() -> Vec<TraceEvent> {
     broker.produce("traced", 50, 100, 202);
     broker.stop();
     let events = crash::trace::parse(&fs::read(&trace).expect("there is a trace"));
+    if let Some(to) = std::env::var_os("KEEP_TRACE") {
+        fs::copy(&trace, to).expect("the trace can be kept");
+    }
     fs::remove_dir_all(&dir).expect("the scratch directory goes");
     events
 }
@@ -121,7 +124,11 @@ fn topic_of(events: &[TraceEvent]) -> TopicId {
 #[test]
 fn what_a_running_broker_acknowledged_survives_any_crash() {
     let wanted: u64 = std::env::var("IMAGES").map_or(1_000, |images| images.parse().unwrap());
-    let events = lived();
+    // TRACE replays a trace that an earlier run kept with KEEP_TRACE.
+    let events = match std::env::var_os("TRACE") {
+        Some(trace) => crash::trace::parse(&fs::read(trace).expect("the trace can be read")),
+        None => lived(),
+    };
     let topic = topic_of(&events);
     let catalogue: Vec<_> = (0..PARTITIONS).map(|partition| TopicPartition { topic, partition }).collect();
     // Some events only, where there are many: which ones differs from run to run of this test with its seed.
@@ -142,7 +149,7 @@ fn what_a_running_broker_acknowledged_survives_any_crash() {
             check::recover_once(image, &catalogue, shards, acknowledged)
         }
     });
-    let counts = counts.unwrap_or_else(|loser| panic!("after {:?}: {loser:?}", &events[loser.events.saturating_sub(1)..loser.events]));
+    let counts = counts.unwrap_or_else(|loser| panic!("seed {seed}: {loser:?}"));
     let acknowledged = events.iter().filter(|event| matches!(event, TraceEvent::Acknowledge { .. })).count();
     println!("{} events, {acknowledged} acknowledgements, {recovered} of {} images: {:?}", events.len(), counts.images, counts.by_event);
     for mark in ["lap", "roll", "checkpoint", "adopt"] {
