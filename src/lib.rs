@@ -15,8 +15,8 @@
 //!
 //! # The way of a record
 //! A producer's batch is encoded once, in Kafka's layout ([`batch`]). A frame carries it ([`wire`]) to the shard that owns the
-//! partition; the shard checks it, gives it its offsets, puts it into the journal group that is being gathered ([`log`]), writes
-//! the group with one aligned write and one sync, and answers. The same bytes go to the partition's segment later, and to consumers:
+//! partition; the shard checks it, its machine gives it its offsets ([`partition`]), the bytes join the journal group that is being gathered
+//! ([`log`] has its format), the group is written with one aligned write and one sync, and the producer is answered ([`shard`]). The same bytes go to the partition's segment later, and to consumers:
 //! from memory at the tail, from disk further back. Each place that copies a byte is listed in [`docs::data_path`]; what survives which
 //! failure is in [`docs::durability`]; the files are in [`docs::on_disk`].
 //!
@@ -25,11 +25,11 @@
 //!
 //! | layer | modules | rule |
 //! | --- | --- | --- |
-//! | vocabulary | [`types`], [`limits`], [`checksum`], `metrics` | no behaviour; every bound has its name in `limits` |
+//! | vocabulary | [`types`], [`limits`], [`checksum`], [`metrics`] | no behaviour; every bound has its name in `limits` |
 //! | formats | [`batch`], [`request`], [`wire`] | pure: bytes to values and back |
-//! | machines | [`log`], `cluster` | pure: no clock, file, socket, thread or randomness; these are arguments |
-//! | shells | `shard` (glommio), `control` (tokio), `client` (tokio), `bridge` | the planes meet in `bridge` only; `client` stands alone |
-//! | assembly | `server`, `cli` | settings, start, stop, commands |
+//! | machines | [`log`], [`partition`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
+//! | shells | [`shard`] (glommio), [`control`] (tokio), [`client`] (tokio), [`bridge`] | the planes meet in `bridge` only; `client` stands alone |
+//! | assembly | [`server`], [`cli`] | settings, start, stop, commands |
 //!
 //! # Features
 //! `server`, `client` and `cli`, all on by default. `default-features = false, features = ["client"]` compiles no broker and no

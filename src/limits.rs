@@ -120,6 +120,10 @@ const _: () = {
     assert!(MAX_JOURNAL.is_multiple_of(JOURNAL_FILE), "journals are whole files");
 };
 
+/// How long a starting broker waits for a port that is in use, and how often it tries, ms.
+pub const LISTEN_PATIENCE_MS: u64 = 2000;
+/// See [`LISTEN_PATIENCE_MS`].
+pub const LISTEN_RETRY_MS: u64 = 2;
 /// Connections of one shard.
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Requests that a shard reads ahead of its answers on one connection.

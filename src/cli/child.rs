@@ -7,6 +7,10 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::logging;
+
+/// Each shard takes a free port.
+const ANY_PORTS: &str = "127.0.0.1:0";
 /// How long a broker may take until it is ready.
 const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a broker may take to stop when it is asked to.
@@ -46,20 +50,31 @@ pub struct ChildBroker {
 }
 
 impl ChildBroker {
-    /// Starts one and waits until every shard accepts.
+    /// Starts one on any free ports and waits until every shard accepts.
     pub fn start(settings: &ServeSettings) -> Result<ChildBroker, ChildError> {
-        ChildBroker::start_program(&std::env::current_exe()?, settings)
+        ChildBroker::start_at(ANY_PORTS, settings)
     }
 
-    fn start_program(program: &Path, settings: &ServeSettings) -> Result<ChildBroker, ChildError> {
+    /// Starts one whose first shard listens on `listen` (HOST:PORT) and waits until every shard accepts.
+    pub fn start_at(listen: &str, settings: &ServeSettings) -> Result<ChildBroker, ChildError> {
+        ChildBroker::start_program(&std::env::current_exe()?, listen, settings)
+    }
+
+    fn start_program(program: &Path, listen: &str, settings: &ServeSettings) -> Result<ChildBroker, ChildError> {
         let started = Instant::now();
-        let mut process = Command::new(program)
-            .args(["serve", "--json", "--listen", "127.0.0.1:0", "--admin-listen", "none", "--data"])
+        let mut command = Command::new(program);
+        command
+            .args(["serve", "--json", "--listen", listen, "--admin-listen", "none", "--data"])
             .arg(&settings.data)
             .args(&settings.arguments)
+            .env("CORELANE_LOG", std::env::var_os("CORELANE_LOG").unwrap_or_else(|| "warn".into()))
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()?;
+            .stdout(Stdio::piped());
+        if std::env::var_os(logging::VARIABLE).is_none() {
+            // Its everyday words would stand between ours.
+            command.env(logging::VARIABLE, "warn");
+        }
+        let mut process = command.spawn()?;
         let output = process.stdout.take().ok_or_else(|| io::Error::other("no standard output"))?;
         let line = first_line(output)?;
         let start_up = started.elapsed();
@@ -141,9 +156,9 @@ mod tests {
     #[test]
     fn a_program_that_is_no_broker_is_told_apart() {
         let settings = ServeSettings { data: "/nonexistent".into(), arguments: Vec::new() };
-        let ended = ChildBroker::start_program(Path::new("/bin/false"), &settings).unwrap_err();
+        let ended = ChildBroker::start_program(Path::new("/bin/false"), ANY_PORTS, &settings).unwrap_err();
         assert!(matches!(ended, ChildError::Ended(_)), "{ended}");
-        let other = ChildBroker::start_program(Path::new("/bin/echo"), &settings).unwrap_err();
+        let other = ChildBroker::start_program(Path::new("/bin/echo"), ANY_PORTS, &settings).unwrap_err();
         assert!(matches!(other, ChildError::NotReady(_)), "{other}");
     }
 }

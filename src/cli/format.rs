@@ -30,7 +30,7 @@ pub struct Shown<'a> {
     /// Its value.
     pub value: Option<&'a [u8]>,
     /// Its headers.
-    pub headers: &'a [(&'a str, Option<&'a [u8]>)],
+    pub headers: &'a [(&'a [u8], Option<&'a [u8]>)],
 }
 
 /// A format, read once.
@@ -163,7 +163,11 @@ impl Format {
 
 fn write_headers(out: &mut impl Write, record: &Shown<'_>) -> io::Result<()> {
     for (index, (name, value)) in record.headers.iter().enumerate() {
-        write!(out, "{}{name}=", if index == 0 { "" } else { "," })?;
+        if index > 0 {
+            out.write_all(b",")?;
+        }
+        out.write_all(name)?;
+        out.write_all(b"=")?;
         out.write_all(value.unwrap_or(b"NULL"))?;
     }
     Ok(())
@@ -176,7 +180,8 @@ pub fn record_json(record: &Shown<'_>) -> serde_json::Value {
     object.insert("partition".into(), record.partition.into());
     object.insert("offset".into(), record.offset.into());
     object.insert("ts".into(), record.timestamp.into());
-    let headers = record.headers.iter().map(|(name, value)| serde_json::json!([name, value.map(String::from_utf8_lossy)]));
+    let headers =
+        record.headers.iter().map(|(name, value)| serde_json::json!([String::from_utf8_lossy(name), value.map(String::from_utf8_lossy)]));
     object.insert("headers".into(), headers.collect());
     put_bytes(&mut object, "key", record.key);
     put_bytes(&mut object, "payload", record.value);
@@ -205,7 +210,7 @@ mod tests {
         timestamp: 1700,
         key: Some(b"k"),
         value: Some(b"v\xff"),
-        headers: &[("a", Some(b"1")), ("b", None)],
+        headers: &[(b"a", Some(b"1")), (b"b", None)],
     };
 
     fn shown(format: &str, record: &Shown<'_>) -> Vec<u8> {

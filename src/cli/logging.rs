@@ -5,7 +5,7 @@ use std::io::IsTerminal;
 use tracing_subscriber::EnvFilter;
 
 /// Variable with the filter.
-const VARIABLE: &str = "CORELANE_LOG";
+pub const VARIABLE: &str = "CORELANE_LOG";
 
 /// Starts logging; `default` is the filter where the variable says nothing. A filter that can't be read is reported and not used.
 pub fn start(default: &str) {

@@ -1,12 +1,14 @@
 //! The `corelane` command: reads the command line, does one thing, ends with one exit code.
 //!
-//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`format`] the output format of `consume`. What a
+//! Each command is a file: its flags, and what it does. [`exit`] has the codes, [`mod@format`] the output format of `consume`. What a
 //! command prints for people goes to standard output, what it has to say about itself to standard error; with `--json`, standard
 //! output is JSON and nothing else.
 
 pub mod bench;
 pub mod broker;
 pub mod child;
+pub mod consume;
+pub mod demo;
 pub mod exit;
 pub mod format;
 pub mod inspect;
@@ -36,6 +38,9 @@ struct CommandLine {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Measure a broker, or what this machine can do without one
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// Run a broker
     Serve(serve::ServeArgs),
     /// Look at the files of a store, changing nothing
@@ -45,6 +50,10 @@ enum Command {
     Topic(topic::TopicCommand),
     /// Send one record a line, from a file or standard input
     Produce(produce::ProduceArgs),
+    /// Print the records of a topic
+    Consume(consume::ConsumeArgs),
+    /// Stream real files through a broker, kill it on the way, and compare what it acknowledged with what is there
+    Demo(demo::DemoArgs),
     /// Print what every shard of a running broker does
     Stat(stat::StatArgs),
 }
@@ -53,20 +62,26 @@ impl Command {
     /// Whether errors are to be JSON too.
     fn json(&self) -> bool {
         match self {
+            Command::Bench(command) => command.json(),
             Command::Serve(args) => args.json,
             Command::Inspect(args) => args.json(),
             Command::Topic(command) => command.json(),
             Command::Produce(args) => args.json,
+            Command::Consume(args) => args.json,
+            Command::Demo(args) => args.json,
             Command::Stat(args) => args.json,
         }
     }
 
     fn run(self) -> Result<(), Failure> {
         match self {
+            Command::Bench(command) => logged("warn", || command.run()),
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
+            Command::Consume(args) => logged("warn", || consume::run(args)),
+            Command::Demo(args) => logged("warn", || demo::run(&args)),
             Command::Stat(args) => logged("warn", || stat::run(args)),
         }
     }

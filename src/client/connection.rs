@@ -355,8 +355,16 @@ async fn read(shared: Arc<Shared>, mut receiver: Receiver) {
 /// Reads what is there, up to a bound, so that other tasks of the thread get their turn.
 fn read_some(shared: &Shared, receiver: &mut Receiver) -> Result<(), ClientError> {
     const TURN: usize = 4 << 20;
+    let breach = |e: wire::FrameError| ClientError::Protocol { address: shared.address.clone(), cause: e.to_string() };
     let mut taken = 0;
-    while taken < TURN {
+    loop {
+        // First what is there already: the handshake may have read further than its answer.
+        while let Some(frame) = receiver.next_frame().map_err(breach)? {
+            shared.handle_frame(&frame.header, frame.payload)?;
+        }
+        if taken >= TURN {
+            return Ok(());
+        }
         match shared.stream.try_read_buf(receiver.room()) {
             Ok(0) => return Err(shared.lost(&"the broker closed it")),
             Ok(count) => taken += count,
@@ -364,12 +372,7 @@ fn read_some(shared: &Shared, receiver: &mut Receiver) -> Result<(), ClientError
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(shared.lost(&e)),
         }
-        let breach = |e: wire::FrameError| ClientError::Protocol { address: shared.address.clone(), cause: e.to_string() };
-        while let Some(frame) = receiver.next_frame().map_err(breach)? {
-            shared.handle_frame(&frame.header, frame.payload)?;
-        }
     }
-    Ok(())
 }
 
 /// Writes what the senders could not, and watches the deadlines.
@@ -400,5 +403,157 @@ async fn write(shared: Arc<Shared>) {
             }
             () = shared.wake_writer.notified() => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::request::{Code, Refusal};
+    use crate::wire::handshake::{decode_hello, encode_hello_reply};
+    use crate::wire::{PREFIX_LEN, ResponseEncoder, encode_response, peek};
+
+    fn settings() -> ConnectionSettings {
+        ConnectionSettings {
+            client_id: "test".into(),
+            connect_timeout: Duration::from_secs(5),
+            request_timeout: Duration::from_millis(200),
+            max_frame: 1 << 20,
+        }
+    }
+
+    /// A broker that shakes hands and then does as told with each connection.
+    async fn broker<F>(then: impl Fn(TcpStream) -> F + Send + 'static) -> String
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut magic = [0; MAGIC.len()];
+                tokio::io::AsyncReadExt::read_exact(&mut stream, &mut magic).await.unwrap();
+                assert_eq!(magic, MAGIC);
+                assert_eq!(decode_hello(&header(&mut stream).await).unwrap().client_id, "test");
+                let reply = HelloReply {
+                    version: 1,
+                    cluster: [0; 16],
+                    node: 2,
+                    shard: 3,
+                    max_frame: 1000,
+                    max_in_flight: 10,
+                    software: String::new(),
+                };
+                let mut out = vec![];
+                encode_hello_reply(&Ok(reply), &mut out);
+                stream.write_all(&out).await.unwrap();
+                tokio::spawn(then(stream));
+            }
+        });
+        address
+    }
+
+    /// The header of the next frame, without a payload.
+    async fn header(stream: &mut TcpStream) -> Vec<u8> {
+        let mut prefix = [0; PREFIX_LEN];
+        tokio::io::AsyncReadExt::read_exact(stream, &mut prefix).await.unwrap();
+        let mut header = vec![0; peek(&prefix, 1 << 20).unwrap().unwrap().header_len()];
+        tokio::io::AsyncReadExt::read_exact(stream, &mut header).await.unwrap();
+        header
+    }
+
+    async fn ask(connection: &Connection) -> Result<Answer, ClientError> {
+        connection.request(&Request::InitProducerId, Duration::from_millis(200)).await
+    }
+
+    #[tokio::test]
+    async fn answers_in_any_order_and_refusals() {
+        let address = broker(|mut stream| async move {
+            let mut correlations = vec![];
+            for _ in 0..3 {
+                correlations.push(wire::decode_request(&header(&mut stream).await, 0).unwrap().0);
+            }
+            let mut out = vec![];
+            for (n, correlation) in correlations.iter().enumerate().rev() {
+                let refused = Response::Refused(Refusal::new(Code::Unavailable, "later"));
+                let response = if n == 1 { refused } else { Response::ProducerId(n as i64, 0) };
+                encode_response(&mut ResponseEncoder::new(), *correlation, &response, 0, &mut out);
+            }
+            stream.write_all(&out).await.unwrap();
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        assert_eq!(connection.broker_id(), 2 * 1024 + 3);
+        let answers = tokio::join!(ask(&connection), ask(&connection), ask(&connection));
+        assert_eq!(answers.0.unwrap().response, Response::ProducerId(0, 0));
+        assert_eq!(answers.1.unwrap_err().code(), Some(Code::Unavailable));
+        assert_eq!(answers.2.unwrap().response, Response::ProducerId(2, 0));
+        assert!(!connection.is_closed());
+    }
+
+    #[tokio::test]
+    async fn silence_ends_the_connection_and_all_that_waits() {
+        let address = broker(|stream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let (first, second) = tokio::join!(ask(&connection), ask(&connection));
+        for error in [first.unwrap_err(), second.unwrap_err(), ask(&connection).await.unwrap_err()] {
+            assert!(matches!(error, ClientError::TimedOut { timeout_ms: 200, .. }), "{error}");
+        }
+        assert!(connection.is_closed());
+    }
+
+    #[tokio::test]
+    async fn garbage_a_stranger_or_a_closed_socket_is_told_as_such() {
+        let garbage = broker(|mut stream| async move { stream.write_all(&[0xff; 100]).await.unwrap() }).await;
+        let stranger = broker(|mut stream| async move {
+            header(&mut stream).await;
+            let mut out = vec![];
+            encode_response(&mut ResponseEncoder::new(), 999, &Response::TopicDeleted, 0, &mut out);
+            stream.write_all(&out).await.unwrap();
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let closed = broker(|mut stream| async move { drop(header(&mut stream).await) }).await;
+        for (address, is_breach) in [(garbage, true), (stranger, true), (closed, false)] {
+            let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+            let error = ask(&connection).await.unwrap_err();
+            assert_eq!(matches!(error, ClientError::Protocol { .. }), is_breach, "{error}");
+            assert_eq!(matches!(error, ClientError::Disconnected { .. }), !is_breach, "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_broker_is_found_out_in_the_handshake() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                stream.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").await.unwrap();
+            }
+        });
+        let error = Connection::open(&address, &settings(), Clock::start()).await.err().unwrap();
+        assert!(matches!(&error, ClientError::Connect { cause, .. } if cause.contains("native protocol")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_frame_that_the_broker_does_not_take_is_not_sent() {
+        let address = broker(|stream| async move {
+            std::future::pending::<()>().await;
+            drop(stream);
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let error = connection.request(&Request::DeleteTopic("x".repeat(2000)), Duration::from_secs(5)).await.unwrap_err();
+        assert!(matches!(&error, ClientError::Invalid(what) if what.contains("1000")), "{error}");
+        assert!(!connection.is_closed());
     }
 }

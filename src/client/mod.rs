@@ -22,6 +22,7 @@
 mod accumulator;
 mod admin;
 mod backoff;
+pub mod blocking;
 mod brokers;
 mod connection;
 mod consumer;

@@ -335,7 +335,9 @@ impl Partition {
     /// Whether the open segment is due for a roll by age, so that retention by time comes to it.
     pub fn is_overdue(&self, now: Timestamp, settings: &Settings) -> bool {
         self.active().is_some_and(|s| s.valid_end > FIRST_POSITION)
-            && self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
+            && self
+                .segment_started
+                .is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
     }
 
     /// Raises the log start; segments wholly below it are taken out and returned.

@@ -268,12 +268,16 @@ impl Drop for Probe {
     }
 }
 
-/// Some file systems say yes to O_DIRECT and use the page cache all the same: those are known by their type.
-fn check_direct_io(path: &Path, probe: &Probe) -> Result<(), HostError> {
+/// The name of a file system that keeps its files in memory. These say yes to O_DIRECT (tmpfs since Linux 6.6), so they are known by their type.
+pub fn memory_file_system(path: &Path) -> Option<&'static str> {
     const IN_MEMORY: [(u64, &str); 2] = [(0x0102_1994, "tmpfs"), (0x8584_58f6, "ramfs")];
-    let refused = |file_system| Err(HostError::DirectIo { path: path.into(), file_system });
     let kind = rustix::fs::statfs(path).map(|s| s.f_type as u64).unwrap_or(0);
-    if let Some((_, name)) = IN_MEMORY.iter().find(|(magic, _)| *magic == kind) {
+    IN_MEMORY.iter().find(|(magic, _)| *magic == kind).map(|(_, name)| *name)
+}
+
+fn check_direct_io(path: &Path, probe: &Probe) -> Result<(), HostError> {
+    let refused = |file_system| Err(HostError::DirectIo { path: path.into(), file_system });
+    if let Some(name) = memory_file_system(path) {
         return refused(name);
     }
     let written = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(&probe.0).and_then(|file| {

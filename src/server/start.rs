@@ -7,12 +7,14 @@ use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::bridge::bridge;
 use crate::control::metadata::{MetadataStore, SingleNodeLog};
 use crate::control::status::{NodeState, NodeStatus, ShardPlace};
 use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
+use crate::limits;
 use crate::log::file_header::MetaSlot;
 use crate::log::files::StoreFiles;
 use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
@@ -75,7 +77,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let lock = lock(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {
-        listeners.push(listen(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
+        listeners.push(listen_once_free(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
     }
     let admin = match settings.admin_listen {
         Some(address) => Some(TcpListener::bind(address).map_err(|error| ServeError::Listen { address, error })?),
@@ -156,8 +158,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     }
     let places: Vec<_> =
         settings.per_shard().zip(&addresses).map(|(s, address)| ShardPlace { shard: s.shard, address: *address, cpu: s.cpu }).collect();
+    status.set_ready(places.clone());
     print_ready(options, &meta, &places, control.admin());
-    status.set_ready(places);
 
     match termination.wait(&ended) {
         Ended::Signal(name) => tracing::info!(name, "draining"),
@@ -187,6 +189,25 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
 
 fn store_error(error: impl std::fmt::Display) -> ServeError {
     ServeError::Store(error.to_string())
+}
+
+/// A broker that was killed may leave its listeners behind for a moment: the kernel takes an io_uring apart after its process is gone, and
+/// an accept that waited in it holds the socket. Whoever starts the next broker at once is not to be told that the port is taken.
+fn listen_once_free(address: SocketAddr) -> io::Result<TcpListener> {
+    let first = Instant::now();
+    loop {
+        match listen(address) {
+            Err(error)
+                if error.kind() == io::ErrorKind::AddrInUse && first.elapsed() < Duration::from_millis(limits::LISTEN_PATIENCE_MS) =>
+            {
+                std::thread::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS));
+            }
+            done => {
+                tracing::info!(%address, waited_ms = first.elapsed().as_millis() as u64, "bound");
+                return done;
+            }
+        }
+    }
 }
 
 /// One broker at a time has the directory; the lock goes with the process.

@@ -137,7 +137,9 @@ impl Adoption {
         let writes = std::mem::take(&mut self.writes);
         let synced = async {
             try_join_all(writes).await?;
-            self.file.sync().await
+            self.file.sync().await?;
+            // The name too: from the moment at which the journal's entry counts, the file must be there.
+            self.store.disk.sync_dir(&paths::partition_dir(self.cell.id)).await
         };
         if let Err(error) = synced.await {
             let refusal = self.store.disk_refusal(&self.cell, &error);
@@ -147,8 +149,7 @@ impl Adoption {
         if let Some(crc) = crc {
             batch::stamp_crc(&mut self.first, crc);
         }
-        let computed =
-            crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+        let computed = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64);
         match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
             Ok(header) => self.adopt(header, done).await,
             Err(error) => {
@@ -182,8 +183,7 @@ impl Adoption {
         if settings.log_append_time {
             let stamp = now.max(cell.machine.borrow().max_timestamp());
             batch::stamp_log_append_time_head(&mut self.first, stamp).expect("a checked head");
-            let crc =
-                crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.clone().finish(), (self.len - HEADER_LEN) as u64);
+            let crc = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64);
             batch::stamp_crc(&mut self.first, crc);
             header = BatchHeader::parse(&self.first).expect("a checked head with another timestamp");
         }
@@ -203,6 +203,7 @@ impl Adoption {
             direct: Some(direct.clone()),
             completion: Some(done),
         });
+        store.journal.begin_outside(sequence);
         let info = *cell.machine.borrow().segments().back().expect("adopted just now");
         let index = cell.machine.borrow().index().clone();
         cell.leave();
@@ -213,6 +214,7 @@ impl Adoption {
         }
         direct.written.set(true);
         direct.durable.set(true);
+        store.journal.end_outside(sequence);
         cell.advance(store.journal.written(), store.journal.durable());
         store.write_behind.notify();
     }

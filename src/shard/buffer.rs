@@ -220,7 +220,10 @@ mod tests {
         let first = Piece::new(buffer.clone(), buffer.push(b"first"));
         let second = Piece::new(buffer.clone(), buffer.push(b"second"));
         assert_eq!((first.bytes(), second.bytes()), (&b"first"[..], &b"second"[..]));
-        let frozen = buffer.seal(|rest| { assert_eq!(rest, b"firstsecond"); *b"HEADHEADHEADHEAD" });
+        let frozen = buffer.seal(|rest| {
+            assert_eq!(rest, b"firstsecond");
+            *b"HEADHEADHEADHEAD"
+        });
         assert_eq!(frozen.len(), 4096);
         assert_eq!(&frozen.as_bytes()[..4], b"HEAD");
         assert_eq!(&frozen.as_bytes()[16..27], b"firstsecond");

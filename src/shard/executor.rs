@@ -25,7 +25,12 @@ pub fn allowed_cpus() -> io::Result<Vec<usize>> {
 }
 
 /// Starts a thread pinned to `cpu` that runs what `start` returns. `spin` keeps it awake that long before it sleeps.
-pub fn spawn<F, T>(name: &str, cpu: usize, spin: Option<Duration>, start: impl FnOnce() -> F + Send + 'static) -> io::Result<ExecutorJoinHandle<T>>
+pub fn spawn<F, T>(
+    name: &str,
+    cpu: usize,
+    spin: Option<Duration>,
+    start: impl FnOnce() -> F + Send + 'static,
+) -> io::Result<ExecutorJoinHandle<T>>
 where
     F: Future<Output = T> + 'static,
     T: Send + 'static,

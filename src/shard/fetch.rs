@@ -153,10 +153,10 @@ fn read_tail(
     let mut end = offset;
     for chunk in tail.from(offset)? {
         let must = at_least_one && taken == 0;
-        if chunk.end_offset > high_watermark || (taken + chunk.len() > room && !must) {
+        if chunk.end_offset > high_watermark || (taken + chunk.batch_len() > room && !must) {
             break;
         }
-        taken += chunk.len();
+        taken += chunk.batch_len();
         end = chunk.end_offset;
         pieces.extend(chunk.pieces().map(Outgoing::Tail));
     }

@@ -13,7 +13,7 @@
 //! ends the commit task with an error and nothing of the doubtful groups is answered: the process goes down into recovery.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -56,6 +56,8 @@ pub struct Journal {
     progress: Event,
     /// Partitions whose groups are written and wait for a later sync.
     unsynced: RefCell<Vec<Rc<PartitionCell>>>,
+    /// Groups that point to bytes outside of the journal which are not synced yet, with how often.
+    outside: RefCell<BTreeMap<u64, usize>>,
     /// Somebody waits for a sync of what is written already.
     sync_wanted: Cell<bool>,
     stopping: Cell<bool>,
@@ -68,6 +70,8 @@ struct State {
     open: Option<Group>,
     closed: VecDeque<Group>,
     next_sequence: u64,
+    /// The newest group with entries; marks, which nobody syncs, come after it.
+    newest: u64,
     previous_checksum: u32,
     buffer_size: usize,
     /// Sequence that the last written header claimed durable.
@@ -98,6 +102,7 @@ impl Journal {
             open: None,
             closed: VecDeque::new(),
             next_sequence: 1,
+            newest: 0,
             previous_checksum: 0,
             buffer_size: MIN_BUFFER,
             claimed: 0,
@@ -111,6 +116,7 @@ impl Journal {
             work: Event::default(),
             progress: Event::default(),
             unsynced: RefCell::default(),
+            outside: RefCell::default(),
             sync_wanted: Cell::new(false),
             stopping: Cell::new(false),
             accounted,
@@ -139,14 +145,39 @@ impl Journal {
         state.open.as_ref().map_or(state.next_sequence, |g| g.sequence)
     }
 
-    /// Closes the open group, so that whatever is added from now on is in a later one; returns the last sequence given.
+    /// The group `sequence` points to bytes that are being written elsewhere: until [`Journal::end_outside`] no header claims it durable.
+    pub fn begin_outside(&self, sequence: u64) {
+        *self.outside.borrow_mut().entry(sequence).or_default() += 1;
+    }
+
+    /// Those bytes are synced.
+    pub fn end_outside(&self, sequence: u64) {
+        let mut outside = self.outside.borrow_mut();
+        if let Some(count) = outside.get_mut(&sequence) {
+            *count -= 1;
+            if *count == 0 {
+                outside.remove(&sequence);
+            }
+        }
+        drop(outside);
+        self.work.notify();
+    }
+
+    /// The highest sequence that a header may claim durable.
+    fn claimable(&self) -> u64 {
+        let outside = self.outside.borrow().first_key_value().map_or(u64::MAX, |(sequence, _)| sequence - 1);
+        self.durable.get().min(outside)
+    }
+
+    /// Closes the open group, so that whatever is added from now on is in a later one; returns the sequence of the newest group with
+    /// entries. Not that of a mark behind it: a mark is never synced for its own sake, so who waits for its durability waits for ever.
     pub fn cut(&self) -> u64 {
         let mut state = self.state.borrow_mut();
         if let Some(open) = state.open.take() {
             state.closed.push_back(open);
             self.work.notify();
         }
-        state.next_sequence - 1
+        state.newest
     }
 
     /// Notified when groups become durable.
@@ -171,6 +202,7 @@ impl Journal {
             let buffer = Rc::new(AppendBuffer::new(capacity, GROUP_HEADER_LEN, &self.accounted));
             let sequence = state.next_sequence;
             state.next_sequence += 1;
+            state.newest = sequence;
             state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), must_sync: false, opened: Instant::now() });
         }
         let group = state.open.as_mut().expect("opened above");
@@ -231,7 +263,7 @@ impl Journal {
                 self.sync_written().await?;
                 continue;
             }
-            let unmarked = self.state.borrow().claimed < self.durable.get();
+            let unmarked = self.state.borrow().claimed < self.claimable();
             if self.stopping.get() && !unsynced {
                 return Ok(());
             }
@@ -333,7 +365,7 @@ impl Journal {
             file,
             position,
             sequence,
-            durable_sequence: self.durable.get(),
+            durable_sequence: self.claimable(),
             length: (GROUP_HEADER_LEN + bytes.len()) as u32,
             shard: self.identity.shard,
             entries,

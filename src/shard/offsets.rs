@@ -86,7 +86,7 @@ async fn search(
 ) -> Result<(Option<(Offset, Timestamp)>, Offset), Refusal> {
     let batch = cell.tail.borrow().from(offset).and_then(|mut chunks| {
         chunks.next().map(|chunk| {
-            let mut bytes = Vec::with_capacity(chunk.len());
+            let mut bytes = Vec::with_capacity(chunk.batch_len());
             chunk.pieces().for_each(|piece| bytes.extend_from_slice(piece.bytes()));
             bytes
         })

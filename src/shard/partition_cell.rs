@@ -105,7 +105,13 @@ pub struct Tracked {
 
 impl PartitionCell {
     /// A partition as recovered.
-    pub fn new(machine: Partition, settings: Settings, remainder: Option<Vec<u8>>, metrics: Arc<TopicMetrics>, disk: Rc<Disk>) -> Rc<PartitionCell> {
+    pub fn new(
+        machine: Partition,
+        settings: Settings,
+        remainder: Option<Vec<u8>>,
+        metrics: Arc<TopicMetrics>,
+        disk: Rc<Disk>,
+    ) -> Rc<PartitionCell> {
         Rc::new(PartitionCell {
             id: machine.id(),
             machine: RefCell::new(machine),

@@ -79,7 +79,10 @@ impl Completion {
 impl Drop for Completion {
     fn drop(&mut self) {
         if let Some(pending) = self.pending.take() {
-            pending.decide(self.index, Err(Refusal::new(Code::Unavailable, "the broker is going down; whether the batch is kept is not known")));
+            pending.decide(
+                self.index,
+                Err(Refusal::new(Code::Unavailable, "the broker is going down; whether the batch is kept is not known")),
+            );
         }
     }
 }

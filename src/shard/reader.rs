@@ -295,14 +295,26 @@ impl Reader {
                     read = needed.next_multiple_of(BLOCK);
                 }
                 Checked::TooShort(needed) => {
-                    return Err(Fault::Damaged(format!("segment {} ends inside a batch: {needed} bytes wanted from {start}, valid end {limit}", info.base_offset)));
+                    return Err(Fault::Damaged(format!(
+                        "segment {} ends inside a batch: {needed} bytes wanted from {start}, valid end {limit}",
+                        info.base_offset
+                    )));
                 }
             }
         }
     }
 
     #[allow(clippy::too_many_arguments)]
-    fn check(&self, cell: &PartitionCell, info: &SegmentInfo, place: &Place, data: &[u8], from: usize, to: usize, wanted: Offset) -> Result<Checked, Fault> {
+    fn check(
+        &self,
+        cell: &PartitionCell,
+        info: &SegmentInfo,
+        place: &Place,
+        data: &[u8],
+        from: usize,
+        to: usize,
+        wanted: Offset,
+    ) -> Result<Checked, Fault> {
         let start = place.position - from as u64;
         let machine = cell.machine.borrow();
         let known = machine.index();
@@ -338,7 +350,10 @@ impl Reader {
             at += len;
         }
         if start + at as u64 == info.valid_end && hash != info.running_hash {
-            return Err(Fault::Damaged(format!("segment {}: running hash {hash:016x} at its end, expected {:016x}", info.base_offset, info.running_hash)));
+            return Err(Fault::Damaged(format!(
+                "segment {}: running hash {hash:016x} at its end, expected {:016x}",
+                info.base_offset, info.running_hash
+            )));
         }
         if offset > wanted {
             return Ok(Checked::Run { base_offset: place.offset, end_offset: offset, end: at, hash });
@@ -355,13 +370,20 @@ impl Reader {
     async fn place(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset) -> Result<Place, Fault> {
         let entry = self.index_entry(cell, info, |index| index.lookup(offset)).await?;
         match entry {
-            Some(e) => Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: e.running_hash, read: MIN_READ }),
+            Some(e) => {
+                Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: e.running_hash, read: MIN_READ })
+            }
             None => Err(Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset))),
         }
     }
 
     /// Asks the index of a segment, wherever it is.
-    async fn index_entry(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> Option<IndexEntry>) -> Result<Option<IndexEntry>, Fault> {
+    async fn index_entry(
+        &self,
+        cell: &Rc<PartitionCell>,
+        info: &SegmentInfo,
+        ask: impl Fn(&Index) -> Option<IndexEntry>,
+    ) -> Result<Option<IndexEntry>, Fault> {
         {
             let machine = cell.machine.borrow();
             if machine.index().segment() == info.base_offset && !machine.index().is_empty() {

@@ -286,7 +286,8 @@ impl Store {
         let direct = Rc::new(DirectWrite::default());
         self.remember(cell, &header, &plan, chunk, Some(direct.clone()), done);
         self.metrics.add(Counter::LargeAppends, 1);
-        self.write_direct(cell, &plan, &batch, direct_len, direct);
+        self.journal.begin_outside(placed.sequence);
+        self.write_direct(cell, &plan, &batch, direct_len, (direct, placed.sequence));
         Ok(())
     }
 
@@ -296,7 +297,7 @@ impl Store {
         plan: &Plan,
         batch: &LargeBatch,
         direct_len: usize,
-        direct: Rc<DirectWrite>,
+        (direct, sequence): (Rc<DirectWrite>, u64),
     ) {
         let memory = batch.body.freeze(direct_len);
         let position = plan.position + batch.head.len() as u64;
@@ -317,6 +318,7 @@ impl Store {
                 return store.fail(format!("sync of a large append to {}: {error}", cell.id));
             }
             direct.durable.set(true);
+            store.journal.end_outside(sequence);
             cell.advance(store.journal.written(), store.journal.durable());
         })
         .detach();
@@ -374,7 +376,16 @@ impl Store {
 
     /// Journals the seal of a segment and keeps its index until it is flushed.
     pub(super) fn sealed(&self, cell: &Rc<PartitionCell>, sealed: Sealed) {
-        self.add_state_entry(cell, EntryKind::SegmentSeal, sealed.segment.base_offset, sealed.segment.valid_end, sealed.segment.end_offset);
+        let info = sealed.segment;
+        let plan =
+            Plan { base_offset: info.end_offset, end_offset: info.end_offset, segment: info.base_offset, position: info.valid_end, len: 0 };
+        // The state that a seal describes is the segment's: an adoption that follows has moved the partition's on already.
+        let entry = EntryHeader {
+            running_hash: info.running_hash,
+            max_timestamp: info.max_timestamp,
+            ..self.entry(cell, EntryKind::SegmentSeal, &plan)
+        };
+        self.journal.add(&entry, false, None, |_| ());
         cell.keep_sealed(sealed);
         self.metrics.add(Counter::SegmentsRolled, 1);
         self.mark("roll");

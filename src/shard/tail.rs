@@ -40,7 +40,7 @@ impl Chunk {
     }
 
     /// Bytes of the batch.
-    pub fn len(&self) -> usize {
+    pub fn batch_len(&self) -> usize {
         (self.end_position() - self.batch_position()) as usize
     }
 
@@ -79,7 +79,7 @@ pub struct Tail {
 impl Tail {
     /// Adds the newest batch.
     pub fn push(&mut self, chunk: Chunk) {
-        self.bytes += chunk.len();
+        self.bytes += chunk.batch_len();
         self.chunks.push_back(chunk);
     }
 
@@ -120,7 +120,7 @@ impl Tail {
             return None;
         }
         let chunk = self.chunks.pop_front()?;
-        self.bytes -= chunk.len();
+        self.bytes -= chunk.batch_len();
         Some(chunk)
     }
 
@@ -155,7 +155,7 @@ impl Tail {
     pub fn forget_below(&mut self, offset: Offset) {
         while self.chunks.front().is_some_and(|c| c.end_offset <= offset) {
             let gone = self.chunks.pop_front().expect("checked");
-            self.bytes -= gone.len();
+            self.bytes -= gone.batch_len();
         }
     }
 
@@ -163,7 +163,7 @@ impl Tail {
     pub fn truncate(&mut self, offset: Offset) {
         while self.chunks.back().is_some_and(|c| c.end_offset > offset) {
             let gone = self.chunks.pop_back().expect("checked");
-            self.bytes -= gone.len();
+            self.bytes -= gone.batch_len();
         }
     }
 }

@@ -7,6 +7,7 @@
 
 use std::io;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, TryStreamExt};
@@ -25,6 +26,8 @@ const WRITE: usize = 1 << 20;
 const WRITES_IN_FLIGHT: usize = 4;
 /// Partitions flushed at once: their syncs share the file system's commits.
 const FLUSHES: usize = 16;
+/// Pause when nothing could be flushed.
+const RETRY: Duration = Duration::from_millis(1);
 /// A partition without an append for so long is flushed whole, s.
 const IDLE_SECONDS: u64 = 10;
 
@@ -36,18 +39,29 @@ pub async fn run(store: Rc<Store>) {
             store.write_behind.wait(ticket).await;
             continue;
         }
+        let before = (store.budget.unflushed(), store.budget.accounted().get());
         let cells = take_unflushed(&store, FLUSHES, |_| true);
-        if cells.is_empty() {
-            evict(&store);
-            if store.budget.wants_flush() {
-                // What is left is in flight or unfinished blocks: the next commit or append notifies.
-                store.write_behind.wait(ticket).await;
-            }
-            continue;
-        }
         flush_all(&store, cells, false).await;
-        glommio::yield_if_needed().await;
+        if (store.budget.unflushed(), store.budget.accounted().get()) >= before && store.budget.wants_eviction() {
+            // Unfinished blocks pin what is left: those partitions are flushed whole.
+            flush_all(&store, oldest_in_memory(&store), true).await;
+        }
+        if (store.budget.unflushed(), store.budget.accounted().get()) >= before {
+            // The rest is not durable in the journal yet.
+            store.write_behind.wait_until(ticket, Instant::now() + RETRY).await;
+        }
     }
+}
+
+/// Partitions of the oldest batches in memory.
+fn oldest_in_memory(store: &Store) -> Vec<Rc<PartitionCell>> {
+    let mut cells: Vec<Rc<PartitionCell>> = Vec::new();
+    for cell in store.tails.borrow().iter().take(FLUSHES * 4) {
+        if cells.len() < FLUSHES && !cells.iter().any(|c| c.id == cell.id) {
+            cells.push(cell.clone());
+        }
+    }
+    cells
 }
 
 /// Flushes partitions that have been idle for a while, so that a quiet broker holds nothing back. To be called once a second.
@@ -166,7 +180,10 @@ fn gather(cell: &PartitionCell, segment: Offset, start: u64, target: u64) -> io:
             copied = copied.max(offset + piece.len());
         }
         if copied != len {
-            return Err(io::Error::other(format!("segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}", at + copied as u64)));
+            return Err(io::Error::other(format!(
+                "segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}",
+                at + copied as u64
+            )));
         }
         memory.as_bytes_mut()[len..].fill(0);
         writes.push((at, Rc::new(memory)));

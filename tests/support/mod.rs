@@ -11,7 +11,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::request::{
-    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, Request, Response,
+    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, Request,
+    Response,
 };
 use corelane::types::{Offset, TopicId, TopicPartition};
 use corelane::wire::handshake::{self, Hello};
@@ -71,6 +72,11 @@ impl Broker {
     /// Addresses for a client.
     pub fn bootstrap(&self) -> String {
         self.addresses.join(",")
+    }
+
+    /// A raw connection to the shard that owns a partition.
+    pub fn connect_owner(&self, partition: TopicPartition) -> Connection {
+        Connection::open(&self.addresses[partition.topic.shard_of(partition.partition, self.addresses.len() as u32) as usize])
     }
 
     /// A raw connection to the first shard.
@@ -156,7 +162,8 @@ impl Connection {
     /// Creates a topic.
     pub fn create(&mut self, name: &str, partitions: u32, config: &[(&str, &str)]) -> TopicId {
         let config = config.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect();
-        let create = CreateTopic { name: name.into(), partitions: Some(partitions), replication_factor: None, config, validate_only: false };
+        let create =
+            CreateTopic { name: name.into(), partitions: Some(partitions), replication_factor: None, config, validate_only: false };
         match self.ask(&Request::CreateTopic(create), &[]).0 {
             Response::TopicCreated(description) => description.id,
             other => panic!("creating {name}: {other:?}"),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::BenchError;
 use super::histogram::Latencies;
 
 /// Width of one step of the throughput curve, ms.
@@ -55,6 +56,8 @@ pub struct Measured {
     pub records: u64,
     /// Bytes of their values.
     pub bytes: u64,
+    /// Bytes of all values that came through, in the window or not.
+    pub bytes_in_all: u64,
     /// Records that failed, at any time.
     pub failed: u64,
     /// Why the first one failed.
@@ -72,11 +75,12 @@ impl Measured {
     pub fn new(clock: RunClock) -> Measured {
         let steps = vec![0; (clock.window_end / (STEP_MS * 1_000_000) + 1) as usize];
         let (from_intended, from_actual) = (Latencies::new(), Latencies::new());
-        Measured { clock, records: 0, bytes: 0, failed: 0, first_failure: None, from_intended, from_actual, steps }
+        Measured { clock, records: 0, bytes: 0, bytes_in_all: 0, failed: 0, first_failure: None, from_intended, from_actual, steps }
     }
 
     /// A record of `bytes` came through `at`.
     pub fn arrived(&mut self, at: u64, bytes: usize) {
+        self.bytes_in_all += bytes as u64;
         if self.clock.counts(at) {
             self.records += 1;
             self.bytes += bytes as u64;
@@ -104,6 +108,7 @@ impl Measured {
     pub fn merge(&mut self, other: &Measured) {
         self.records += other.records;
         self.bytes += other.bytes;
+        self.bytes_in_all += other.bytes_in_all;
         self.failed += other.failed;
         if self.first_failure.is_none() {
             self.first_failure.clone_from(&other.first_failure);
@@ -111,6 +116,19 @@ impl Measured {
         self.from_intended.merge(&other.from_intended);
         self.from_actual.merge(&other.from_actual);
         self.steps.iter_mut().zip(&other.steps).for_each(|(sum, add)| *sum += add);
+    }
+
+    /// Figures of a run in which records failed are no figures.
+    pub fn check(&self) -> Result<(), BenchError> {
+        match self.failed {
+            0 => Ok(()),
+            failed => Err(BenchError::Undelivered { failed, first: self.first_failure.clone().unwrap_or_default() }),
+        }
+    }
+
+    /// The window ended at `moment`, because there was nothing more to come.
+    pub fn end_at(&mut self, moment: u64) {
+        self.clock.window_end = moment.clamp(self.clock.window_start + 1, self.clock.window_end);
     }
 
     /// Records a second in the window.

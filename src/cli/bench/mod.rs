@@ -3,6 +3,7 @@
 //! Each figure stands beside its reference of the same run and directory, and beside the durability that was in force.
 
 pub mod commands;
+pub mod consuming;
 pub mod histogram;
 pub mod limits;
 pub mod measured;
@@ -16,10 +17,55 @@ pub mod redis;
 pub mod reference;
 pub mod report;
 pub mod sizes;
+pub mod suite;
 pub mod workload;
 
 use crate::cli::child::ChildError;
+use crate::cli::exit::{Exit, Failure};
 use crate::client::ClientError;
+
+/// `corelane bench ...`
+#[derive(Clone, Debug, clap::Subcommand)]
+pub enum BenchCommand {
+    /// How fast records are acknowledged
+    Produce(commands::RunArgs),
+    /// How fast records are read, from memory or, with --cold, from disk
+    Consume(commands::ConsumeArgs),
+    /// How long a record takes from its intended sending to its acknowledgement and to its consumer
+    Latency(commands::RunArgs),
+    /// What this machine can do without a broker
+    Limits(limits::LimitsArgs),
+    /// The sixteen figures that the broker is held to, each beside its reference
+    Suite(suite::SuiteArgs),
+}
+
+impl BenchCommand {
+    /// Whether errors are to be JSON too.
+    pub fn json(&self) -> bool {
+        let output = match self {
+            BenchCommand::Produce(args) | BenchCommand::Latency(args) => &args.output.json,
+            BenchCommand::Consume(args) => &args.run.output.json,
+            BenchCommand::Limits(args) => &args.output,
+            BenchCommand::Suite(args) => &args.output,
+        };
+        !output.for_people()
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// With the exit code of the process.
+    pub fn run(self) -> Result<(), Failure> {
+        match self {
+            BenchCommand::Produce(args) => commands::produce(&args)?,
+            BenchCommand::Consume(args) => commands::consume(&args)?,
+            BenchCommand::Latency(args) => commands::latency(&args)?,
+            BenchCommand::Limits(args) => limits::run(&args)?,
+            BenchCommand::Suite(args) => suite::run(&args)?,
+        }
+        Ok(())
+    }
+}
 
 /// Why a benchmark has no result.
 #[derive(Debug, thiserror::Error)]
@@ -59,16 +105,18 @@ impl BenchError {
     pub fn io(what: impl Into<String>) -> impl FnOnce(std::io::Error) -> BenchError {
         move |source| BenchError::Io { what: what.into(), source }
     }
+}
 
-    /// The exit code of the process.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            BenchError::Usage(_) => 2,
-            BenchError::Host(_) => 5,
-            BenchError::Client(ClientError::Refused(_)) => 4,
-            BenchError::Client(_) => 3,
-            BenchError::Io { .. } | BenchError::Child(_) | BenchError::Undelivered { .. } => 1,
-        }
+impl From<BenchError> for Failure {
+    fn from(error: BenchError) -> Failure {
+        let exit = match &error {
+            BenchError::Client(ClientError::Refused(_)) => Exit::Refused,
+            BenchError::Client(_) => Exit::Unreachable,
+            BenchError::Usage(_) => Exit::Usage,
+            BenchError::Host(_) => Exit::Host,
+            BenchError::Io { .. } | BenchError::Child(_) | BenchError::Undelivered { .. } => Exit::Failed,
+        };
+        Failure::new(exit, error.to_string())
     }
 }
 

@@ -51,6 +51,12 @@ impl Used {
         Ok(Used { broker: target.usage()?, client: own_usage()? })
     }
 
+    /// What the broker has used so far; the suite always starts its own.
+    pub fn broker_so_far(&self, target: &Target) -> Result<Usage, BenchError> {
+        let pair = target.usage()?.zip(self.broker);
+        pair.map(|(now, before)| now.since(before)).ok_or_else(|| BenchError::Usage("the broker was not started here".into()))
+    }
+
     /// To here: (broker where it was started here, client).
     pub fn end(self, target: &Target) -> Result<(Option<Usage>, Usage), BenchError> {
         let broker = target.usage()?.zip(self.broker).map(|(now, before)| now.since(before));
@@ -72,13 +78,7 @@ impl Outcome {
         if let Some(file) = &output.plot {
             self.plot(workload).write(file)?;
         }
-        let failed = self.produced.iter().chain(&self.consumed).find(|measured| measured.failed > 0);
-        match failed {
-            None => Ok(()),
-            Some(measured) => {
-                Err(BenchError::Undelivered { failed: measured.failed, first: measured.first_failure.clone().unwrap_or_default() })
-            }
-        }
+        self.produced.iter().chain(&self.consumed).try_for_each(Measured::check)
     }
 
     fn to_json(&self, workload: &WorkloadArgs) -> Value {
@@ -122,7 +122,9 @@ impl Outcome {
             let Some(measured) = measured else { continue };
             throughput.push(Line { name: what.into(), points: measured.curve() });
             for (from, curve) in [("intended", &measured.from_intended), ("actual", &measured.from_actual)] {
-                if curve.count() > 0 {
+                // In a closed loop a record is meant to be sent when it is.
+                let is_another = from == "actual" || workload.rate.is_some();
+                if curve.count() > 0 && is_another {
                     latencies.push(Line { name: format!("{what}, from the {from} send time"), points: curve.curve() });
                 }
             }
@@ -138,8 +140,12 @@ fn headline(name: &str, workload: &WorkloadArgs) -> String {
         (None, Some(n)) => format!("{n} in flight each, closed loop"),
         (None, None) => "as fast as it goes".into(),
     };
+    let counted = |count: usize, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
     format!(
-        "bench {name}: {}, {} producers, {} partitions, {}-byte records, {load}",
-        workload.durability, workload.producers, workload.partitions, workload.record_size
+        "bench {name}: {}, {}, {}, {}-byte records, {load}",
+        workload.durability,
+        counted(workload.producers, "producer"),
+        counted(workload.partitions as usize, "partition"),
+        workload.record_size
     )
 }

@@ -41,6 +41,8 @@ struct Axes {
     up_name: &'static str,
     across_label: fn(&f64) -> String,
     up_label: fn(&f64) -> String,
+    /// Labels across and up, at most.
+    labels: (usize, usize),
 }
 
 impl Plot {
@@ -66,10 +68,12 @@ impl Plot {
 fn latency_axes(curves: &[Line]) -> Axes {
     let heights = || curves.iter().flat_map(|line| line.points.iter().map(|(_, y)| *y));
     let (low, high) = (heights().fold(f64::INFINITY, f64::min), heights().fold(0.0, f64::max));
+    // Whole nines and decades, one label each, so that the labels are round.
+    let (low, high) = (low.min(high).floor(), high.ceil().max(1.0));
     Axes {
         across: 0.0..MOST_NINES,
-        // Whole decades, so that the labels are round.
-        up: low.min(high).floor()..high.ceil().max(1.0),
+        up: low..high,
+        labels: (MOST_NINES as usize + 1, (high - low) as usize + 1),
         across_name: "percentile",
         up_name: "latency, us",
         across_label: |nines| format!("p{}", rounded(100.0 * (1.0 - 10f64.powf(-nines)))),
@@ -84,6 +88,7 @@ fn throughput_axes(lines: &[Line]) -> Axes {
         up: 0.0..points().map(|(_, y)| *y).fold(1.0, f64::max) * 1.1,
         across_name: "seconds",
         up_name: "MB/s",
+        labels: (10, 6),
         across_label: |seconds| rounded(*seconds),
         up_label: |rate| rounded(*rate),
     }
@@ -93,12 +98,13 @@ fn throughput_axes(lines: &[Line]) -> Axes {
 fn panel(area: &DrawingArea<SVGBackend<'_>, Shift>, lines: &[Line], axes: &Axes) -> Result<(), String> {
     let mut chart = ChartBuilder::on(area)
         .margin(12)
+        .margin_right(30)
         .x_label_area_size(36)
         .y_label_area_size(70)
         .build_cartesian_2d(axes.across.clone(), axes.up.clone())
         .map_err(words)?;
     let mut mesh = chart.configure_mesh();
-    mesh.x_desc(axes.across_name).y_desc(axes.up_name);
+    mesh.x_labels(axes.labels.0).y_labels(axes.labels.1).x_desc(axes.across_name).y_desc(axes.up_name);
     mesh.x_label_formatter(&axes.across_label).y_label_formatter(&axes.up_label).light_line_style(WHITE).draw().map_err(words)?;
     for (line, colour) in lines.iter().zip(COLOURS.into_iter().cycle()) {
         let series = LineSeries::new(line.points.iter().copied(), colour.stroke_width(2));

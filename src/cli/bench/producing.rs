@@ -50,14 +50,7 @@ pub fn produce(address: &str, topic: &str, workload: &WorkloadArgs, clock: RunCl
 }
 
 async fn run_producer(address: &str, topic: &str, workload: &WorkloadArgs, clock: RunClock, index: usize) -> Result<Measured, BenchError> {
-    let client = Client::connect(address).await?;
-    let producer = client
-        .producer()
-        .batch_size(workload.batch_size)
-        .max_request(workload.batch_size.max(1024 * 1024))
-        .linger(std::time::Duration::from_secs_f64(workload.linger_ms / 1000.0))
-        .compression(workload.compression)
-        .build()?;
+    let producer = build_producer(address, workload).await?;
     let measured = Rc::new(RefCell::new(Measured::new(clock)));
     match (workload.in_flight, workload.rate) {
         (Some(in_flight), _) => {
@@ -73,6 +66,46 @@ async fn run_producer(address: &str, topic: &str, workload: &WorkloadArgs, clock
         }
     }
     Ok(measured.replace(Measured::new(clock)))
+}
+
+/// Appends at least `bytes` of values as fast as it goes and waits until all are acknowledged; the number of records.
+///
+/// Blocks; to be called outside a runtime.
+pub fn fill(address: &str, topic: &str, workload: &WorkloadArgs, bytes: u64) -> Result<u64, BenchError> {
+    super::runtime()?.block_on(async {
+        let producer = build_producer(address, workload).await?;
+        let mut records = Records::new(topic, workload, 0);
+        let mut waiting: VecDeque<DeliveryFuture> = VecDeque::new();
+        let (mut sent, mut sent_bytes) = (0, 0);
+        while sent_bytes < bytes {
+            let (record, size) = records.next(0, 0);
+            waiting.push_back(producer.send_nowait(record).await.map_err(undelivered)?);
+            (sent, sent_bytes) = (sent + 1, sent_bytes + size.max(1) as u64);
+            while let Some(outcome) = waiting.front().and_then(DeliveryFuture::try_result) {
+                outcome.map_err(undelivered)?;
+                waiting.pop_front();
+            }
+        }
+        for delivery in waiting {
+            delivery.await.map_err(undelivered)?;
+        }
+        Ok(sent)
+    })
+}
+
+fn undelivered(error: ProduceError) -> BenchError {
+    BenchError::Undelivered { failed: 1, first: error.to_string() }
+}
+
+async fn build_producer(address: &str, workload: &WorkloadArgs) -> Result<Producer, BenchError> {
+    let producer = Client::connect(address)
+        .await?
+        .producer()
+        .batch_size(workload.batch_size)
+        .max_request(workload.batch_size.max(1024 * 1024))
+        .linger(std::time::Duration::from_secs_f64(workload.linger_ms / 1000.0))
+        .compression(workload.compression);
+    Ok(producer.build()?)
 }
 
 /// Sends the next record when the last one is acknowledged, always to the same partition.

@@ -21,6 +21,13 @@ impl JsonArgs {
         self.json.as_deref() != Some(Path::new("-"))
     }
 
+    /// Tells people what is being done, unless a program listens.
+    pub fn progress(&self, what: &str) {
+        if self.json.is_none() {
+            eprintln!("{what}");
+        }
+    }
+
     /// Writes the result where it was asked for, if it was.
     pub fn write(&self, result: &Value) -> Result<(), BenchError> {
         match &self.json {

@@ -222,6 +222,14 @@ impl Target {
         usage.transpose().map_err(BenchError::io("reading what the broker has used"))
     }
 
+    /// As [`Target::create_topic`], outside a runtime.
+    pub fn create_topic_now(&self, workload: &WorkloadArgs) -> Result<String, BenchError> {
+        super::runtime()?.block_on(async {
+            let client = Client::connect(&self.address).await?;
+            self.create_topic(&client, workload).await
+        })
+    }
+
     /// A topic of a name of its own, with the workload's partitions and durability.
     pub async fn create_topic(&self, client: &Client, workload: &WorkloadArgs) -> Result<String, BenchError> {
         let name = format!("bench-{:x}", std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos());
@@ -237,16 +245,22 @@ impl Target {
 }
 
 /// A directory that is gone when this is.
-struct ScratchDirectory {
+pub struct ScratchDirectory {
     path: PathBuf,
 }
 
 impl ScratchDirectory {
-    fn new(parent: &Path) -> Result<ScratchDirectory, BenchError> {
+    /// A new one in `parent`.
+    pub fn new(parent: &Path) -> Result<ScratchDirectory, BenchError> {
         let number = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
         let path = parent.join(format!("corelane-bench-{}-{number:x}", std::process::id()));
         std::fs::create_dir(&path).map_err(BenchError::io(format!("creating {}", path.display())))?;
         Ok(ScratchDirectory { path })
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
     }
 }
 

@@ -140,8 +140,9 @@ pub(super) struct Accumulator {
     /// Partitions that wait before they try again.
     pausing: BinaryHeap<Reverse<(Micros, usize)>>,
     next_expiry_check: Micros,
-    /// Room of buffers whose batches are settled.
+    /// Room of buffers whose batches are settled; with what is buffered no more than the buffer memory.
     spare: Vec<BytesMut>,
+    spare_bytes: usize,
 }
 
 #[derive(Debug)]
@@ -217,8 +218,8 @@ struct Broker {
     in_flight: usize,
 }
 
-/// Buffers kept for reuse.
-const MAX_SPARE: usize = 16;
+/// A record without headers is its key, its value, and less than this, bytes: five varints and a byte.
+const MAX_RECORD_FIELDS: usize = 40;
 
 impl Accumulator {
     pub fn new(settings: Settings) -> Accumulator {
@@ -236,6 +237,7 @@ impl Accumulator {
             pausing: BinaryHeap::new(),
             next_expiry_check: 0,
             spare: Vec::new(),
+            spare_bytes: 0,
         }
     }
 
@@ -279,18 +281,16 @@ impl Accumulator {
     /// # Errors
     /// [`ProduceFailure::BufferFull`] (the record fits later), a partition that is not there, a record that no batch can hold.
     pub fn append(&mut self, topic: usize, parts: &Parts<'_>, now: impl FnOnce() -> Micros) -> Result<Placed, ProduceFailure> {
-        let at = self.place(topic, parts)?;
+        let (mut at, is_sticky) = self.place(topic, parts)?;
         let limit = self.settings.buffer_memory;
         if self.buffered >= limit {
             return Err(ProduceFailure::BufferFull { buffered: self.buffered, limit });
         }
-        let max_batch = self.settings.batch_size.min(self.topics[topic].max_batch);
         let mut is_ready = false;
-        if let Some(open) = &self.partitions[at].open {
-            let Body::Open(builder) = &open.body else { unreachable!("an open batch is being built") };
-            if builder.len_after(parts.timestamp, parts.key, parts.value, parts.headers) > max_batch {
-                self.partitions[at].close();
-                is_ready = true;
+        while self.close_if_full(at, topic, parts) {
+            is_ready = true;
+            if is_sticky {
+                at = self.next_sticky(topic);
             }
         }
         let mut is_earlier = false;
@@ -320,8 +320,34 @@ impl Accumulator {
         Ok(Placed { delivery: batch.delivery.clone(), index, is_ready, is_earlier })
     }
 
-    /// The partition's place: named, by key, in turn, or the sticky one.
-    fn place(&mut self, topic: usize, parts: &Parts<'_>) -> Result<usize, ProduceFailure> {
+    /// Closes the open batch that this record would make too long, and puts it in line.
+    fn close_if_full(&mut self, at: usize, topic: usize, parts: &Parts<'_>) -> bool {
+        let max_batch = self.settings.batch_size.min(self.topics[topic].max_batch);
+        let partition = &mut self.partitions[at];
+        let Some(Batch { body: Body::Open(builder), .. }) = &partition.open else { return false };
+        // Most records are far from the end: no need to know their exact length.
+        let rough = builder.estimated_len() + parts.key.map_or(0, <[u8]>::len) + parts.value.map_or(0, <[u8]>::len) + MAX_RECORD_FIELDS;
+        if parts.headers.is_empty() && rough <= max_batch {
+            return false;
+        }
+        if builder.len_after(parts.timestamp, parts.key, parts.value, parts.headers) <= max_batch {
+            return false;
+        }
+        partition.close();
+        // A pause that is not over puts it in line when it ends.
+        let not_before = partition.not_before;
+        self.queue_if_ready(at, not_before);
+        true
+    }
+
+    fn next_sticky(&mut self, topic: usize) -> usize {
+        let topic = &mut self.topics[topic];
+        topic.sticky = (topic.sticky + 1) % topic.partitions.len();
+        topic.partitions[topic.sticky]
+    }
+
+    /// The partition's place: named, by key, in turn, or (and then true) the sticky one.
+    fn place(&mut self, topic: usize, parts: &Parts<'_>) -> Result<(usize, bool), ProduceFailure> {
         let count = self.topics[topic].partitions.len();
         let name = &self.topics[topic].name;
         if count == 0 {
@@ -338,24 +364,23 @@ impl Accumulator {
             }
             (None, Partitioning::Custom(custom)) => custom.partition(name, parts.key, parts.value, count as u32),
         };
-        let topic = &mut self.topics[topic];
         let Some(chosen) = chosen else {
-            if topic.sticky >= count || self.partitions[topic.partitions[topic.sticky]].open.is_none() {
-                topic.sticky = (topic.sticky + 1) % count;
-            }
-            return Ok(topic.partitions[topic.sticky]);
+            let sticky = self.topics[topic].partitions[self.topics[topic].sticky];
+            return Ok((if self.partitions[sticky].open.is_none() { self.next_sticky(topic) } else { sticky }, true));
         };
-        topic
-            .partitions
-            .get(chosen as usize)
-            .copied()
-            .ok_or_else(|| ClientError::Invalid(format!("{:?} has partitions 0 to {}, not {chosen}", topic.name, count - 1)).into())
+        let topic = &self.topics[topic];
+        let Some(at) = topic.partitions.get(chosen as usize) else {
+            let what = format!("{:?} has partitions 0 to {}, not {chosen}", topic.name, count - 1);
+            return Err(ClientError::Invalid(what).into());
+        };
+        Ok((*at, false))
     }
 
     /// Room for a batch that holds at least this record.
     fn new_builder(&mut self, at: usize, topic: usize, parts: &Parts<'_>) -> Result<BatchBuilder, ProduceFailure> {
         let usual = self.partitions[at].usual_len;
         let mut buffer = self.spare.pop().unwrap_or_default();
+        self.spare_bytes -= buffer.capacity();
         buffer.clear();
         buffer.reserve(usual);
         let builder = BatchBuilder::with_buffer(self.settings.compression, buffer);
@@ -554,9 +579,11 @@ impl Accumulator {
     fn release(&mut self, batch: &mut Batch) {
         self.buffered -= batch.accounted;
         if let Body::Built(bytes) = std::mem::replace(&mut batch.body, Body::Taken)
-            && self.spare.len() < MAX_SPARE
-            && let Ok(buffer) = bytes.try_into_mut()
+            && self.buffered + self.spare_bytes + bytes.len() <= self.settings.buffer_memory
+            && let Ok(mut buffer) = bytes.try_into_mut()
         {
+            buffer.clear();
+            self.spare_bytes += buffer.capacity();
             self.spare.push(buffer);
         }
     }

@@ -7,7 +7,7 @@
 //! What can't have been acknowledged is cut. Everything else that does not check is damage: its partition is set aside (`quarantined`), named, and
 //! not touched again.
 //!
-//! The pieces: [`journals`](self::journals) finds the groups that count, `replay` takes one partition through them, `place` and `index_tail`
+//! The pieces: `journals` finds the groups that count, `replay` takes one partition through them, `place` and `index_tail`
 //! write what that brings, `install` ends the old generation and starts the new one. Not here: the lock and the catalogue (the caller's), `meta`
 //! ([`identity`](crate::log::identity)).
 

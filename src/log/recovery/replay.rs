@@ -13,7 +13,7 @@ use crate::checksum::{Crc32c, running_hash};
 use crate::limits::{BLOCK, PARTITION_PRODUCERS, SEGMENT_READ};
 use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
-use crate::log::file_header::SegmentHeader;
+use crate::log::file_header::{self, SegmentHeader};
 use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, list_sorted, read_blocks};
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
 use crate::log::paths;
@@ -172,7 +172,7 @@ impl Replay {
             }
             EntryKind::SegmentOpen => self.open_segment(entry, payload),
             EntryKind::SegmentSeal => self.seal_segment(entry),
-            EntryKind::Adopt => self.adopt(files, entry, payload),
+            EntryKind::Adopt => self.adopt(files, entry, payload, source),
             EntryKind::Truncate => self.truncate(files, entry, payload),
             EntryKind::Epoch => {
                 self.start_epoch(entry.leader_epoch, entry.base_offset.min(self.state.log_end));
@@ -318,7 +318,7 @@ impl Replay {
         Ok(())
     }
 
-    fn adopt(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+    fn adopt(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8], source: &Source) -> Result<(), Fault> {
         let adopt = Adopt::decode(payload).map_err(Fault::entry)?;
         self.expect_new_segment(entry)?;
         let batch = BatchHeader::parse(&adopt.header).map_err(|error| Fault::partition(DamageKind::Batch, error))?;
@@ -330,8 +330,14 @@ impl Replay {
             return Err(Fault::partition(DamageKind::RunningHash, "the adopted batch's running hash is not the entry's"));
         }
         let opened = SegmentInfo::new(entry.segment, 0, self.state.running_hash);
-        let found = self.ensure_adopted(files, &opened.header(self.state.partition), &adopt);
-        self.placement.defer(entry.segment, found)?;
+        match self.ensure_adopted(files, &opened.header(self.state.partition), &adopt) {
+            // Nothing says that the file was finished before the end: nobody was told that it is.
+            Err(Fault::Partition(_)) if !source.proven_durable => {
+                self.cut = true;
+                return Ok(());
+            }
+            found => self.placement.defer(entry.segment, found)?,
+        }
         self.index_batch(files, &opened, FIRST_POSITION, &batch, self.state.running_hash)?;
         self.producers.record(&batch, self.now_ms);
         self.state.segments.push(opened);
@@ -348,11 +354,17 @@ impl Replay {
         Ok(())
     }
 
-    /// Gives an adopted file its segment's name, where that did not happen before, and checks that it is the one.
+    /// Finishes an adoption that was interrupted (the broker's bytes, the name), and checks that the file is the one.
     fn ensure_adopted(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader, adopt: &Adopt) -> Result<(), Fault> {
         let path = paths::segment(self.state.partition, segment.base_offset);
         let temporary = paths::adopted(self.state.partition, adopt.id);
         if len_if_exists(files, &temporary)?.is_some() {
+            let mut front = file_header::encode_header(segment);
+            front.extend_from_slice(&read_blocks(files, &temporary, FIRST_POSITION, BLOCK)?);
+            front.resize(2 * BLOCK, 0);
+            front[BLOCK..BLOCK + HEADER_LEN].copy_from_slice(&adopt.header);
+            files.write(&temporary, 0, &front)?;
+            files.sync(&temporary)?;
             files.rename(&temporary, &path)?;
         }
         self.renamed = true;

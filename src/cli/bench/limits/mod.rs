@@ -145,7 +145,8 @@ pub fn run(arguments: &LimitsArgs) -> Result<(), BenchError> {
         )));
     }
     let length = Duration::from_secs_f64(arguments.seconds);
-    let limits = Limits::measure(&arguments.dir, length, arguments.file_bytes, &mut |what| eprintln!("measuring {what}"))?;
+    let limits =
+        Limits::measure(&arguments.dir, length, arguments.file_bytes, &mut |what| arguments.output.progress(&format!("measuring {what}")))?;
     if arguments.output.for_people() {
         println!("{}", limits.to_text());
     }

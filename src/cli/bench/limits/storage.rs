@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use super::network::joined;
 use super::{Latencies, Throughput};
 use crate::limits::BLOCK;
+use crate::server::host::memory_file_system;
 
 /// Bytes of one sequential write or read.
 pub const SEQUENTIAL_BYTES: usize = 1024 * 1024;
@@ -70,9 +71,9 @@ impl Drop for ScratchFile {
     }
 }
 
-/// Whether files of this directory can be opened for direct I/O, and are on a device. (tmpfs takes the flag since Linux 6.6.)
+/// Whether files of this directory can be opened for direct I/O, and are on a device.
 pub fn has_direct_io(directory: &Path) -> io::Result<bool> {
-    if file_system(directory).is_some_and(|name| matches!(name.as_str(), "tmpfs" | "ramfs" | "rootfs")) {
+    if memory_file_system(directory).is_some() {
         return Ok(false);
     }
     let probe = ScratchFile::new(directory, "probe");
@@ -81,19 +82,6 @@ pub fn has_direct_io(directory: &Path) -> io::Result<bool> {
         Err(refusal) if refusal.raw_os_error() == Some(libc::EINVAL) => Ok(false),
         Err(other) => Err(other),
     }
-}
-
-/// The type of the file system that holds `path`, as the kernel names it.
-fn file_system(path: &Path) -> Option<String> {
-    let path = fs::canonicalize(path).ok()?;
-    let mounts = fs::read_to_string("/proc/self/mountinfo").ok()?;
-    let holding = mounts.lines().filter_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let mounted_at = place.split(' ').nth(4)?;
-        path.starts_with(mounted_at).then(|| (mounted_at.len(), kind.split(' ').next()))
-    });
-    // Of mounts on the same place the last one is seen.
-    holding.max_by_key(|(length, _)| *length)?.1.map(String::from)
 }
 
 /// Writes the file from its start, at most `bytes` of it and for at most `duration`, in order, `depth` blocks at once.
