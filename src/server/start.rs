@@ -83,7 +83,11 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Some(address) => Some(TcpListener::bind(address).map_err(|error| ServeError::Listen { address, error })?),
         None => None,
     };
-    let mut files = BlockingFiles::new(&settings.data, !settings.buffered_io);
+    let trace = match &options.disk_trace {
+        Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
+        None => None,
+    };
+    let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
     let catalogue = open_catalogue(&settings.data, &meta, fresh)?;
     let view = catalogue.view();
@@ -107,10 +111,6 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         spare_cpus: settings.spare_cpus.clone(),
     })
     .map_err(|e| failed("control plane", &e))?;
-    let trace = match &options.disk_trace {
-        Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
-        None => None,
-    };
 
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();

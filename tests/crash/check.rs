@@ -16,7 +16,7 @@ use corelane::types::{Offset, TopicPartition};
 
 use super::disk::{CrashDisk, Image, Loss};
 
-/// The cluster of every store in these tests.
+/// The cluster of a store that these tests make.
 pub const CLUSTER: [u8; 16] = [0xc1; 16];
 
 /// A batch that somebody was told is kept.
@@ -35,9 +35,11 @@ pub type Acknowledged = BTreeMap<TopicPartition, BTreeMap<Offset, Kept>>;
 pub fn open(image: &mut Image, catalogue: &[TopicPartition], shards: u32, salt: u64) -> Result<RecoveredStore, String> {
     let meta = identity::read(image).map_err(|error| error.to_string())?;
     let next = MetaSlot { oldest_reader: 1, node_id: 1, cluster: CLUSTER, incarnation: [7; 16], sequence: 0, clean_shutdown: false };
+    let cluster = meta.map_or(CLUSTER, |meta| meta.cluster);
+    let next = MetaSlot { cluster, ..next };
     identity::write(image, meta.as_ref(), &next).map_err(|error| error.to_string())?;
     let owner = |partition: TopicPartition| partition.topic.shard_of(partition.partition, shards);
-    let request = OpenRequest { cluster: CLUSTER, shards, salt, now_ms: 0, catalogue, owner: &owner };
+    let request = OpenRequest { cluster, shards, salt, now_ms: 0, catalogue, owner: &owner };
     open_store(image, &request).map_err(|error| format!("the store does not open: {error}"))
 }
 
@@ -108,6 +110,12 @@ pub fn compare(image: &Image, store: &RecoveredStore, acknowledged: &Acknowledge
 pub fn verify_clean(image: &mut Image) -> Result<(), String> {
     let report = verify(image, &mut |_| ()).map_err(|error| error.to_string())?;
     if report.damage.is_empty() { Ok(()) } else { Err(format!("verify finds {:?}", report.damage)) }
+}
+
+/// Recovers an image and compares.
+pub fn recover_once(mut image: Image, catalogue: &[TopicPartition], shards: u32, acknowledged: &Acknowledged) -> Result<(), String> {
+    let store = open(&mut image, catalogue, shards, 0xfeed)?;
+    compare(&image, &store, acknowledged)
 }
 
 /// Recovers an image, compares, and recovers what that left once more: the second time nothing may change.

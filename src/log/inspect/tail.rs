@@ -37,7 +37,8 @@ struct Reference {
 pub(super) struct Tail {
     pub(super) state: PartitionState,
     references: Vec<Reference>,
-    adopted: Vec<(Offset, u64)>,
+    /// Segment, number in the temporary file's name, whether it was known durable.
+    adopted: Vec<(Offset, u64, bool)>,
     /// Nothing after this is looked at: damage, or a batch that never got durable.
     stopped: bool,
     pub(super) damage: Vec<Damage>,
@@ -79,7 +80,7 @@ impl Tail {
             }
             EntryKind::Adopt => {
                 let adopt = Adopt::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
-                self.adopted.push((entry.segment, adopt.id));
+                self.adopted.push((entry.segment, adopt.id, true));
                 Ok(())
             }
             _ => Ok(()),
@@ -110,7 +111,7 @@ impl Tail {
             EntryKind::Adopt => {
                 let adopt = Adopt::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
                 let header = parse(&adopt.header)?;
-                self.adopted.push((entry.segment, adopt.id));
+                self.adopted.push((entry.segment, adopt.id, place.durable));
                 self.drop_empty(entry.segment);
                 let hash = running_hash(self.state.running_hash, &adopt.header);
                 self.state.segments.push(SegmentInfo { adopted: true, ..SegmentInfo::new(entry.segment, 0, self.state.running_hash) });
@@ -183,7 +184,7 @@ impl Tail {
 
     fn truncate(&mut self, entry: &EntryHeader) {
         self.references.retain(|reference| (reference.segment, reference.position) < (entry.segment, entry.position));
-        self.adopted.retain(|(segment, _)| *segment < entry.segment);
+        self.adopted.retain(|(segment, ..)| *segment < entry.segment);
         self.state.segments.retain(|segment| segment.base_offset <= entry.segment);
         if let Some(last) = self.state.segments.last_mut() {
             *last = SegmentInfo {
@@ -239,7 +240,7 @@ impl Tail {
                 list.push(Damage::new(path, position, DamageKind::Batch, detail));
             }
         }
-        for (segment, id) in std::mem::take(&mut self.adopted) {
+        for (segment, id, durable) in std::mem::take(&mut self.adopted) {
             let Some(info) = self.state.segments.iter().find(|info| info.base_offset == segment && info.adopted) else { continue };
             if (segment, info.valid_end) <= flushed {
                 continue;
@@ -250,15 +251,21 @@ impl Tail {
                 Some(_) => temporary,
                 None => paths::segment(self.state.partition, segment),
             };
-            if len_if_exists(files, &path)?.is_none() {
-                self.damage.push(Damage::new(path, 0, DamageKind::Missing, "an adopted batch is not there"));
-                continue;
+            let mut wrong = None;
+            if len_if_exists(files, &path)?.is_some() {
+                let mut pieces = Pieces::open(files, &path)?;
+                match pieces.batch(FIRST_POSITION, info.valid_end)? {
+                    Found::Batch(found) if found.0.base_offset == segment => {}
+                    Found::Batch(found) => wrong = Some(format!("a batch of offset {}, expected {segment}", found.0.base_offset)),
+                    Found::Damaged(_, detail) | Found::Nothing(detail) => wrong = Some(detail),
+                }
+                read += pieces.read;
+            } else {
+                wrong = Some("an adopted batch is not there".into());
             }
-            let mut pieces = Pieces::open(files, &path)?;
-            let found = pieces.batch(FIRST_POSITION, info.valid_end)?;
-            read += pieces.read;
-            if let Found::Damaged(_, detail) | Found::Nothing(detail) = found {
-                self.damage.push(Damage::new(path, FIRST_POSITION, DamageKind::Batch, detail));
+            if let Some(detail) = wrong {
+                let list = if durable { &mut self.damage } else { &mut self.ambiguous };
+                list.push(Damage::new(path, FIRST_POSITION, DamageKind::Batch, detail));
             }
         }
         Ok(read)
