@@ -14,6 +14,7 @@ use corelane::log::segment::FIRST_POSITION;
 use corelane::shard::trace::TraceEvent;
 use corelane::types::{Offset, TopicPartition};
 
+use super::Numbers;
 use super::disk::{CrashDisk, Image, Loss};
 
 /// The cluster of a store that these tests make.
@@ -154,12 +155,12 @@ pub struct Loser {
     pub what: String,
 }
 
-/// Crashes after every event of a trace, in several ways each, and gives each different image that this can leave, with what was acknowledged by then, to
+/// Crashes after every event of a trace, in several ways each (of which one in `one_in` is taken), and gives each different image that this can leave, with what was acknowledged by then, to
 /// `check`. Ends at the first failure.
 pub fn enumerate(
     start: &Image,
     events: &[TraceEvent],
-    ways: u64,
+    (ways, one_in): (u64, u64),
     seed: u64,
     mut check: impl FnMut(Image, &Acknowledged, usize) -> Result<(), String>,
 ) -> Result<Counts, Box<Loser>> {
@@ -167,6 +168,7 @@ pub fn enumerate(
     let mut acknowledged = Acknowledged::new();
     let mut counts = Counts::default();
     let mut seen = HashSet::new();
+    let mut sample = Numbers(seed);
     for (at, event) in events.iter().enumerate() {
         let changed = disk.apply(event);
         if let TraceEvent::Acknowledge { partition, base_offset, count, crc } = event {
@@ -183,6 +185,9 @@ pub fn enumerate(
             }
         });
         for loss in [Loss::Nothing, Loss::Everything].into_iter().chain(random) {
+            if sample.below(one_in) > 0 {
+                continue;
+            }
             let image = disk.crash(loss);
             // The same image with more acknowledged is another question.
             if !seen.insert((image.fingerprint(), acknowledged.values().map(BTreeMap::len).sum::<usize>())) {
