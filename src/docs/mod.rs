@@ -19,4 +19,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0003-one-profile.md")]
     pub mod one_profile {}
+
+    #[doc = include_str!("decisions/0004-what-a-group-claims.md")]
+    pub mod what_a_group_claims {}
 }
