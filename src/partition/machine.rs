@@ -289,6 +289,11 @@ impl Partition {
     fn seal(&mut self) -> Option<Sealed> {
         let index = std::mem::replace(&mut self.index, Index::new(self.ladder.appended()));
         let active = self.segments.back_mut().filter(|s| !s.sealed)?;
+        if active.end_offset == active.base_offset {
+            // Nothing was appended: the next segment takes its place, so that no two have one base offset.
+            self.segments.pop_back();
+            return None;
+        }
         active.sealed = true;
         Some(Sealed { segment: *active, index })
     }

@@ -252,6 +252,8 @@ impl Store {
     ) -> u64 {
         self.journal_epoch(cell, plan);
         let sealed = cell.machine.borrow_mut().adopt(plan, stored, header, now);
+        // An open segment without records is replaced by the adopted one.
+        cell.drop_files(plan.segment);
         if let Some(sealed) = sealed {
             self.sealed(cell, sealed);
         }

@@ -9,6 +9,10 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 
 use crate::limits::BLOCK;
 use crate::log::files::{BlockBuffer, DirEntry, FileError, ReadFiles, StoreFiles};
@@ -16,6 +20,8 @@ use crate::shard::trace::{Trace, TraceEvent};
 
 /// Files that are kept open between two operations.
 const OPEN_FILES: usize = 64;
+/// Longest wait for requests that a killed broker left in flight.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(10);
 /// Files that are synced at the same time.
 const SYNC_THREADS: usize = 16;
 
@@ -86,13 +92,31 @@ impl BlockingFiles {
         if self.direct {
             options.custom_flags(libc::O_DIRECT);
         }
-        options.open(path)
+        let file = options.open(path)?;
+        if self.writable {
+            wait_until_released(&file)?;
+        }
+        Ok(file)
     }
 
     /// A name changed: what is open under it is not it any more.
     fn forget(&mut self, path: &str) {
         let below = format!("{path}/");
         self.open.retain(|open, _| open != path && !open.starts_with(&below));
+    }
+}
+
+/// Waits until no request of a broker that was killed is in flight on the file: each holds the description that the broker locked (`Disk` does), and the kernel
+/// may take an io_uring apart a moment after its process is gone. A write that lands after recovery read the file would undo what recovery decided.
+fn wait_until_released(file: &File) -> io::Result<()> {
+    let first = Instant::now();
+    loop {
+        match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(rustix::fs::flock(file, FlockOperation::Unlock)?),
+            Err(Errno::WOULDBLOCK) if first.elapsed() < RELEASE_PATIENCE => thread::sleep(Duration::from_millis(1)),
+            Err(Errno::WOULDBLOCK) => return Err(io::Error::new(io::ErrorKind::ResourceBusy, "requests of another broker are in flight on it")),
+            Err(error) => return Err(error.into()),
+        }
     }
 }
 

@@ -26,7 +26,6 @@ pub struct Checkpoints {
     shard: u32,
     /// The slot that is written next; the other one holds the newest checkpoint.
     next: Cell<Slot>,
-    number: Cell<u64>,
     /// For the slot written last and the one before: first group still needed.
     needed: Cell<(u64, u64)>,
     created: Cell<bool>,
@@ -40,7 +39,6 @@ impl Checkpoints {
             generation,
             shard,
             next: Cell::new(Slot::B),
-            number: Cell::new(1),
             needed: Cell::new((1, 1)),
             created: Cell::new(false),
         }
@@ -73,9 +71,8 @@ impl Checkpoints {
         store.metrics.add(Counter::Checkpoints, 1);
         store.mark("checkpoint");
         if let Some(cell) = cells.first() {
-            store.add_state_entry(cell, EntryKind::Checkpoint, 0, 0, self.number.get() as i64);
+            store.add_state_entry(cell, EntryKind::Checkpoint, 0, 0, body.sequence as i64);
         }
-        self.number.set(self.number.get() + 1);
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -85,6 +86,10 @@ impl Disk {
             false => Handle::Direct(options.dma_open(&full).await?),
             true => Handle::Buffered(options.buffered_open(&full).await?),
         };
+        hold(match &file {
+            Handle::Direct(file) => file.as_raw_fd(),
+            Handle::Buffered(file) => file.as_raw_fd(),
+        })?;
         Ok(DataFile { file, path: path.into(), disk: self.clone() })
     }
 
@@ -151,6 +156,16 @@ impl Disk {
                 Err(e) => Err(e),
             })
             .await
+    }
+}
+
+/// Takes a shared lock that lives as long as the open file, requests in flight included: the next start waits for it.
+#[allow(unsafe_code)]
+fn hold(descriptor: RawFd) -> io::Result<()> {
+    // SAFETY: flock only takes a descriptor, which the caller's file keeps open during the call.
+    match unsafe { libc::flock(descriptor, libc::LOCK_SH | libc::LOCK_NB) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 
