@@ -94,6 +94,10 @@ fn lived() -> Vec<TraceEvent> {
         broker.produce("traced", 20 + round, 100, round as u64);
     }
     broker.produce("traced", 2_000, 1_000, 100);
+    // More than a journal file of appends that go through the journal.
+    for round in 0..60 {
+        broker.produce("traced", 1, 100_000, 300 + round);
+    }
     broker.produce("traced", 3, 300_000, 101);
     broker.produce("traced", 40, 50_000, 102);
     broker.produce("traced", 1, 9_000_000, 103);
