@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use super::segment_walk::{Found, Pieces};
 use super::tail::{Place, Tail};
-use crate::batch::HEADER_LEN;
+use crate::batch::{BatchHeader, HEADER_LEN};
 use crate::checksum::running_hash;
 use crate::limits::BLOCK;
 use crate::log::checkpoint::{CheckpointBody, PartitionState};
@@ -320,12 +320,13 @@ impl<F: ReadFiles> Verification<'_, F> {
             self.count_bytes(read);
             self.report.damage.append(&mut tail.damage);
             self.report.ambiguous.append(&mut tail.ambiguous);
-            self.partition(&tail.state)?;
+            self.partition(&tail)?;
         }
         Ok(())
     }
 
-    fn partition(&mut self, state: &PartitionState) -> Result<(), FileError> {
+    fn partition(&mut self, tail: &Tail) -> Result<(), FileError> {
+        let state = &tail.state;
         let dir = paths::partition_dir(state.partition);
         for entry in list_sorted(self.files, &dir)? {
             let path = format!("{dir}/{}", entry.name);
@@ -347,14 +348,15 @@ impl<F: ReadFiles> Verification<'_, F> {
             if segment.base_offset == 0 {
                 hash = Some(0);
             }
-            self.segment(state, segment, hash)?;
+            self.segment(tail, segment, hash)?;
             hash = Some(segment.running_hash);
         }
         Ok(())
     }
 
-    /// Walks over the flushed part of a segment, with its index.
-    fn segment(&mut self, state: &PartitionState, info: &SegmentInfo, mut hash: Option<u64>) -> Result<(), FileError> {
+    /// Walks over the flushed part of a segment, with its index, and on over the headers that the journal has, so that the running hash comes to its end.
+    fn segment(&mut self, tail: &Tail, info: &SegmentInfo, mut hash: Option<u64>) -> Result<(), FileError> {
+        let state = &tail.state;
         let flushed = (state.flushed_segment, state.flushed_position);
         let limit = match info.base_offset {
             base if base < flushed.0 => info.valid_end,
@@ -377,21 +379,25 @@ impl<F: ReadFiles> Verification<'_, F> {
         let mut found_damage = Vec::new();
         let mut pieces = Pieces::open(self.files, &path)?;
         let (mut at, mut next, mut largest) = (FIRST_POSITION, info.base_offset, Timestamp::MIN);
-        while at < limit {
-            let (header, head) = match pieces.batch(at, info.valid_end)? {
-                Found::Batch(found) => *found,
-                // A batch whose end is not flushed yet: the journal has it.
-                Found::Damaged(found, _) if at + found.0.total_len() as u64 > limit => break,
-                Found::Damaged(found, detail) => {
-                    found_damage.push(Damage::new(&*path, at, DamageKind::Batch, detail));
-                    *found
-                }
-                // A header that is not flushed whole.
-                Found::Nothing(_) if at + HEADER_LEN as u64 > limit => break,
-                Found::Nothing(detail) => {
-                    found_damage.push(Damage::new(&*path, at, DamageKind::Batch, detail));
-                    hash = None;
-                    break;
+        while at < info.valid_end {
+            let (header, head) = if at + HEADER_LEN as u64 > limit {
+                let Some(head) = tail.headers.get(&(info.base_offset, at)) else { break };
+                let Ok(header) = BatchHeader::parse(head) else { break };
+                (header, *head)
+            } else {
+                match pieces.batch(at, info.valid_end)? {
+                    Found::Batch(found) => *found,
+                    // A batch whose end is not flushed yet: the journal has it.
+                    Found::Damaged(found, _) if at + found.0.total_len() as u64 > limit => *found,
+                    Found::Damaged(found, detail) => {
+                        found_damage.push(Damage::new(&*path, at, DamageKind::Batch, detail));
+                        *found
+                    }
+                    Found::Nothing(detail) => {
+                        found_damage.push(Damage::new(&*path, at, DamageKind::Batch, detail));
+                        hash = None;
+                        break;
+                    }
                 }
             };
             if header.base_offset < next {
@@ -423,10 +429,9 @@ impl<F: ReadFiles> Verification<'_, F> {
             largest = largest.max(header.max_timestamp);
             at += header.total_len() as u64;
         }
-        if limit == info.valid_end && found_damage.is_empty() {
-            let ends = at == limit && next <= info.end_offset;
-            if !ends {
-                let detail = format!("the segment ends with offset {next} at {at}, expected {} at {limit}", info.end_offset);
+        if at == info.valid_end && found_damage.is_empty() {
+            if next > info.end_offset {
+                let detail = format!("the segment ends with offset {next}, expected {}", info.end_offset);
                 found_damage.push(Damage::new(&*path, at, DamageKind::Continuity, detail));
             } else if hash.is_some_and(|hash| hash != info.running_hash) {
                 found_damage.push(Damage::new(
@@ -435,6 +440,12 @@ impl<F: ReadFiles> Verification<'_, F> {
                     DamageKind::RunningHash,
                     "the running hash at the segment's end is not the log's",
                 ));
+            }
+        }
+        if limit == info.valid_end && found_damage.is_empty() {
+            if at != limit {
+                let detail = format!("the last batch ends at {at}, the segment at {limit}");
+                found_damage.push(Damage::new(&*path, at, DamageKind::Continuity, detail));
             }
             let end = limit.next_multiple_of(BLOCK as u64).min(pieces.len());
             if info.sealed

@@ -1,5 +1,7 @@
 //! What a partition is after the journal, computed without placing a byte: every batch in the journal is checked on the way.
 
+use std::collections::BTreeMap;
+
 use super::segment_walk::{Found, Pieces};
 use crate::batch::{BatchHeader, BatchIter, HEADER_LEN, check_stored};
 use crate::checksum::running_hash;
@@ -37,6 +39,8 @@ struct Reference {
 pub(super) struct Tail {
     pub(super) state: PartitionState,
     references: Vec<Reference>,
+    /// Headers of batches in the journal whose bytes may not be in the segment yet, by segment and position.
+    pub(super) headers: BTreeMap<(Offset, u64), [u8; HEADER_LEN]>,
     /// Segment, number in the temporary file's name, whether it was known durable.
     adopted: Vec<(Offset, u64, bool)>,
     /// Nothing after this is looked at: damage, or a batch that never got durable.
@@ -49,7 +53,15 @@ type Checked = Result<(), (DamageKind, String)>;
 
 impl Tail {
     pub(super) fn new(state: PartitionState) -> Tail {
-        Tail { state, references: Vec::new(), adopted: Vec::new(), stopped: false, damage: Vec::new(), ambiguous: Vec::new() }
+        Tail {
+            state,
+            references: Vec::new(),
+            headers: BTreeMap::new(),
+            adopted: Vec::new(),
+            stopped: false,
+            damage: Vec::new(),
+            ambiguous: Vec::new(),
+        }
     }
 
     /// Nothing more is known of the partition from here on.
@@ -61,11 +73,35 @@ impl Tail {
         if self.stopped {
             return;
         }
+        self.note_headers(entry, payload);
         let checked = if place.seen { self.seen(entry, payload) } else { self.follow(entry, payload, place) };
         if let Err((kind, detail)) = checked {
             let detail = format!("{:?} of {}: {detail}", entry.kind, self.state.partition);
             self.damage.push(Damage::new(&*place.file, place.offset, kind, detail));
             self.stopped |= !place.seen;
+        }
+    }
+
+    /// Notes where which batch begins, as far as the segment may not have it.
+    fn note_headers(&mut self, entry: &EntryHeader, payload: &[u8]) {
+        let mut position = entry.position.saturating_add(u64::from(entry.carried));
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
+        match entry.kind {
+            EntryKind::Append if (entry.segment, entry.position.saturating_add(payload.len() as u64)) > flushed => {
+                for (_, batch) in BatchIter::new(&payload[entry.carried as usize..]).flatten() {
+                    if let Some(header) = batch.first_chunk() {
+                        self.headers.insert((entry.segment, position), *header);
+                    }
+                    position += batch.len() as u64;
+                }
+            }
+            EntryKind::LargeReference => {
+                if let Ok((reference, _)) = LargeReference::decode(entry, payload) {
+                    self.headers.insert((entry.segment, position), reference.header);
+                }
+            }
+            EntryKind::Truncate => self.headers.retain(|at, _| *at < (entry.segment, entry.position)),
+            _ => {}
         }
     }
 
