@@ -114,7 +114,9 @@ fn wait_until_released(file: &File) -> io::Result<()> {
         match rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => return Ok(rustix::fs::flock(file, FlockOperation::Unlock)?),
             Err(Errno::WOULDBLOCK) if first.elapsed() < RELEASE_PATIENCE => thread::sleep(Duration::from_millis(1)),
-            Err(Errno::WOULDBLOCK) => return Err(io::Error::new(io::ErrorKind::ResourceBusy, "requests of another broker are in flight on it")),
+            Err(Errno::WOULDBLOCK) => {
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, "requests of another broker are in flight on it"));
+            }
             Err(error) => return Err(error.into()),
         }
     }

@@ -34,14 +34,7 @@ pub struct Checkpoints {
 impl Checkpoints {
     /// For a shard whose first checkpoint (slot a, sequence 0) was written when the store was opened.
     pub fn new(cluster: [u8; 16], generation: u64, shard: u32) -> Checkpoints {
-        Checkpoints {
-            cluster,
-            generation,
-            shard,
-            next: Cell::new(Slot::B),
-            needed: Cell::new((1, 1)),
-            created: Cell::new(false),
-        }
+        Checkpoints { cluster, generation, shard, next: Cell::new(Slot::B), needed: Cell::new((1, 1)), created: Cell::new(false) }
     }
 
     /// Takes a checkpoint of the store as it is now.
