@@ -1,6 +1,6 @@
 //! `corelane demo`: real files through a broker that is killed on the way, and then the question whether it kept its word.
 //!
-//! The broker is a child process, so that SIGKILL is what it would be in real life. What it acknowledged is noted here ([`ledger`]), outside
+//! The broker is a child process, so that SIGKILL is what it would be in real life. What it acknowledged is noted here (`ledger`), outside
 //! of it, and compared at the end with what a fresh client reads. SIGKILL leaves the kernel's page cache alone: that acknowledged data
 //! is on the disk, and not only there, is shown by the tests of crashes and not by this.
 
