@@ -87,7 +87,7 @@ pub fn ring_size(memory: u64, shards: u32) -> (u64, usize) {
 pub async fn run(parts: ShardParts) -> Result<(), String> {
     let ready = parts.ready.clone();
     let shard = parts.shard;
-    // The runtime can miss the completion of its device probe when nothing else wakes it (seen as a shard that never started): a timer does.
+    // A shard was seen that hung before its first file was open, with nothing to wake its executor (decision 0004): a timer does.
     let ticker = glommio::spawn_local(async {
         loop {
             glommio::timer::sleep(OPEN_TICK).await;
