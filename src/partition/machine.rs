@@ -168,13 +168,6 @@ impl Partition {
         (self.flushed.segment, self.flushed.position)
     }
 
-    /// The log end of `epoch` or of the largest one before it, with that epoch; for clients that look for divergence.
-    pub fn end_of_epoch(&self, epoch: LeaderEpoch) -> Option<(LeaderEpoch, Offset)> {
-        let at = self.epochs.iter().rposition(|(e, _)| *e <= epoch)?;
-        let end = self.epochs.get(at + 1).map_or(self.ladder.appended(), |(_, start)| *start);
-        Some((self.epochs[at].0, end))
-    }
-
     /// Position at which the next batch would start; `None` without an open segment.
     pub fn next_position(&self) -> Option<u64> {
         self.active().map(|s| s.valid_end)

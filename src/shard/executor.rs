@@ -11,19 +11,6 @@ const PREEMPT: Duration = Duration::from_millis(1);
 /// Registered I/O memory per executor, bytes; reads beyond it use the heap.
 const IO_MEMORY: usize = 4 << 20;
 
-/// CPUs that this process may use, ascending.
-#[allow(unsafe_code)]
-pub fn allowed_cpus() -> io::Result<Vec<usize>> {
-    // SAFETY: an all-zero cpu_set_t is valid, and the kernel writes at most its size.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: pid 0 is this thread; pointer and size belong to `set`.
-    if unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) } != 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: CPU_ISSET reads bits inside the set for indices below CPU_SETSIZE.
-    Ok((0..libc::CPU_SETSIZE as usize).filter(|cpu| unsafe { libc::CPU_ISSET(*cpu, &set) }).collect())
-}
-
 /// Starts a thread pinned to `cpu` that runs what `start` returns. `spin` keeps it awake that long before it sleeps.
 pub fn spawn<F, T>(
     name: &str,

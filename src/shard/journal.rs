@@ -139,12 +139,6 @@ impl Journal {
         self.durable.get()
     }
 
-    /// The sequence that an entry added now gets.
-    pub fn current_sequence(&self) -> u64 {
-        let state = self.state.borrow();
-        state.open.as_ref().map_or(state.next_sequence, |g| g.sequence)
-    }
-
     /// The group `sequence` points to bytes that are being written elsewhere: until [`Journal::end_outside`] no header claims it durable.
     pub fn begin_outside(&self, sequence: u64) {
         *self.outside.borrow_mut().entry(sequence).or_default() += 1;
