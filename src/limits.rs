@@ -42,6 +42,10 @@ pub const MAX_GROUP: usize = 512 * 1024;
 pub const JOURNAL_FILE: u64 = 32 * 1024 * 1024;
 /// Largest sum of all journal files of a node, bytes: replay must fit the start-up target.
 pub const MAX_JOURNAL: u64 = 512 * 1024 * 1024;
+/// A journal group that nobody waits for is written after this long, ms.
+pub const LAZY_GROUP_MS: u64 = 5;
+/// Groups that nobody waits for are synced after this long, ms, while others are written; at once when none are.
+pub const UNSYNCED_MS: u64 = 50;
 /// An idle shard writes a durable mark after this long, ms.
 pub const DURABLE_MARK_MS: u64 = 10;
 
@@ -56,8 +60,9 @@ pub const PARTITION_PRODUCERS: usize = 4096;
 
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
-/// Batches that a producer entry remembers (Kafka's guarantee for five requests in flight).
-pub const PRODUCER_BATCHES: usize = 5;
+/// Batches that a producer entry remembers, and that a producer of ours has in flight to a partition: Kafka guarantees five; large batches that each wait
+/// for the sync of their segment need more to keep the device busy.
+pub const PRODUCER_BATCHES: usize = 16;
 /// Longest topic name, bytes (Kafka's limit).
 pub const MAX_TOPIC_NAME: usize = 249;
 /// Largest number of partitions of one topic.

@@ -23,6 +23,7 @@ use super::large;
 use super::partitioner::Partitioning;
 use super::session::Micros;
 use crate::batch::Compression;
+use crate::limits;
 use crate::request::{Acks, Code, Produce, ProduceBatch, ProduceResult, Request, Response};
 use crate::types::Timestamp;
 
@@ -100,7 +101,7 @@ impl ProducerBuilder {
             batch_size: 256 * 1024,
             compression: Compression::None,
             buffer_memory: 64 * 1024 * 1024,
-            max_in_flight: 5,
+            max_in_flight: limits::PRODUCER_BATCHES,
             max_request: 1024 * 1024,
             delivery_timeout: Duration::from_secs(120),
             partitioning: Partitioning::default(),
@@ -144,7 +145,7 @@ impl ProducerBuilder {
         self
     }
 
-    /// Requests in flight per connection (default: 5).
+    /// Requests in flight per connection (default: 16, as many batches as a broker remembers of a producer in one partition).
     pub fn max_in_flight(mut self, requests: usize) -> Self {
         self.max_in_flight = requests;
         self

@@ -14,6 +14,24 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use super::settings::{ServeSettings, Size};
 use crate::limits::{self, BLOCK};
 
+/// Keeps freed memory in the process instead of giving it back to the kernel block by block: buffers of appends and reads come and go by the megabyte, and
+/// fresh pages for each were a fifth of a loaded shard's time (measured). What is used is bounded by the shards' budgets.
+#[allow(unsafe_code)]
+pub fn keep_freed_memory() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGEST_BLOCK: libc::c_int = 32 << 20;
+        const MOST_UNUSED: libc::c_int = 512 << 20;
+        const GROWTH: libc::c_int = 1 << 20;
+        // SAFETY: the allocator's parameters are set before any thread is started.
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGEST_BLOCK);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, MOST_UNUSED);
+            libc::mallopt(libc::M_TOP_PAD, GROWTH);
+        }
+    }
+}
+
 /// The CPUs that this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cpus {

@@ -71,9 +71,13 @@ pub enum ServeError {
 /// When it can't start, or a shard failed.
 pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), ServeError> {
     let failed = |what: &str, error: &dyn std::fmt::Display| ServeError::Failed(format!("{what}: {error}"));
+    host::keep_freed_memory();
     let mut termination = Termination::install().map_err(|e| failed("signals", &e))?;
     let host = host::check(&settings)?;
     tracing::debug!(descriptors = host.descriptors, "host checked");
+    // The runtime opens directories relative to no directory at all: a relative path would not be found.
+    let data = std::path::absolute(&settings.data).map_err(|e| failed("the data directory's path", &e))?;
+    let settings = ServeSettings { data, ..settings };
     let lock = lock(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {

@@ -21,6 +21,7 @@ use crate::metrics::Counter;
 use crate::partition::Planned;
 use crate::request::Refusal;
 use crate::shard::disk::DataFile;
+use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::produce::batch_refusal;
@@ -261,6 +262,6 @@ impl Store {
         let payload = adopt.encode();
         let entry = EntryHeader { payload_len: payload.len() as u32, ..self.entry(cell, EntryKind::Adopt, plan) };
         self.mark("adopt");
-        self.journal.add(&entry, true, Some(cell), |space| space.copy_from_slice(&payload)).sequence
+        self.journal.add(&entry, Urgency::Sync, Some(cell), |space| space.copy_from_slice(&payload)).sequence
     }
 }

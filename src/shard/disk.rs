@@ -78,9 +78,21 @@ impl Disk {
         self.open_with(path, false).await
     }
 
+    /// Opens an existing file so that a write is durable when it ends ([`DataFile::write_through`]). None where files go through the page cache.
+    pub async fn open_through(self: &Rc<Disk>, path: &str) -> io::Result<Option<DataFile>> {
+        match self.buffered {
+            true => Ok(None),
+            false => self.open_flagged(path, false, libc::O_DSYNC).await.map(Some),
+        }
+    }
+
     async fn open_with(self: &Rc<Disk>, path: &str, create_new: bool) -> io::Result<DataFile> {
+        self.open_flagged(path, create_new, 0).await
+    }
+
+    async fn open_flagged(self: &Rc<Disk>, path: &str, create_new: bool, flags: libc::c_int) -> io::Result<DataFile> {
         let mut options = OpenOptions::new();
-        options.read(true).write(true).create_new(create_new);
+        options.read(true).write(true).create_new(create_new).custom_flags(flags);
         let full = self.root.join(path);
         let file = match self.buffered {
             false => Handle::Direct(options.dma_open(&full).await?),
@@ -214,6 +226,17 @@ impl DataFile {
         }
         self.disk.written.set(self.disk.written.get() + len as u64);
         self.disk.note(|| TraceEvent::WriteEnd { id });
+        Ok(())
+    }
+
+    /// As [`DataFile::write`] of a file from [`Disk::open_through`]: what was written is durable then, and nothing else.
+    pub async fn write_through(&self, buffer: Rc<DmaBuffer>, position: u64) -> io::Result<()> {
+        self.write(buffer, position).await?;
+        // In the trace it is a write and a sync; nothing else of the file can be unsynced here.
+        let id = self.disk.trace.as_ref().map_or(0, |t| t.next_id());
+        self.disk.note(|| TraceEvent::SyncStart { id, path: self.path.to_string() });
+        self.disk.syncs.set(self.disk.syncs.get() + 1);
+        self.disk.note(|| TraceEvent::SyncEnd { id });
         Ok(())
     }
 

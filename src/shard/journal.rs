@@ -2,7 +2,7 @@
 //!
 //! Appends add entries to the open group. The commit task takes every group that has come together, writes them at
 //! once and syncs once; while that is in flight the next group fills. Nobody waits for a linger: a lone record is a
-//! group of its own at once.
+//! group of its own at once. Only entries that nobody waits for ([`Urgency::Lazy`]) may lie for a few milliseconds.
 //!
 //! The buffer of a group is also the tail memory of its records, so a small append is copied once, from the socket's
 //! buffer to here.
@@ -21,18 +21,42 @@ use std::time::{Duration, Instant};
 
 use futures_util::future::try_join_all;
 
-use crate::limits::{BLOCK, DURABLE_MARK_MS, MAX_GROUP};
+use crate::limits::{BLOCK, DURABLE_MARK_MS, LAZY_GROUP_MS, MAX_GROUP, UNSYNCED_MS};
 use crate::log::journal::{ENTRY_HEADER_LEN, EntryHeader, GROUP_HEADER_LEN, GroupHeader, entry_space, group_front};
 use crate::metrics::{Counter, ShardMetrics, Stage};
 use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::shard::event::Event;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::ring::Ring;
+use crate::shard::sync_choice::{SyncChoice, SyncWay};
+use crate::types::Durability;
 
 /// Smallest buffer of a group, bytes.
 const MIN_BUFFER: usize = 8 * 1024;
 /// Buffer of a group under load, bytes: small enough that a partition that lags pins little.
 const MAX_BUFFER: usize = 256 * 1024;
+
+/// What an entry's author waits for.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Urgency {
+    /// Nothing: it is written with the next group that somebody waits for, or after [`LAZY_GROUP_MS`].
+    Lazy,
+    /// The device write. It is synced with the next group that somebody waits for, or after [`UNSYNCED_MS`].
+    Write,
+    /// The sync.
+    Sync,
+}
+
+impl Urgency {
+    /// What an append of a topic of that level waits for.
+    pub fn of(level: Durability) -> Urgency {
+        match level {
+            Durability::Memory => Urgency::Lazy,
+            Durability::Written => Urgency::Write,
+            Durability::Durable => Urgency::Sync,
+        }
+    }
+}
 
 /// Identity of the groups that a journal writes.
 #[derive(Clone, Copy, Debug)]
@@ -56,8 +80,12 @@ pub struct Journal {
     progress: Event,
     /// Partitions whose groups are written and wait for a later sync.
     unsynced: RefCell<Vec<Rc<PartitionCell>>>,
+    /// Since when groups are written and not synced.
+    unsynced_since: Cell<Option<Instant>>,
     /// Groups that point to bytes outside of the journal which are not synced yet, with how often.
     outside: RefCell<BTreeMap<u64, usize>>,
+    /// How a lone group is made durable.
+    choice: RefCell<SyncChoice>,
     /// Somebody waits for a sync of what is written already.
     sync_wanted: Cell<bool>,
     stopping: Cell<bool>,
@@ -83,8 +111,15 @@ struct Group {
     sequence: u64,
     entries: u16,
     touched: Vec<Rc<PartitionCell>>,
-    must_sync: bool,
+    urgency: Urgency,
     opened: Instant,
+}
+
+impl Group {
+    /// When it is written at the latest.
+    fn due(&self) -> Instant {
+        self.opened + Duration::from_millis(LAZY_GROUP_MS)
+    }
 }
 
 /// Where an entry went.
@@ -116,7 +151,9 @@ impl Journal {
             work: Event::default(),
             progress: Event::default(),
             unsynced: RefCell::default(),
+            unsynced_since: Cell::new(None),
             outside: RefCell::default(),
+            choice: RefCell::default(),
             sync_wanted: Cell::new(false),
             stopping: Cell::new(false),
             accounted,
@@ -179,9 +216,9 @@ impl Journal {
         &self.progress
     }
 
-    /// Adds an entry whose payload of `header.payload_len` bytes `fill` writes. `touched` hears when the group is written and durable; without
-    /// `must_sync` the group may wait for the next one that needs a sync.
-    pub fn add(&self, header: &EntryHeader, must_sync: bool, touched: Option<&Rc<PartitionCell>>, fill: impl FnOnce(&mut [u8])) -> Placed {
+    /// Adds an entry whose payload of `header.payload_len` bytes `fill` writes. `touched` hears when the group is written and durable, which is
+    /// brought about as `urgency` asks.
+    pub fn add(&self, header: &EntryHeader, urgency: Urgency, touched: Option<&Rc<PartitionCell>>, fill: impl FnOnce(&mut [u8])) -> Placed {
         let payload_len = header.payload_len as usize;
         let space = entry_space(payload_len);
         assert!(GROUP_HEADER_LEN + space <= MAX_GROUP, "an entry of {payload_len} bytes is no small append");
@@ -197,7 +234,9 @@ impl Journal {
             let sequence = state.next_sequence;
             state.next_sequence += 1;
             state.newest = sequence;
-            state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), must_sync: false, opened: Instant::now() });
+            state.open =
+                Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
+            self.work.notify();
         }
         let group = state.open.as_mut().expect("opened above");
         let head = group.buffer.push_with(ENTRY_HEADER_LEN, |space| header.write(space));
@@ -205,7 +244,7 @@ impl Journal {
         group.buffer.push_zeros(space - ENTRY_HEADER_LEN - payload_len);
         debug_assert_eq!(head.end, payload.start);
         group.entries += 1;
-        group.must_sync |= must_sync;
+        group.urgency = group.urgency.max(urgency);
         if let Some(cell) = touched
             && cell.touched_in.replace(group.sequence) != group.sequence
         {
@@ -213,7 +252,9 @@ impl Journal {
         }
         let placed = Placed { sequence: group.sequence, payload: Piece::new(group.buffer.clone(), payload) };
         drop(state);
-        self.work.notify();
+        if urgency > Urgency::Lazy {
+            self.work.notify();
+        }
         placed
     }
 
@@ -228,7 +269,7 @@ impl Journal {
                 let mut state = self.state.borrow_mut();
                 let State { open, closed, .. } = &mut *state;
                 if let Some(newest) = open.as_mut().or(closed.back_mut()) {
-                    newest.must_sync = true;
+                    newest.urgency = Urgency::Sync;
                 }
             }
             self.sync_wanted.set(true);
@@ -250,6 +291,12 @@ impl Journal {
             let groups = self.take_groups();
             if !groups.is_empty() {
                 self.commit(groups).await?;
+                continue;
+            }
+            let lying = self.state.borrow().open.as_ref().map(Group::due);
+            if let Some(due) = lying {
+                // Its entries are in nobody's way until then.
+                self.work.wait_until(ticket, due).await;
                 continue;
             }
             let unsynced = self.written.get() > self.durable.get();
@@ -278,7 +325,8 @@ impl Journal {
     fn take_groups(&self) -> Vec<Group> {
         let mut state = self.state.borrow_mut();
         let mut groups: Vec<Group> = state.closed.drain(..).collect();
-        if let Some(open) = state.open.take() {
+        let is_wanted = |open: &Group| open.urgency > Urgency::Lazy || self.stopping.get() || open.due() <= Instant::now();
+        if let Some(open) = state.open.take_if(|open| !groups.is_empty() || is_wanted(open)) {
             if groups.is_empty() && open.buffer.filled() * 4 < open.buffer.capacity() {
                 state.buffer_size = (open.buffer.filled() * 2).next_power_of_two().clamp(MIN_BUFFER, MAX_BUFFER);
             }
@@ -290,12 +338,25 @@ impl Journal {
     async fn commit(&self, groups: Vec<Group>) -> io::Result<()> {
         let started = Instant::now();
         self.metrics.record(Stage::Queue, started.duration_since(groups[0].opened).as_nanos() as u64);
+        let since = self.unsynced_since.get().unwrap_or(started);
+        let is_overdue = started.duration_since(since) >= Duration::from_millis(UNSYNCED_MS);
+        let must_sync = is_overdue || groups.iter().any(|g| g.urgency == Urgency::Sync);
         let mut writes = Vec::with_capacity(groups.len());
+        let mut way = None;
         for group in &groups {
             let place = self.ring.place(group.buffer.filled().next_multiple_of(BLOCK) as u64, group.sequence).await;
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
             self.metrics.add(Counter::JournalBytes, memory.len() as u64);
-            writes.push(async move { place.file.write(memory, place.position).await });
+            if must_sync && groups.len() == 1 && place.is_alone && place.file.can_write_through() {
+                way = Some(self.choice.borrow_mut().next());
+            }
+            let through = way == Some(SyncWay::Through);
+            writes.push(async move {
+                match through {
+                    true => place.file.write_through(memory, place.position).await,
+                    false => place.file.write(memory, place.position).await,
+                }
+            });
         }
         try_join_all(writes).await?;
         let last = groups.last().expect("commit is called with groups").sequence;
@@ -303,26 +364,36 @@ impl Journal {
         self.metrics.record(Stage::JournalWrite, started.elapsed().as_nanos() as u64);
         self.metrics.add(Counter::JournalGroups, groups.len() as u64);
         self.metrics.add(Counter::JournalEntries, groups.iter().map(|g| u64::from(g.entries)).sum());
-        for cell in groups.iter().flat_map(|g| &g.touched) {
-            cell.advance(self.written.get(), self.durable.get());
+        if !must_sync {
+            groups.iter().flat_map(|g| &g.touched).for_each(|cell| cell.advance(last, self.durable.get()));
+            self.unsynced_since.set(Some(since));
+            self.unsynced.borrow_mut().extend(groups.into_iter().flat_map(|g| g.touched));
+            return Ok(());
         }
-        if groups.iter().any(|g| g.must_sync) {
+        if way == Some(SyncWay::Through) {
+            self.ring.written_through();
+        } else {
+            // Who waits for the device write only hears of it now.
+            groups.iter().flat_map(|g| &g.touched).for_each(|cell| cell.advance(last, self.durable.get()));
             let sync_started = Instant::now();
             self.ring.sync().await?;
-            self.durable.set(last);
             self.metrics.record(Stage::Sync, sync_started.elapsed().as_nanos() as u64);
-            for cell in self.unsynced.take().iter().chain(groups.iter().flat_map(|g| &g.touched)) {
-                cell.advance(last, last);
-            }
-            self.progress.notify();
-        } else {
-            self.unsynced.borrow_mut().extend(groups.into_iter().flat_map(|g| g.touched));
         }
+        if let Some(way) = way {
+            self.choice.borrow_mut().took(way, started.elapsed());
+        }
+        self.unsynced_since.set(None);
+        self.durable.set(last);
+        for cell in self.unsynced.take().iter().chain(groups.iter().flat_map(|g| &g.touched)) {
+            cell.advance(last, last);
+        }
+        self.progress.notify();
         Ok(())
     }
 
     async fn sync_written(&self) -> io::Result<()> {
         let last = self.written.get();
+        self.unsynced_since.set(None);
         self.ring.sync().await?;
         self.durable.set(last);
         for cell in self.unsynced.take() {

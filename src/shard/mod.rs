@@ -28,6 +28,7 @@ pub mod runtime;
 pub mod segment_files;
 pub mod service;
 pub mod store;
+pub mod sync_choice;
 pub mod tail;
 pub mod topics;
 pub mod trace;

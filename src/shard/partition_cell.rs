@@ -55,8 +55,18 @@ pub struct PartitionCell {
     gone: RefCell<Option<Refusal>>,
     files: RefCell<BTreeMap<Offset, Rc<SegmentFiles>>>,
     sealed_indexes: RefCell<BTreeMap<Offset, Rc<Index>>>,
-    in_flight: RefCell<VecDeque<InFlight>>,
+    in_flight: RefCell<InFlightQueue>,
     disk: Rc<Disk>,
+}
+
+/// Appends that are not durable yet, in order of offset.
+#[derive(Default)]
+struct InFlightQueue {
+    appends: VecDeque<InFlight>,
+    /// How many of the first are written.
+    written: usize,
+    /// How many of the first are answered; at least those that are durable.
+    answered: usize,
 }
 
 /// An append that is not durable yet.
@@ -70,6 +80,16 @@ struct InFlight {
     sequence: u64,
     direct: Option<Rc<DirectWrite>>,
     completion: Option<Completion>,
+}
+
+impl InFlight {
+    fn is_written(&self, group: u64) -> bool {
+        self.sequence <= group && self.direct.as_deref().is_none_or(|d| d.written.get())
+    }
+
+    fn is_durable(&self, group: u64) -> bool {
+        self.sequence <= group && self.direct.as_deref().is_none_or(|d| d.durable.get())
+    }
 }
 
 /// How far the blocks that went straight to the segment are.
@@ -139,7 +159,7 @@ impl PartitionCell {
     /// Refuses everything from now on: the topic was deleted, or the partition is quarantined.
     pub fn close(&self, refusal: Refusal) {
         *self.gone.borrow_mut() = Some(refusal.clone());
-        for waiting in self.in_flight.borrow_mut().drain(..) {
+        for waiting in self.in_flight.take().appends {
             if let Some(completion) = waiting.completion {
                 completion.complete(Err(refusal.clone()));
             }
@@ -201,7 +221,7 @@ impl PartitionCell {
     /// Follows an append until it is durable and its completion is answered.
     pub fn track(&self, append: Tracked) {
         let Tracked { base_offset, end_offset, count, crc, segment, position, sequence, direct, completion } = append;
-        self.in_flight.borrow_mut().push_back(InFlight {
+        self.in_flight.borrow_mut().appends.push_back(InFlight {
             base_offset,
             end_offset,
             count,
@@ -220,11 +240,9 @@ impl PartitionCell {
     /// Answers `completion` with an earlier append's offset once everything up to `end_offset` is committed.
     pub fn track_duplicate(&self, base_offset: Offset, end_offset: Offset, completion: Completion) {
         let mut in_flight = self.in_flight.borrow_mut();
-        match in_flight.iter_mut().find(|f| f.end_offset >= end_offset && f.completion.is_some()) {
-            Some(original) => {
-                let first = original.completion.take().expect("checked");
-                original.completion = Some(first.and(completion, base_offset));
-            }
+        let at = in_flight.appends.partition_point(|f| f.end_offset < end_offset);
+        match in_flight.appends.get_mut(at).and_then(|f| f.completion.take().map(|first| (f, first))) {
+            Some((original, first)) => original.completion = Some(first.and(completion, base_offset)),
             None => {
                 drop(in_flight);
                 completion.complete(Ok(self.acknowledgement(base_offset)));
@@ -237,6 +255,8 @@ impl PartitionCell {
     }
 
     /// Groups up to `written` are written and up to `durable` synced: moves the ends on, answers who waited, wakes readers.
+    ///
+    /// Each append is looked at once per step that it takes, however many are in flight.
     pub fn advance(&self, written: u64, durable: u64) {
         let level = self.settings.get().durability;
         let mut answered = Vec::new();
@@ -244,36 +264,35 @@ impl PartitionCell {
         {
             let mut machine = self.machine.borrow_mut();
             let mut in_flight = self.in_flight.borrow_mut();
-            let mut all_written = true;
-            let mut all_durable = true;
-            for append in in_flight.iter_mut() {
-                let direct = append.direct.as_deref();
-                all_written &= append.sequence <= written && direct.is_none_or(|d| d.written.get());
-                all_durable &= all_written && append.sequence <= durable && direct.is_none_or(|d| d.durable.get());
-                if all_written {
-                    machine.ladder_mut().reach(append.end_offset, all_durable).expect("in flight is below the appended end");
-                }
-                let reached = match level {
-                    Durability::Durable => all_durable,
-                    Durability::Written => all_written,
-                    Durability::Memory => true,
-                };
-                if !reached {
-                    break;
-                }
+            let InFlightQueue { appends, written: all_written, answered: all_answered } = &mut *in_flight;
+            let mut all_durable = 0;
+            while let Some(next) = appends.get(*all_written).filter(|a| a.is_written(written)) {
+                *all_written += 1;
+                machine.ladder_mut().reach(next.end_offset, false).expect("in flight is below the appended end");
+            }
+            while all_durable < *all_written && appends[all_durable].is_durable(durable) {
+                let end_offset = appends[all_durable].end_offset;
+                machine.ladder_mut().reach(end_offset, true).expect("in flight is below the appended end");
+                all_durable += 1;
+            }
+            let reached = match level {
+                Durability::Durable => all_durable,
+                Durability::Written => *all_written,
+                Durability::Memory => appends.len(),
+            };
+            for append in appends.range_mut((*all_answered).min(reached)..reached) {
                 news |= machine.ladder_mut().commit_to(append.end_offset, level).expect("the level was reached");
-                if let Some(completion) = append.completion.take() {
-                    answered.push((completion, append.base_offset));
-                    if let Some(trace) = self.disk.trace() {
-                        let (base_offset, count, crc) = (append.base_offset, append.count, append.crc);
-                        trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
-                    }
+                let Some(completion) = append.completion.take() else { continue };
+                answered.push((completion, append.base_offset));
+                if let Some(trace) = self.disk.trace() {
+                    let (base_offset, count, crc) = (append.base_offset, append.count, append.crc);
+                    trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
                 }
             }
-            let synced = machine.ladder().durable();
-            while in_flight.front().is_some_and(|f| f.end_offset <= synced) {
-                in_flight.pop_front();
-            }
+            *all_answered = reached.max(*all_answered);
+            appends.drain(..all_durable);
+            *all_written -= all_durable;
+            *all_answered -= all_durable;
         }
         for (completion, base_offset) in answered {
             completion.complete(Ok(self.acknowledgement(base_offset)));
@@ -285,7 +304,7 @@ impl PartitionCell {
 
     /// Position up to which `segment` is durable in the journal (or on its own): write-behind stays below.
     pub fn durable_position(&self, segment: &SegmentInfo) -> u64 {
-        match self.in_flight.borrow().front() {
+        match self.in_flight.borrow().appends.front() {
             Some(first) if first.segment == segment.base_offset => first.position,
             Some(first) if first.segment < segment.base_offset => BLOCK as u64,
             _ => segment.valid_end,
@@ -294,7 +313,7 @@ impl PartitionCell {
 
     /// Group of the oldest append in flight.
     pub fn oldest_in_flight(&self) -> Option<u64> {
-        self.in_flight.borrow().front().map(|f| f.sequence)
+        self.in_flight.borrow().appends.front().map(|f| f.sequence)
     }
 
     /// Group of the oldest byte that is only in the journal.

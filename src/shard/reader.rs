@@ -1,9 +1,10 @@
 //! Reads of what is no longer in memory: direct I/O, checked before anything is served, through a cache of fixed size.
 //!
-//! The unit is a *run*: consecutive whole batches of one segment in one aligned read. Before a run is served, the CRC of each batch, the
-//! continuity of offsets and the running hash from the nearest index entry are checked; a consumer that goes on where a run
-//! ended needs no index, because the run remembers position and hash at its end. Reads double in size for such a
-//! consumer, and the next run is fetched while it receives the present one.
+//! The unit is a *run*: consecutive whole batches of one segment in one aligned read, from one index entry to another where there are any, so that
+//! no byte is read twice. Before a run is served, the CRC of each batch, the continuity of offsets and the running hash between
+//! the index entries are checked; a consumer that goes on where a run ended needs no index, because the run remembers position and hash at
+//! its end. Reads double in size for such a consumer, and the next few runs are fetched while it receives the present one: the index tells
+//! where they begin before the ones in front of them have come.
 //!
 //! Copies of a payload byte: none; the response is sent from the buffer of the read.
 //! What does not check is corruption: the partition is quarantined and says so.
@@ -35,6 +36,8 @@ use crate::types::{Offset, TopicPartition};
 const MIN_READ: usize = 128 * 1024;
 /// Largest read of a consumer that goes on, bytes.
 const MAX_READ: usize = 2 * 1024 * 1024;
+/// Runs that are fetched ahead of a consumer that goes on.
+const AHEAD: usize = 4;
 /// Open files for reading.
 const MAX_FILES: usize = 256;
 /// Indexes of sealed segments in memory.
@@ -46,6 +49,8 @@ pub struct Reader {
     metrics: Arc<ShardMetrics>,
     capacity: usize,
     used: Cell<usize>,
+    /// Bytes of reads ahead that are under way.
+    ahead: Cell<usize>,
     runs: RefCell<BTreeMap<(TopicPartition, Offset), Slot>>,
     order: RefCell<VecDeque<(TopicPartition, Offset)>>,
     files: RefCell<Handles<DataFile>>,
@@ -56,7 +61,8 @@ pub struct Reader {
 
 #[derive(Clone)]
 enum Slot {
-    Loading(Rc<Event>),
+    /// Up to this offset, where that is known before.
+    Loading(Rc<Event>, Option<Offset>),
     Loaded(Rc<Run>),
 }
 
@@ -80,6 +86,36 @@ struct Place {
     hash: u64,
     /// Size of the next read, bytes.
     read: usize,
+}
+
+impl Place {
+    fn at(info: &SegmentInfo, entry: &IndexEntry, read: usize) -> Place {
+        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: entry.running_hash, read }
+    }
+}
+
+/// What is read at once.
+#[derive(Clone, Copy)]
+struct Stretch {
+    info: SegmentInfo,
+    place: Place,
+    /// Where it ends; where no index entry tells, it ends with the last whole batch of the read.
+    end: Option<IndexEntry>,
+}
+
+impl Stretch {
+    fn new(info: SegmentInfo, place: Place, limit: u64, index: &Index) -> Stretch {
+        let entries = index.entries();
+        let next = entries.partition_point(|e| e.position <= place.position);
+        let beyond = entries.partition_point(|e| e.position <= place.position + place.read as u64);
+        // The last entry within the read, or the first one behind it where a batch is longer than that.
+        let end = entries[next..].get((beyond - next).saturating_sub(1)).copied();
+        Stretch { info, place, end: end.filter(|e| e.position <= limit) }
+    }
+
+    fn end_offset(&self) -> Option<Offset> {
+        self.end.map(|e| e.offset)
+    }
 }
 
 /// Least recently opened goes first.
@@ -153,6 +189,7 @@ impl Reader {
             metrics,
             capacity,
             used: Cell::new(0),
+            ahead: Cell::new(0),
             runs: RefCell::default(),
             order: RefCell::default(),
             files: RefCell::new(Handles::new(MAX_FILES)),
@@ -177,29 +214,37 @@ impl Reader {
                     self.metrics.add(Counter::CacheHits, 1);
                     return Ok(run);
                 }
-                Some(Slot::Loading(event)) => event.wait(event.ticket()).await,
-                None => return self.load(cell, offset).await,
+                Some(Slot::Loading(event, _)) => event.wait(event.ticket()).await,
+                None => return self.load(cell, offset, None).await,
             }
         }
     }
 
     fn cached(&self, partition: TopicPartition, offset: Offset) -> Option<Slot> {
         let runs = self.runs.borrow();
-        let (_, slot) = runs.range(..=(partition, offset)).next_back().filter(|((p, _), _)| *p == partition)?;
-        match slot {
-            Slot::Loaded(run) if run.end_offset <= offset => None,
-            Slot::Loading(_) => runs.get(&(partition, offset)).cloned(),
-            found => Some(found.clone()),
-        }
+        let ((_, base_offset), slot) = runs.range(..=(partition, offset)).next_back().filter(|((p, _), _)| *p == partition)?;
+        let holds = match slot {
+            Slot::Loaded(run) => run.end_offset > offset,
+            Slot::Loading(_, end) => *base_offset == offset || end.is_some_and(|end| end > offset),
+        };
+        holds.then(|| slot.clone())
     }
 
-    async fn load(&self, cell: &Rc<PartitionCell>, offset: Offset) -> Result<Rc<Run>, Refusal> {
+    /// Reads the run that holds `offset`; `stretch` starts there, if it is known already.
+    async fn load(&self, cell: &Rc<PartitionCell>, offset: Offset, stretch: Option<Stretch>) -> Result<Rc<Run>, Refusal> {
         let key = (cell.id, offset);
         let event = Event::shared();
         let after = self.run_before(cell.id, offset);
-        self.runs.borrow_mut().insert(key, Slot::Loading(event.clone()));
+        self.runs.borrow_mut().insert(key, Slot::Loading(event.clone(), stretch.and_then(|s| s.end_offset())));
         self.metrics.add(Counter::CacheMisses, 1);
-        let loaded = self.read_checked(cell, offset, after).await;
+        let loaded = async {
+            let stretch = match stretch {
+                Some(stretch) => stretch,
+                None => self.stretch(cell, offset, after).await?,
+            };
+            self.read_checked(cell, offset, &stretch).await
+        }
+        .await;
         self.runs.borrow_mut().remove(&key);
         event.notify();
         let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, fault))?);
@@ -250,19 +295,78 @@ impl Reader {
         header.check_crc(crc.finish()).map_err(|e| damaged(e.to_string()))
     }
 
-    /// Reads the run after `run` in the background, if there is one on disk and it is not there already.
+    /// Reads the runs after `run` in the background, as far as they are on disk and not there already.
     pub fn read_ahead(self: &Reader, store: &Rc<crate::shard::store::Store>, cell: &Rc<PartitionCell>, run: &Run) {
-        let next = run.end_offset;
-        let on_disk = run.after.read > MIN_READ && cell.tail.borrow().first_offset().is_none_or(|first| next < first);
-        if !on_disk || next >= cell.machine.borrow().ladder().committed() || self.cached(cell.id, next).is_some() {
+        if run.after.read <= MIN_READ {
             return;
         }
-        let (store, cell) = (store.clone(), cell.clone());
-        glommio::spawn_local(async move {
-            // A failure shows when the consumer asks.
-            let _ = store.reader.run(&cell, next).await;
-        })
-        .detach();
+        let on_disk = cell.tail.borrow().first_offset().unwrap_or(Offset::MAX).min(cell.machine.borrow().ladder().committed());
+        let (mut next, mut after) = (run.end_offset, Some(run.after));
+        for _ in 0..AHEAD {
+            if next >= on_disk || self.ahead.get() > self.capacity / 4 {
+                return;
+            }
+            let stretch = match self.cached(cell.id, next) {
+                Some(Slot::Loaded(known)) => {
+                    (next, after) = (known.end_offset, Some(known.after));
+                    continue;
+                }
+                Some(Slot::Loading(_, Some(end))) => {
+                    (next, after) = (end, None);
+                    continue;
+                }
+                Some(Slot::Loading(_, None)) => return,
+                None => self.stretch_now(cell, next, after, run.after.read),
+            };
+            let (store, cell, offset) = (store.clone(), cell.clone(), next);
+            let bytes = stretch.map_or(MAX_READ, |s| s.end.map_or(s.place.read, |e| (e.position - s.place.position) as usize));
+            self.ahead.set(self.ahead.get() + bytes);
+            glommio::spawn_local(async move {
+                // A failure shows when the consumer asks.
+                let _ = match store.reader.cached(cell.id, offset) {
+                    None => store.reader.load(&cell, offset, stretch).await.map(drop),
+                    Some(_) => Ok(()),
+                };
+                store.reader.ahead.set(store.reader.ahead.get() - bytes);
+            })
+            .detach();
+            match stretch.and_then(|s| s.end_offset()) {
+                Some(end) => (next, after) = (end, None),
+                None => return,
+            }
+        }
+    }
+
+    /// What is to be read from `offset` on, by what is in memory: the place where a run ended, and the segment's index.
+    fn stretch_now(&self, cell: &PartitionCell, offset: Offset, after: Option<Place>, read: usize) -> Option<Stretch> {
+        let info = cell.machine.borrow().segment_of(offset).copied()?;
+        let known = after.filter(|p| p.segment == info.base_offset);
+        self.with_index(cell, &info, |index| {
+            let at_entry = || index.lookup(offset).filter(|e| e.offset == offset).map(|e| Place::at(&info, &e, read));
+            let place = known.or_else(at_entry)?;
+            Some(Stretch::new(info, place, self.limit(cell, &info), index))
+        })?
+    }
+
+    /// As [`Reader::stretch_now`], reading the index if need be; from the nearest entry before `offset` where no run ended there.
+    async fn stretch(&self, cell: &Rc<PartitionCell>, offset: Offset, after: Option<Place>) -> Result<Stretch, Fault> {
+        let segment = cell.machine.borrow().segment_of(offset).copied();
+        let Some(info) = segment else {
+            return Err(Fault::Damaged(format!("no segment holds offset {offset}")));
+        };
+        let known = after.filter(|p| p.segment == info.base_offset);
+        let limit = self.limit(cell, &info);
+        let stretch = self.ask_index(cell, &info, |index| {
+            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ)))?;
+            Some(Stretch::new(info, place, limit, index))
+        });
+        stretch.await?.ok_or_else(|| Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset)))
+    }
+
+    /// Bytes of the segment before this position are on disk.
+    fn limit(&self, cell: &PartitionCell, info: &SegmentInfo) -> u64 {
+        let (flushed_segment, flushed) = cell.machine.borrow().flushed();
+        if flushed_segment == info.base_offset { flushed.min(info.valid_end) } else { info.valid_end }
     }
 
     fn run_before(&self, partition: TopicPartition, offset: Offset) -> Option<Place> {
@@ -309,19 +413,11 @@ impl Reader {
         self.indexes.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
     }
 
-    async fn read_checked(&self, cell: &Rc<PartitionCell>, offset: Offset, after: Option<Place>) -> Result<Run, Fault> {
-        let segment = cell.machine.borrow().segment_of(offset).copied();
-        let Some(info) = segment else {
-            return Err(Fault::Damaged(format!("no segment holds offset {offset}")));
-        };
-        let place = match after.filter(|p| p.segment == info.base_offset) {
-            Some(place) => place,
-            None => self.place(cell, &info, offset).await?,
-        };
-        let (flushed_segment, flushed) = cell.machine.borrow().flushed();
-        let limit = if flushed_segment == info.base_offset { flushed.min(info.valid_end) } else { info.valid_end };
+    async fn read_checked(&self, cell: &Rc<PartitionCell>, offset: Offset, stretch: &Stretch) -> Result<Run, Fault> {
+        let Stretch { info, place, end: planned } = stretch;
+        let limit = planned.map_or_else(|| self.limit(cell, info), |e| e.position);
         let file = self.file(cell.id, info.base_offset).await?;
-        let mut read = place.read;
+        let mut read = if planned.is_some() { (limit - place.position / BLOCK as u64 * BLOCK as u64) as usize } else { place.read };
         loop {
             let start = place.position / BLOCK as u64 * BLOCK as u64;
             let len = (read as u64).min(limit.next_multiple_of(BLOCK as u64).saturating_sub(start)) as usize;
@@ -329,8 +425,14 @@ impl Reader {
             self.metrics.add(Counter::DiskReadBytes, data.len() as u64);
             let from = (place.position - start) as usize;
             let to = data.len().min((limit - start) as usize);
-            match self.check(cell, &info, &place, &data, from, to, offset)? {
+            match self.check(cell, info, place, &data, from, to, offset)? {
                 Checked::Run { end_offset, end, hash, base_offset } => {
+                    if let Some(entry) = planned.filter(|e| e.position == start + end as u64 && (e.running_hash, e.offset) != (hash, end_offset)) {
+                        return Err(Fault::Damaged(format!(
+                            "segment {} at {}: offset {end_offset} and running hash {hash:016x}, the index has {} and {:016x}",
+                            info.base_offset, entry.position, entry.offset, entry.running_hash
+                        )));
+                    }
                     let grown = (place.read * 2).min(MAX_READ);
                     let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
                     return Ok(Run { base_offset, end_offset, data, range: from..end, after });
@@ -413,42 +515,29 @@ impl Reader {
         Ok(Checked::TooShort(needed.max(to + BLOCK)))
     }
 
-    /// The nearest index entry at or before `offset`.
-    async fn place(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset) -> Result<Place, Fault> {
-        let entry = self.index_entry(cell, info, |index| index.lookup(offset)).await?;
-        match entry {
-            Some(e) => {
-                Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: e.running_hash, read: MIN_READ })
-            }
-            None => Err(Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset))),
-        }
-    }
-
-    /// Asks the index of a segment, wherever it is.
-    async fn index_entry(
-        &self,
-        cell: &Rc<PartitionCell>,
-        info: &SegmentInfo,
-        ask: impl Fn(&Index) -> Option<IndexEntry>,
-    ) -> Result<Option<IndexEntry>, Fault> {
-        {
-            let machine = cell.machine.borrow();
-            if machine.index().segment() == info.base_offset && !machine.index().is_empty() {
-                return Ok(ask(machine.index()));
-            }
-        }
-        if let Some(index) = cell.sealed_index(info.base_offset) {
-            return Ok(ask(&index));
-        }
-        let key = (cell.id, info.base_offset);
-        if let Some(index) = self.indexes.borrow().known.get(&key) {
-            return Ok(ask(index));
+    /// Asks the index of a segment, reading it if it is not in memory.
+    async fn ask_index<T>(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> Option<T>) -> Result<Option<T>, Fault> {
+        if let Some(answer) = self.with_index(cell, info, &ask) {
+            return Ok(answer);
         }
         let file = self.disk.open(&paths::index(cell.id, info.base_offset)).await?;
         let index = Rc::new(read_index(&file, info).await?);
         file.close().await?;
-        self.indexes.borrow_mut().insert(key, index.clone());
+        self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
         Ok(ask(&index))
+    }
+
+    /// Asks the index of a segment if it is in memory.
+    fn with_index<T>(&self, cell: &PartitionCell, info: &SegmentInfo, ask: impl Fn(&Index) -> T) -> Option<T> {
+        let machine = cell.machine.borrow();
+        if machine.index().segment() == info.base_offset && !machine.index().is_empty() {
+            return Some(ask(machine.index()));
+        }
+        if let Some(index) = cell.sealed_index(info.base_offset) {
+            return Some(ask(&index));
+        }
+        let index = self.indexes.borrow().known.get(&(cell.id, info.base_offset)).cloned();
+        index.map(|index| ask(&index))
     }
 
     /// Where a search for the first batch with a timestamp of at least `timestamp` starts in this segment.
@@ -456,7 +545,7 @@ impl Reader {
     /// # Errors
     /// When the index can't be read.
     pub async fn offset_before_time(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, timestamp: i64) -> Result<Offset, Refusal> {
-        let entry = self.index_entry(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, fault))?;
+        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, fault))?;
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 

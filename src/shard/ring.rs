@@ -53,6 +53,8 @@ struct State {
 /// One open file of the ring.
 pub struct RingFile {
     file: DataFile,
+    /// The same file, opened so that a write is durable when it ends.
+    through: Option<DataFile>,
     id: u64,
     last_sequence: Cell<u64>,
 }
@@ -65,12 +67,24 @@ pub struct Place {
     pub file_id: u64,
     /// Position in it.
     pub position: u64,
+    /// Everything placed before is durable: this group alone decides what is next.
+    pub is_alone: bool,
 }
 
 impl RingFile {
     /// Writes a sealed group.
     pub async fn write(&self, memory: Rc<glommio::io::DmaBuffer>, position: u64) -> io::Result<()> {
         self.file.write(memory, position).await
+    }
+
+    /// Whether [`RingFile::write_through`] can be.
+    pub fn can_write_through(&self) -> bool {
+        self.through.is_some()
+    }
+
+    /// Writes a sealed group; it is durable then.
+    pub async fn write_through(&self, memory: Rc<glommio::io::DmaBuffer>, position: u64) -> io::Result<()> {
+        self.through.as_ref().expect("asked before").write_through(memory, position).await
     }
 }
 
@@ -88,7 +102,8 @@ impl Ring {
         let mut state = State::default();
         for known in files {
             let file = disk.open(&paths::journal(known.id)).await?;
-            state.ready.push_back(Rc::new(RingFile { file, id: known.id, last_sequence: Cell::new(0) }));
+            let through = disk.open_through(&paths::journal(known.id)).await?;
+            state.ready.push_back(Rc::new(RingFile { file, through, id: known.id, last_sequence: Cell::new(0) }));
         }
         let ring = Ring {
             disk,
@@ -131,8 +146,9 @@ impl Ring {
             state.current = Some((next, BLOCK as u64));
             self.changed.notify();
         }
+        let is_alone = state.dirty.is_empty();
         let (file, position) = state.current.as_mut().expect("set above");
-        let place = Place { file: file.clone(), file_id: file.id, position: *position };
+        let place = Place { file: file.clone(), file_id: file.id, position: *position, is_alone };
         *position += len;
         place.file.last_sequence.set(sequence);
         if !state.dirty.iter().any(|f| f.id == place.file_id) {
@@ -140,6 +156,11 @@ impl Ring {
             state.dirty.push(file);
         }
         Some(place)
+    }
+
+    /// The only group that was not durable was written through.
+    pub fn written_through(&self) {
+        self.state.borrow_mut().dirty.clear();
     }
 
     /// Makes every group written so far durable, in whichever file it is.
@@ -226,7 +247,8 @@ impl Ring {
         file.write(filled(&header), 0).await?;
         file.sync().await?;
         self.disk.sync_dir("journal").await?;
-        Ok(Rc::new(RingFile { file, id, last_sequence: Cell::new(0) }))
+        let through = self.disk.open_through(&paths::journal(id)).await?;
+        Ok(Rc::new(RingFile { file, through, id, last_sequence: Cell::new(0) }))
     }
 }
 

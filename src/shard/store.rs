@@ -29,7 +29,7 @@ use crate::shard::budget::Budget;
 use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::shard::disk::Disk;
 use crate::shard::event::Event;
-use crate::shard::journal::Journal;
+use crate::shard::journal::{Journal, Urgency};
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::reader::Reader;
@@ -197,8 +197,8 @@ impl Store {
             high_watermark,
             ..self.entry(cell, EntryKind::Append, &plan)
         };
-        let must_sync = cell.settings.get().durability == crate::types::Durability::Durable;
-        let placed = self.journal.add(&entry, must_sync, Some(cell), |space| {
+        let urgency = Urgency::of(cell.settings.get().durability);
+        let placed = self.journal.add(&entry, urgency, Some(cell), |space| {
             let (front, rest) = space.split_at_mut(carried);
             front.copy_from_slice(&remainder);
             let (head, body) = rest.split_at_mut(HEADER_LEN);
@@ -264,7 +264,7 @@ impl Store {
         };
         let fixed = reference.encode();
         let front_len = carried + batch.head.len();
-        let placed = self.journal.add(&entry, true, Some(cell), |space| {
+        let placed = self.journal.add(&entry, Urgency::Sync, Some(cell), |space| {
             let (reference, rest) = space.split_at_mut(fixed.len());
             reference.copy_from_slice(&fixed);
             let (old, rest) = rest.split_at_mut(carried);
@@ -385,7 +385,7 @@ impl Store {
             max_timestamp: info.max_timestamp,
             ..self.entry(cell, EntryKind::SegmentSeal, &plan)
         };
-        self.journal.add(&entry, false, None, |_| ());
+        self.journal.add(&entry, Urgency::Lazy, None, |_| ());
         cell.keep_sealed(sealed);
         self.metrics.add(Counter::SegmentsRolled, 1);
         self.mark("roll");
@@ -423,7 +423,7 @@ impl Store {
     pub fn add_state_entry(&self, cell: &Rc<PartitionCell>, kind: EntryKind, segment: Offset, position: u64, base_offset: Offset) -> u64 {
         let end_offset = cell.machine.borrow().ladder().appended();
         let plan = Plan { base_offset, end_offset, segment, position, len: 0 };
-        self.journal.add(&self.entry(cell, kind, &plan), false, None, |_| ()).sequence
+        self.journal.add(&self.entry(cell, kind, &plan), Urgency::Lazy, None, |_| ()).sequence
     }
 
     fn remember(
@@ -585,7 +585,7 @@ impl Store {
         let payload = SegmentOpen { rewrite_generation: info.rewrite_generation }.encode();
         let plan = Plan { base_offset, end_offset: base_offset, segment: opened.segment, position: BLOCK as u64, len: 0 };
         let entry = EntryHeader { payload_len: payload.len() as u32, ..self.entry(cell, EntryKind::SegmentOpen, &plan) };
-        self.journal.add(&entry, false, None, |space| space.copy_from_slice(&payload));
+        self.journal.add(&entry, Urgency::Lazy, None, |space| space.copy_from_slice(&payload));
         Ok(())
     }
 

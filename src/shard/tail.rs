@@ -88,14 +88,19 @@ impl Tail {
         self.bytes
     }
 
-    /// The chunks, oldest first.
-    pub fn chunks(&self) -> impl DoubleEndedIterator<Item = &Chunk> {
-        self.chunks.iter()
+    /// The chunks from the first one on that ends behind (segment, position).
+    pub fn reaching_past(&self, segment: Offset, position: u64) -> impl Iterator<Item = &Chunk> {
+        self.chunks.range(self.first_past((segment, position))..)
     }
 
-    /// The chunks, for giving those that were copied forward their new group.
-    pub fn chunks_mut(&mut self) -> impl DoubleEndedIterator<Item = &mut Chunk> {
-        self.chunks.iter_mut()
+    /// As [`Tail::reaching_past`], for giving those that were copied forward their new group.
+    pub fn reaching_past_mut(&mut self, segment: Offset, position: u64) -> impl Iterator<Item = &mut Chunk> {
+        let first = self.first_past((segment, position));
+        self.chunks.range_mut(first..)
+    }
+
+    fn first_past(&self, position: (Offset, u64)) -> usize {
+        self.chunks.partition_point(|c| (c.segment, c.end_position()) <= position)
     }
 
     /// The first offset held.
@@ -137,8 +142,7 @@ impl Tail {
 
     /// Group of the oldest byte that is not flushed.
     pub fn oldest_unflushed(&self, flushed: (Offset, u64)) -> Option<u64> {
-        let at = self.chunks.partition_point(|c| (c.segment, c.end_position()) <= flushed);
-        self.chunks.range(at..).map(|c| c.sequence).min()
+        self.reaching_past(flushed.0, flushed.1).map(|c| c.sequence).min()
     }
 
     /// Bytes of batches at or after (segment, position), but for blocks that went straight to the segment.
@@ -148,7 +152,7 @@ impl Tail {
             let direct = c.direct().map_or(0, |(start, end)| end.saturating_sub(start.max(from)));
             (c.end_position() - from - direct) as usize
         };
-        self.chunks.iter().filter(|c| (c.segment, c.end_position()) > flushed).map(bytes).sum()
+        self.reaching_past(flushed.0, flushed.1).map(bytes).sum()
     }
 
     /// Lets everything go that ends at or below `offset` (it was deleted).

@@ -16,6 +16,8 @@ use crate::limits::BLOCK;
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::segment::SegmentInfo;
 use crate::metrics::{Counter, Gauge};
+use crate::shard::journal::Urgency;
+use crate::shard::buffer::Piece;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::Store;
 use crate::types::Offset;
@@ -152,44 +154,77 @@ async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: boo
     Ok(())
 }
 
-/// Aligned copies of the bytes [start, target) that did not go straight to the segment, the last block zero-padded.
+/// Aligned copies of the bytes [start, target) that did not go straight to the segment, the last block zero-padded. One pass over the chunks.
 fn gather(cell: &PartitionCell, segment: Offset, start: u64, target: u64) -> io::Result<Vec<(u64, Rc<glommio::io::DmaBuffer>)>> {
     let tail = cell.tail.borrow();
-    let mut writes = Vec::new();
-    let mut at = start;
-    while at < target {
-        let direct = tail.chunks().filter(|c| c.segment == segment).filter_map(|c| c.direct()).find(|(_, to)| *to > at);
-        if let Some((from, to)) = direct
-            && from <= at
-        {
-            at = to;
-            continue;
+    let mut gathered = Gathered { writes: Vec::new(), run: Vec::new(), run_start: start, at: start, target };
+    for chunk in tail.reaching_past(segment, start).take_while(|c| c.segment == segment) {
+        gathered.take(chunk.position, &chunk.front);
+        if let (Some((from, to)), Some(body)) = (chunk.direct(), &chunk.body) {
+            gathered.skip(from, to);
+            gathered.take(to, &body.part((to - from) as usize..body.len()));
         }
-        let run_end = direct.map_or(target, |(from, _)| from.min(target));
-        let end = run_end.min(at + WRITE as u64);
-        let len = (end - at) as usize;
-        let mut memory = glommio::allocate_dma_buffer_global(len.next_multiple_of(BLOCK));
-        let mut copied = 0;
-        for (position, piece) in tail.chunks().filter(|c| c.segment == segment).flat_map(|c| c.range(at, end)) {
-            // Carried bytes are the same bytes again; what counts is that there is no hole.
-            let offset = (position - at) as usize;
-            if offset > copied {
-                break;
-            }
-            memory.as_bytes_mut()[offset..offset + piece.len()].copy_from_slice(piece.bytes());
-            copied = copied.max(offset + piece.len());
+        if gathered.at >= target {
+            break;
         }
-        if copied != len {
-            return Err(io::Error::other(format!(
-                "segment {segment}: memory holds no bytes at {}, write-behind wants {at}..{end}",
-                at + copied as u64
-            )));
-        }
-        memory.as_bytes_mut()[len..].fill(0);
-        writes.push((at, Rc::new(memory)));
-        at = end;
     }
-    Ok(writes)
+    let at = gathered.at;
+    gathered.end_run();
+    match at == target {
+        true => Ok(gathered.writes),
+        false => Err(io::Error::other(format!("segment {segment}: memory holds no bytes at {at}, write-behind wants {start}..{target}"))),
+    }
+}
+
+/// Writes that are being put together. Carried bytes come a second time and are left out; what counts is that there is no hole.
+struct Gathered {
+    writes: Vec<(u64, Rc<glommio::io::DmaBuffer>)>,
+    /// Pieces that follow each other from `run_start` to `at`.
+    run: Vec<Piece>,
+    run_start: u64,
+    /// Everything before is gathered, or on disk.
+    at: u64,
+    target: u64,
+}
+
+impl Gathered {
+    /// Takes what is news of bytes that lie at `position`.
+    fn take(&mut self, position: u64, piece: &Piece) {
+        let end = (position + piece.len() as u64).min(self.target);
+        while position <= self.at && self.at < end {
+            let upto = end.min(self.run_start + WRITE as u64);
+            self.run.push(piece.part((self.at - position) as usize..(upto - position) as usize));
+            self.at = upto;
+            if self.at == self.run_start + WRITE as u64 {
+                self.end_run();
+            }
+        }
+    }
+
+    /// [from, to) is in the segment already.
+    fn skip(&mut self, from: u64, to: u64) {
+        if from <= self.at && self.at < to {
+            self.end_run();
+            self.at = to.min(self.target);
+            self.run_start = self.at;
+        }
+    }
+
+    fn end_run(&mut self) {
+        let len = (self.at - self.run_start) as usize;
+        if len > 0 {
+            let mut memory = glommio::allocate_dma_buffer_global(len.next_multiple_of(BLOCK));
+            let mut rest = memory.as_bytes_mut();
+            for piece in self.run.drain(..) {
+                let (space, behind) = rest.split_at_mut(piece.len());
+                space.copy_from_slice(piece.bytes());
+                rest = behind;
+            }
+            rest.fill(0);
+            self.writes.push((self.run_start, Rc::new(memory)));
+        }
+        self.run_start = self.at;
+    }
 }
 
 /// Everything of the segment up to `target` is on disk.
@@ -227,7 +262,7 @@ fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u6
 fn block_bytes(cell: &PartitionCell, segment: Offset, from: u64, to: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; (to - from) as usize];
     let mut copied = 0;
-    for (position, piece) in cell.tail.borrow().chunks().filter(|c| c.segment == segment).flat_map(|c| c.range(from, to)) {
+    for (position, piece) in cell.tail.borrow().reaching_past(segment, from).take_while(|c| c.segment == segment).flat_map(|c| c.range(from, to)) {
         let at = (position - from) as usize;
         bytes[at..at + piece.len()].copy_from_slice(piece.bytes());
         copied = copied.max(at + piece.len());
@@ -264,8 +299,8 @@ pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
         carried: bytes.len() as u32,
     };
     drop(machine);
-    let placed = store.journal.add(&entry, false, None, |space| space.copy_from_slice(&bytes));
-    for chunk in cell.tail.borrow_mut().chunks_mut().filter(|c| c.segment == segment && c.end_position() > from) {
+    let placed = store.journal.add(&entry, Urgency::Lazy, None, |space| space.copy_from_slice(&bytes));
+    for chunk in cell.tail.borrow_mut().reaching_past_mut(segment, from).filter(|c| c.segment == segment) {
         chunk.sequence = placed.sequence;
     }
     store.mark("carry");
