@@ -32,7 +32,7 @@ use crate::shard::sync_choice::{SyncChoice, SyncWay};
 use crate::types::Durability;
 
 /// Smallest buffer of a group, bytes.
-const MIN_BUFFER: usize = 8 * 1024;
+const MIN_BUFFER: usize = BLOCK;
 /// Buffer of a group under load, bytes: small enough that a partition that lags pins little.
 const MAX_BUFFER: usize = 256 * 1024;
 
