@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::process::Command;
 use std::time::Duration;
 
 use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, Request, Response};
@@ -48,8 +49,9 @@ fn everything_acknowledged_survives_kills_stops_and_other_numbers_of_shards() {
     for (round, shards) in ["2", "1", "2", "1", "2"].into_iter().enumerate() {
         let broker = Broker::start(directory.path(), &["--shards", shards]);
         let mut connection = broker.connect();
-        let id = *topic
-            .get_or_insert_with(|| connection.create("all-ways", 3, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), KEPT]));
+        let id = *topic.get_or_insert_with(|| {
+            connection.create("all-ways", 3, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), KEPT])
+        });
         assert_eq!(connection.topic("all-ways"), Some(id));
         for (partition, count) in counts.iter_mut().enumerate() {
             let partition = TopicPartition { topic: id, partition: partition as u32 };
@@ -155,4 +157,26 @@ fn a_data_directory_may_be_named_from_where_the_broker_is_started() {
         assert_eq!(broker.stop(), 0);
     }
     assert!(directory.path().join("data/meta").exists());
+}
+
+#[test]
+fn what_a_killed_start_leaves_is_no_damage_and_goes() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    Broker::start(directory.path(), &["--shards", "1"]).kill();
+    let probes = ["probe-24925.tmp", "probe-shard-1.tmp"].map(|name| directory.path().join(name));
+    probes.iter().for_each(|probe| std::fs::write(probe, [0; 4096]).expect("a file"));
+    std::fs::write(directory.path().join("probe-of-somebody.tmp"), []).expect("a file");
+    let verified = Command::new(env!("CARGO_BIN_EXE_corelane"))
+        .args(["inspect", "verify", "--json", "--data"])
+        .arg(directory.path())
+        .output()
+        .expect("the command runs");
+    let report: serde_json::Value =
+        serde_json::Deserializer::from_slice(&verified.stdout).into_iter().next().expect("a report").expect("JSON");
+    let damaged: Vec<_> = report["damage"].as_array().expect("a list").iter().map(|damage| damage["file"].as_str()).collect();
+    assert_eq!(damaged, [Some("probe-of-somebody.tmp")]);
+    Broker::start(directory.path(), &["--shards", "1"]).kill();
+    assert!(probes.iter().all(|probe| !probe.exists()));
+    let aside: Vec<_> = std::fs::read_dir(directory.path().join("quarantine")).expect("a directory").collect();
+    assert_eq!(aside.len(), 1, "{aside:?}");
 }
