@@ -180,3 +180,26 @@ fn what_a_killed_start_leaves_is_no_damage_and_goes() {
     let aside: Vec<_> = std::fs::read_dir(directory.path().join("quarantine")).expect("a directory").collect();
     assert_eq!(aside.len(), 1, "{aside:?}");
 }
+
+#[test]
+fn a_damaged_index_costs_a_longer_scan_and_no_record() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    let partition = TopicPartition { topic: connection.create("indexed", 1, &[("segment.bytes", "1048576"), KEPT]), partition: 0 };
+    for n in 0..60 {
+        connection.produce(partition, &batch_of([value(0, n, 50_000)])).outcome.expect("appended");
+    }
+    assert_eq!(broker.stop(), 0);
+    let index = directory.path().join(format!("topics/{}/0/00000000000000000000.index", partition.topic));
+    let mut bytes = std::fs::read(&index).expect("an index");
+    bytes[4096..].fill(0);
+    std::fs::write(&index, bytes).expect("written");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    for from in [0, 15, 30] {
+        let records = connection.read_all(partition, from);
+        assert_eq!(records.len() as i64, 60 - from);
+        assert!(records.iter().all(|(offset, bytes)| *bytes == value(0, *offset as usize, 50_000)));
+    }
+}

@@ -77,7 +77,8 @@ struct Place {
     segment: Offset,
     offset: Offset,
     position: u64,
-    hash: u64,
+    /// Unknown where nothing is left that says it.
+    hash: Option<u64>,
     /// Size of the next read, bytes.
     read: usize,
 }
@@ -257,6 +258,10 @@ impl Reader {
         if !on_disk || next >= cell.machine.borrow().ladder().committed() || self.cached(cell.id, next).is_some() {
             return;
         }
+        // An adopted batch is too large for memory: it is sent from its file.
+        if cell.machine.borrow().segment_of(next).is_none_or(|segment| segment.adopted) {
+            return;
+        }
         let (store, cell) = (store.clone(), cell.clone());
         glommio::spawn_local(async move {
             // A failure shows when the consumer asks.
@@ -339,7 +344,7 @@ impl Reader {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
                         return Err(Fault::TooLarge(needed));
                     }
-                    read = needed.next_multiple_of(BLOCK);
+                    read = needed.max(2 * read).next_multiple_of(BLOCK);
                 }
                 Checked::TooShort(needed) => {
                     return Err(Fault::Damaged(format!(
@@ -376,9 +381,10 @@ impl Reader {
                 break;
             }
             if let Some(entry) = entries.get(entry_at).filter(|e| e.position == start + at as u64) {
-                if entry.running_hash != hash {
+                if let Some(hash) = hash.filter(|hash| *hash != entry.running_hash) {
                     return Err(damaged(format!("running hash {hash:016x}, the index has {:016x}", entry.running_hash)));
                 }
+                hash = Some(entry.running_hash);
                 entry_at += 1;
             }
             let header = BatchHeader::parse(&data[at..to]).map_err(|e| damaged(e.to_string()))?;
@@ -392,11 +398,11 @@ impl Reader {
             batch::check_stored(&data[at..at + len]).map_err(|e| damaged(e.to_string()))?;
             let mut head = [0; HEADER_LEN];
             head.copy_from_slice(&data[at..at + HEADER_LEN]);
-            hash = running_hash(hash, &head);
+            hash = hash.map(|before| running_hash(before, &head));
             offset = header.next_offset();
             at += len;
         }
-        if start + at as u64 == info.valid_end && hash != info.running_hash {
+        if let Some(hash) = hash.filter(|hash| start + at as u64 == info.valid_end && *hash != info.running_hash) {
             return Err(Fault::Damaged(format!(
                 "segment {}: running hash {hash:016x} at its end, expected {:016x}",
                 info.base_offset, info.running_hash
@@ -413,14 +419,19 @@ impl Reader {
         Ok(Checked::TooShort(needed.max(to + BLOCK)))
     }
 
-    /// The nearest index entry at or before `offset`.
+    /// The nearest index entry at or before `offset`; where the index does not have it (any more), the segment's start.
     async fn place(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset) -> Result<Place, Fault> {
         let entry = self.index_entry(cell, info, |index| index.lookup(offset)).await?;
         match entry {
             Some(e) => {
-                Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: e.running_hash, read: MIN_READ })
+                Ok(Place { segment: info.base_offset, offset: e.offset, position: e.position, hash: Some(e.running_hash), read: MIN_READ })
             }
-            None => Err(Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset))),
+            None => {
+                let machine = cell.machine.borrow();
+                let previous = machine.segments().iter().rev().find(|other| other.base_offset < info.base_offset);
+                let hash = previous.map(|previous| previous.running_hash).or((info.base_offset == 0).then_some(0));
+                Ok(Place { segment: info.base_offset, offset: info.base_offset, position: FIRST_POSITION, hash, read: MIN_READ })
+            }
         }
     }
 
@@ -491,7 +502,7 @@ impl Reader {
 }
 
 enum Checked {
-    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: u64 },
+    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: Option<u64> },
     TooShort(usize),
 }
 
