@@ -7,15 +7,17 @@
 //! After each round the result is written to `target/long/NAME.json` (whole, by rename), so that an interrupted run loses
 //! one round at most and `--resume` goes on behind it.
 
+mod broker;
 mod harness;
 mod selftest;
+mod start;
 
 use std::process::ExitCode;
 
 use harness::Entry;
 
 /// Every check, in the order of `--help`.
-const CHECKS: &[Entry] = &[];
+const CHECKS: &[Entry] = &[start::ENTRY];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
