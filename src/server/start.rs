@@ -75,9 +75,6 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let mut termination = Termination::install().map_err(|e| failed("signals", &e))?;
     let host = host::check(&settings)?;
     tracing::debug!(descriptors = host.descriptors, "host checked");
-    // The runtime opens directories relative to no directory at all: a relative path would not be found.
-    let data = std::path::absolute(&settings.data).map_err(|e| failed("the data directory's path", &e))?;
-    let settings = ServeSettings { data, ..settings };
     let lock = lock(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {

@@ -112,7 +112,12 @@ async fn read_partition(
             }
             break;
         }
-        let run = context.store.reader.run(cell, offset).await?;
+        let run = match context.store.reader.run(cell, offset).await {
+            Ok(run) => run,
+            // The pieces before it are in the answer already, and are good; the next fetch hears of it.
+            Err(_) if taken > 0 => break,
+            Err(refusal) => return Err(refusal),
+        };
         context.store.reader.read_ahead(&context.store, cell, &run);
         let (data, range) = run.from(offset, left.max(1));
         if !at_least_one && range.len() > left {

@@ -83,14 +83,15 @@ struct Place {
     segment: Offset,
     offset: Offset,
     position: u64,
-    hash: u64,
+    /// Unknown where nothing is left that says it.
+    hash: Option<u64>,
     /// Size of the next read, bytes.
     read: usize,
 }
 
 impl Place {
     fn at(info: &SegmentInfo, entry: &IndexEntry, read: usize) -> Place {
-        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: entry.running_hash, read }
+        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: Some(entry.running_hash), read }
     }
 }
 
@@ -306,6 +307,10 @@ impl Reader {
             if next >= on_disk || self.ahead.get() > self.capacity / 4 {
                 return;
             }
+            // An adopted batch is too large for memory: it is sent from its file.
+            if cell.machine.borrow().segment_of(next).is_none_or(|segment| segment.adopted) {
+                return;
+            }
             let stretch = match self.cached(cell.id, next) {
                 Some(Slot::Loaded(known)) => {
                     (next, after) = (known.end_offset, Some(known.after));
@@ -348,7 +353,8 @@ impl Reader {
         })?
     }
 
-    /// As [`Reader::stretch_now`], reading the index if need be; from the nearest entry before `offset` where no run ended there.
+    /// As [`Reader::stretch_now`], reading the index if need be; where no run ended at `offset` from the nearest entry before it, or from the segment's start
+    /// where the index does not have one (any more).
     async fn stretch(&self, cell: &Rc<PartitionCell>, offset: Offset, after: Option<Place>) -> Result<Stretch, Fault> {
         let segment = cell.machine.borrow().segment_of(offset).copied();
         let Some(info) = segment else {
@@ -356,11 +362,17 @@ impl Reader {
         };
         let known = after.filter(|p| p.segment == info.base_offset);
         let limit = self.limit(cell, &info);
-        let stretch = self.ask_index(cell, &info, |index| {
-            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ)))?;
-            Some(Stretch::new(info, place, limit, index))
-        });
-        stretch.await?.ok_or_else(|| Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset)))
+        let start = || {
+            let machine = cell.machine.borrow();
+            let previous = machine.segments().iter().rev().find(|other| other.base_offset < info.base_offset);
+            let hash = previous.map(|previous| previous.running_hash).or((info.base_offset == 0).then_some(0));
+            Place { segment: info.base_offset, offset: info.base_offset, position: FIRST_POSITION, hash, read: MIN_READ }
+        };
+        self.ask_index(cell, &info, |index| {
+            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ))).unwrap_or_else(start);
+            Stretch::new(info, place, limit, index)
+        })
+        .await
     }
 
     /// Bytes of the segment before this position are on disk.
@@ -426,12 +438,15 @@ impl Reader {
             let from = (place.position - start) as usize;
             let to = data.len().min((limit - start) as usize);
             match self.check(cell, info, place, &data, from, to, offset)? {
-                Checked::Run { end_offset, end, hash, base_offset } => {
-                    if let Some(entry) = planned.filter(|e| e.position == start + end as u64 && (e.running_hash, e.offset) != (hash, end_offset)) {
-                        return Err(Fault::Damaged(format!(
-                            "segment {} at {}: offset {end_offset} and running hash {hash:016x}, the index has {} and {:016x}",
-                            info.base_offset, entry.position, entry.offset, entry.running_hash
-                        )));
+                Checked::Run { end_offset, end, mut hash, base_offset } => {
+                    if let Some(entry) = planned.filter(|e| e.position == start + end as u64) {
+                        if entry.offset != end_offset || hash.is_some_and(|hash| hash != entry.running_hash) {
+                            return Err(Fault::Damaged(format!(
+                                "segment {} at {}: offset {end_offset} and running hash {hash:016x?}, the index has {} and {:016x}",
+                                info.base_offset, entry.position, entry.offset, entry.running_hash
+                            )));
+                        }
+                        hash = Some(entry.running_hash);
                     }
                     let grown = (place.read * 2).min(MAX_READ);
                     let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
@@ -441,7 +456,7 @@ impl Reader {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
                         return Err(Fault::TooLarge(needed));
                     }
-                    read = needed.next_multiple_of(BLOCK);
+                    read = needed.max(2 * read).next_multiple_of(BLOCK);
                 }
                 Checked::TooShort(needed) => {
                     return Err(Fault::Damaged(format!(
@@ -478,9 +493,10 @@ impl Reader {
                 break;
             }
             if let Some(entry) = entries.get(entry_at).filter(|e| e.position == start + at as u64) {
-                if entry.running_hash != hash {
+                if let Some(hash) = hash.filter(|hash| *hash != entry.running_hash) {
                     return Err(damaged(format!("running hash {hash:016x}, the index has {:016x}", entry.running_hash)));
                 }
+                hash = Some(entry.running_hash);
                 entry_at += 1;
             }
             let header = BatchHeader::parse(&data[at..to]).map_err(|e| damaged(e.to_string()))?;
@@ -494,11 +510,11 @@ impl Reader {
             batch::check_stored(&data[at..at + len]).map_err(|e| damaged(e.to_string()))?;
             let mut head = [0; HEADER_LEN];
             head.copy_from_slice(&data[at..at + HEADER_LEN]);
-            hash = running_hash(hash, &head);
+            hash = hash.map(|before| running_hash(before, &head));
             offset = header.next_offset();
             at += len;
         }
-        if start + at as u64 == info.valid_end && hash != info.running_hash {
+        if let Some(hash) = hash.filter(|hash| start + at as u64 == info.valid_end && *hash != info.running_hash) {
             return Err(Fault::Damaged(format!(
                 "segment {}: running hash {hash:016x} at its end, expected {:016x}",
                 info.base_offset, info.running_hash
@@ -516,7 +532,7 @@ impl Reader {
     }
 
     /// Asks the index of a segment, reading it if it is not in memory.
-    async fn ask_index<T>(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> Option<T>) -> Result<Option<T>, Fault> {
+    async fn ask_index<T>(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> T) -> Result<T, Fault> {
         if let Some(answer) = self.with_index(cell, info, &ask) {
             return Ok(answer);
         }
@@ -580,7 +596,7 @@ impl Reader {
 }
 
 enum Checked {
-    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: u64 },
+    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: Option<u64> },
     TooShort(usize),
 }
 

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::bridge::{ShardEnd, ShardEvent};
 use crate::cluster::CatalogueView;
 use crate::limits::{self, JOURNAL_FILE, MAX_JOURNAL};
+use crate::log::paths;
 use crate::log::recovery::PartitionImage;
 use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::shard::budget::Budget;
@@ -116,7 +117,7 @@ struct Opened {
 
 async fn open(parts: ShardParts) -> io::Result<Opened> {
     let disk = Disk::new(parts.data, parts.buffered, parts.trace);
-    disk.prepare(&format!(".probe-{}", parts.shard)).await?;
+    disk.prepare(&paths::shard_probe(parts.shard)).await?;
     let budget = Budget::new(parts.memory as usize);
     parts.metrics.set(Gauge::MemoryBudget, parts.memory);
     let (file_size, files) = ring_size(parts.memory, parts.mesh.shards());

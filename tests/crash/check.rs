@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use corelane::batch::{HEADER_LEN, check_stored};
 use corelane::checksum::running_hash;
+use corelane::limits::BLOCK;
 use corelane::log::checkpoint::PartitionState;
 use corelane::log::file_header::{self, MetaSlot};
 use corelane::log::identity;
+use corelane::log::index::{Index, IndexEntry};
 use corelane::log::inspect::verify;
 use corelane::log::paths;
 use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
-use corelane::log::segment::FIRST_POSITION;
+use corelane::log::segment::{FIRST_POSITION, SegmentInfo};
 use corelane::shard::trace::TraceEvent;
 use corelane::types::{Offset, TopicPartition};
 
@@ -59,6 +61,9 @@ pub fn read_partition(image: &Image, state: &PartitionState) -> Result<BTreeMap<
         }
         let mut at = FIRST_POSITION as usize;
         let end = segment.valid_end as usize;
+        if at < end {
+            expect_first_entry(image, state, segment, hash)?;
+        }
         while at < end {
             let rest = bytes.get(at..end).ok_or_else(|| format!("{path}: {} bytes, the log needs {end}", bytes.len()))?;
             let header = check_stored(rest).map_err(|error| format!("{path} at {at}: {error}"))?;
@@ -79,6 +84,24 @@ pub fn read_partition(image: &Image, state: &PartitionState) -> Result<BTreeMap<
         return Err(format!("{}: ends at {next}, the state says {}", state.partition, state.log_end));
     }
     Ok(batches)
+}
+
+/// The index has the segment's first batch: reads of whatever comes before its second entry start there.
+fn expect_first_entry(image: &Image, state: &PartitionState, segment: &SegmentInfo, hash: Option<u64>) -> Result<(), String> {
+    let path = paths::index(state.partition, segment.base_offset);
+    let bytes = image.bytes(&path);
+    let (index, _) = Index::load(segment.base_offset, bytes.get(BLOCK..).unwrap_or_default(), segment.index_entries);
+    let first = index.entries().first();
+    let is_right = |entry: &IndexEntry| {
+        (entry.offset, entry.position) == (segment.base_offset, FIRST_POSITION) && hash.is_none_or(|hash| entry.running_hash == hash)
+    };
+    // What is before the log's first segment may be gone, and its running hash with it: a reader then begins at the segment's start.
+    let is_unknown = first.is_none_or(|entry| entry.position > FIRST_POSITION) && hash.is_none();
+    if is_unknown || first.is_some_and(is_right) {
+        Ok(())
+    } else {
+        Err(format!("{path}: the first of {} entries is {first:?}", segment.index_entries))
+    }
 }
 
 /// Compares a recovered store with what was acknowledged.

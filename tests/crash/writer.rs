@@ -611,10 +611,12 @@ impl Partition {
             bytes: remainder.clone(),
             chunks: Vec::new(),
         });
-        // An index that was not read: entries go on behind those that are in the file.
         let tails = tails.collect();
+        // An index that has entries is not read: what is appended gets none, and is found from the last one on.
+        let indexes =
+            open.iter().filter(|last| last.end_offset == last.base_offset).map(|last| (Index::new(last.base_offset), 0)).collect();
         let hashes = BTreeMap::from([(state.log_end, state.running_hash)]);
-        Partition { tails, indexes: Vec::new(), producers, named, hashes, state }
+        Partition { tails, indexes, producers, named, hashes, state }
     }
 
     /// Gives a batch its place at the log's end. Returns its offset and position.

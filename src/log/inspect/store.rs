@@ -143,7 +143,8 @@ impl<F: ReadFiles> Verification<'_, F> {
 
     fn root(&mut self) -> Result<(), FileError> {
         for entry in list_sorted(self.files, "")? {
-            if !paths::ROOT_NAMES.contains(&entry.name.as_str()) && entry.name != paths::GENERATION_TMP {
+            let is_known = paths::ROOT_NAMES.contains(&entry.name.as_str()) || entry.name == paths::GENERATION_TMP;
+            if !is_known && !paths::is_probe(&entry.name) {
                 self.damage(&entry.name, 0, DamageKind::Unknown, "not a name of the store");
             }
         }
