@@ -30,7 +30,13 @@ pub struct Broker {
 impl Broker {
     /// Starts a broker on free ports and waits until it is ready.
     pub fn start(data: &Path, flags: &[&str]) -> Broker {
+        Broker::start_in(Path::new("."), data, flags)
+    }
+
+    /// As [`Broker::start`], with a current directory of its own.
+    pub fn start_in(current: &Path, data: &Path, flags: &[&str]) -> Broker {
         let mut child = Command::new(env!("CARGO_BIN_EXE_corelane"))
+            .current_dir(current)
             .args(["serve", "--json", "--listen", "127.0.0.1:0", "--memory", "256M", "--data"])
             .arg(data)
             .args(if flags.contains(&"--admin-listen") { &[][..] } else { &["--admin-listen", "none"][..] })
@@ -131,6 +137,12 @@ impl Connection {
         let mut payload = vec![0; parsed.payload_len()];
         self.socket.read_exact(&mut payload).expect("a payload");
         (header, payload)
+    }
+
+    /// A second handle of the same connection, for sending while this one receives.
+    pub fn sender(&self) -> Connection {
+        let socket = self.socket.try_clone().expect("a descriptor");
+        Connection { socket, encoder: RequestEncoder::new(), next: self.next }
     }
 
     /// Sends a request.
