@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::settings::{ServeSettings, Size};
 use crate::limits::{self, BLOCK};
+use crate::log::paths;
 
 /// The CPUs that this process may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -256,7 +257,7 @@ struct Probe(PathBuf);
 
 impl Probe {
     fn create(directory: &Path) -> io::Result<Probe> {
-        let path = directory.join(format!("probe-{}.tmp", std::process::id()));
+        let path = directory.join(paths::host_probe(std::process::id()));
         File::create(&path)?;
         Ok(Probe(path))
     }
