@@ -48,8 +48,9 @@ fn everything_acknowledged_survives_kills_stops_and_other_numbers_of_shards() {
     for (round, shards) in ["2", "1", "2", "1", "2"].into_iter().enumerate() {
         let broker = Broker::start(directory.path(), &["--shards", shards]);
         let mut connection = broker.connect();
-        let id = *topic
-            .get_or_insert_with(|| connection.create("all-ways", 3, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), KEPT]));
+        let id = *topic.get_or_insert_with(|| {
+            connection.create("all-ways", 3, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), KEPT])
+        });
         assert_eq!(connection.topic("all-ways"), Some(id));
         for (partition, count) in counts.iter_mut().enumerate() {
             let partition = TopicPartition { topic: id, partition: partition as u32 };

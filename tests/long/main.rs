@@ -7,15 +7,23 @@
 //! After each round the result is written to `target/long/NAME.json` (whole, by rename), so that an interrupted run loses
 //! one round at most and `--resume` goes on behind it.
 
+#[path = "../crash/mod.rs"]
+mod crash;
+mod crash_everywhere;
+mod flips;
 mod harness;
+#[path = "../lived/mod.rs"]
+mod lived;
 mod selftest;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::process::ExitCode;
 
 use harness::Entry;
 
 /// Every check, in the order of `--help`.
-const CHECKS: &[Entry] = &[];
+const CHECKS: &[Entry] = &[crash_everywhere::ENTRY, flips::ENTRY];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
