@@ -159,7 +159,7 @@ mod tests {
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
-    use super::metadata::SingleNodeLog;
+    use super::metadata::{SingleNodeLog, Witness};
     use super::status::NodeState;
     use super::*;
     use crate::bridge::{ShardEnd, ShardEvent, bridge};
@@ -177,8 +177,8 @@ mod tests {
     fn start(shards: usize) -> Node {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("catalogue");
-        SingleNodeLog::create(&path, [1; 16]).unwrap();
-        let (store, _) = SingleNodeLog::open(&path, [1; 16]).unwrap();
+        SingleNodeLog::create(&path, [1; 16], &Witness::default()).unwrap();
+        let (store, _) = SingleNodeLog::open(&path, [1; 16], Witness::default()).unwrap();
         let (end, ends) = bridge(shards);
         let status = Arc::new(NodeStatus::new(1));
         let metrics = (0..shards as u32).map(|n| Arc::new(ShardMetrics::new(n))).collect();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bridge::bridge;
-use crate::control::metadata::{MetadataStore, SingleNodeLog};
+use crate::control::metadata::{MetadataStore, SingleNodeLog, Witness};
 use crate::control::status::{NodeState, NodeStatus, ShardPlace};
 use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
@@ -21,6 +21,7 @@ use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
 use crate::log::{identity, paths};
 use crate::metrics::ShardMetrics;
 use crate::request::Broker;
+use crate::server::catalogue_trace::witness;
 use crate::server::host;
 use crate::server::settings::ServeSettings;
 use crate::shard::blocking_files::BlockingFiles;
@@ -31,7 +32,7 @@ use crate::shard::net::listen;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
-use crate::shard::trace::Trace;
+use crate::shard::trace::{Trace, TraceEvent};
 use crate::types::TopicPartition;
 
 /// How `serve` is run, besides the broker's settings.
@@ -41,6 +42,8 @@ pub struct ServeOptions {
     pub json: bool,
     /// Record everything that is done to the disk here (for tests of crashes).
     pub disk_trace: Option<std::path::PathBuf>,
+    /// Size of a journal file, bytes, instead of the one that follows from the memory: with small files a short trace has laps.
+    pub journal_file: Option<u64>,
 }
 
 /// Why a broker does not serve, or ended badly.
@@ -88,11 +91,15 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
         None => None,
     };
+    if let Some(trace) = &trace {
+        trace.record(&TraceEvent::Mark { name: "start".into() });
+    }
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
-    let catalogue = open_catalogue(&settings.data, &meta, fresh)?;
+    let catalogue = open_catalogue(&settings.data, &meta, fresh, witness(trace.clone(), settings.data.clone()))?;
     let view = catalogue.view();
-    let recovered = recover(&mut files, &settings, &meta, &view)?;
+    let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
+    let recovered = recover(&mut files, &settings, ring, &meta, &view)?;
     meta = mark(&mut files, &meta, false)?;
 
     let shards = settings.shards();
@@ -116,7 +123,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let mut threads = Vec::new();
-    let mut journals = share_of(&recovered, settings.memory_bytes, shards);
+    let mut journals = share_of(&recovered, ring, shards);
     let places = mesh(shards);
     let RecoveredStore { generation, salt, shards: images, next_journal_id, .. } = recovered;
     let parts = settings.per_shard().zip(images).zip(listeners).zip(places).zip(shard_ends).zip(&metrics);
@@ -127,6 +134,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             buffered: shard.buffered_io,
             trace: trace.clone(),
             memory: shard.memory_bytes,
+            ring,
             durability: shard.durability,
             generation,
             salt,
@@ -251,13 +259,13 @@ fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Res
     identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
 }
 
-fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool) -> Result<SingleNodeLog, ServeError> {
+fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {
     let path = data.join(paths::CATALOGUE);
     // A first start that was cut short between the identity and the catalogue has no generation yet.
     if fresh || (!path.exists() && !data.join(paths::GENERATION).exists()) {
-        SingleNodeLog::create(&path, meta.cluster).map_err(store_error)?;
+        SingleNodeLog::create(&path, meta.cluster, &witness).map_err(store_error)?;
     }
-    let (log, opened) = SingleNodeLog::open(&path, meta.cluster).map_err(store_error)?;
+    let (log, opened) = SingleNodeLog::open(&path, meta.cluster, witness).map_err(store_error)?;
     if let Some(torn) = opened.torn {
         tracing::warn!(?torn, "the catalogue ended in a record that was never acknowledged; it was cut");
     }
@@ -267,6 +275,7 @@ fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool) -> Result<SingleNod
 fn recover(
     files: &mut BlockingFiles,
     settings: &ServeSettings,
+    ring: (u64, usize),
     meta: &MetaSlot,
     view: &crate::cluster::CatalogueView,
 ) -> Result<RecoveredStore, ServeError> {
@@ -299,13 +308,13 @@ fn recover(
     for damage in report.torn_checkpoints.iter().chain(&report.damage) {
         tracing::error!(file = damage.file, offset = damage.offset, kind = ?damage.kind, detail = damage.detail, "damage");
     }
-    drop_surplus_journals(files, &recovered, settings)?;
+    drop_surplus_journals(files, &recovered, ring, shards)?;
     Ok(recovered)
 }
 
 /// Journal files that the new number of shards does not use are removed.
-fn drop_surplus_journals(files: &mut BlockingFiles, recovered: &RecoveredStore, settings: &ServeSettings) -> Result<(), ServeError> {
-    let used: Vec<_> = share_of(recovered, settings.memory_bytes, settings.shards()).into_iter().flatten().collect();
+fn drop_surplus_journals(files: &mut BlockingFiles, recovered: &RecoveredStore, ring: (u64, usize), shards: u32) -> Result<(), ServeError> {
+    let used: Vec<_> = share_of(recovered, ring, shards).into_iter().flatten().collect();
     let mut removed = false;
     for journal in recovered.journals.iter().filter(|j| !used.iter().any(|u| u.id == j.id)) {
         files.unlink(&journal.path).map_err(store_error)?;
@@ -347,8 +356,7 @@ fn print_ready(options: &ServeOptions, meta: &MetaSlot, places: &[ShardPlace], a
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn share_of(recovered: &RecoveredStore, memory: u64, shards: u32) -> Vec<Vec<JournalFile>> {
-    let (size, files) = runtime::ring_size(memory / u64::from(shards), shards);
+fn share_of(recovered: &RecoveredStore, (size, files): (u64, usize), shards: u32) -> Vec<Vec<JournalFile>> {
     let mut shares = vec![Vec::new(); shards as usize];
     let fitting = recovered.journals.iter().filter(|j| j.size == size);
     for (at, journal) in fitting.take(files * shards as usize).enumerate() {

@@ -48,8 +48,11 @@ impl Disk {
         }
         let path = self.root.join(name);
         let probe = DmaFile::create(&path).await?;
+        self.note(|| TraceEvent::Create { path: name.into() });
         probe.close().await?;
-        std::fs::remove_file(&path)
+        std::fs::remove_file(&path)?;
+        self.note(|| TraceEvent::Unlink { path: name.into() });
+        Ok(())
     }
 
     /// The data directory.

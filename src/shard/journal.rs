@@ -234,8 +234,7 @@ impl Journal {
             let sequence = state.next_sequence;
             state.next_sequence += 1;
             state.newest = sequence;
-            state.open =
-                Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
+            state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
             self.work.notify();
         }
         let group = state.open.as_mut().expect("opened above");

@@ -16,8 +16,8 @@ use crate::limits::BLOCK;
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::segment::SegmentInfo;
 use crate::metrics::{Counter, Gauge};
-use crate::shard::journal::Urgency;
 use crate::shard::buffer::Piece;
+use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::Store;
 use crate::types::Offset;
@@ -262,7 +262,9 @@ fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u6
 fn block_bytes(cell: &PartitionCell, segment: Offset, from: u64, to: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; (to - from) as usize];
     let mut copied = 0;
-    for (position, piece) in cell.tail.borrow().reaching_past(segment, from).take_while(|c| c.segment == segment).flat_map(|c| c.range(from, to)) {
+    for (position, piece) in
+        cell.tail.borrow().reaching_past(segment, from).take_while(|c| c.segment == segment).flat_map(|c| c.range(from, to))
+    {
         let at = (position - from) as usize;
         bytes[at..at + piece.len()].copy_from_slice(piece.bytes());
         copied = copied.max(at + piece.len());

@@ -8,17 +8,25 @@
 //! one round at most and `--resume` goes on behind it.
 
 mod broker;
+#[path = "../crash/mod.rs"]
+mod crash;
+mod crash_everywhere;
+mod flips;
 mod harness;
 mod kill;
+#[path = "../lived/mod.rs"]
+mod lived;
 mod selftest;
 mod start;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::process::ExitCode;
 
 use harness::Entry;
 
 /// Every check, in the order of `--help`.
-const CHECKS: &[Entry] = &[kill::ENTRY, start::ENTRY];
+const CHECKS: &[Entry] = &[kill::ENTRY, start::ENTRY, crash_everywhere::ENTRY, flips::ENTRY];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
