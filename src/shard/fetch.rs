@@ -103,6 +103,13 @@ async fn read_partition(
             Some(_) => break,
             None => {}
         }
+        if let Some(refusal) = cell.gone() {
+            // It went while an earlier part was read.
+            if taken > 0 {
+                break;
+            }
+            return Err(refusal);
+        }
         let adopted = cell.machine.borrow().segment_of(offset).filter(|s| s.adopted).copied();
         if let Some(info) = adopted {
             if at_least_one {

@@ -238,6 +238,8 @@ impl Reader {
         let after = self.run_before(cell.id, offset);
         self.runs.borrow_mut().insert(key, Slot::Loading(event.clone(), stretch.and_then(|s| s.end_offset())));
         self.metrics.add(Counter::CacheMisses, 1);
+        // A request that is given up in the middle leaves nothing behind that others would wait for.
+        let place = LoadingPlace { reader: self, key, event };
         let loaded = async {
             let stretch = match stretch {
                 Some(stretch) => stretch,
@@ -246,9 +248,8 @@ impl Reader {
             self.read_checked(cell, offset, &stretch).await
         }
         .await;
-        self.runs.borrow_mut().remove(&key);
-        event.notify();
-        let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, fault))?);
+        drop(place);
+        let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, offset, fault))?);
         self.keep(cell.id, run.clone());
         Ok(run)
     }
@@ -266,7 +267,7 @@ impl Reader {
             }
             Ok((file, (info.valid_end - FIRST_POSITION) as usize))
         };
-        checked.await.map_err(|fault| self.refusal(cell, fault))
+        checked.await.map_err(|fault| self.refusal(cell, info.base_offset, fault))
     }
 
     async fn check_whole(&self, file: &DataFile, info: &SegmentInfo) -> Result<(), Fault> {
@@ -431,6 +432,10 @@ impl Reader {
         let file = self.file(cell.id, info.base_offset).await?;
         let mut read = if planned.is_some() { (limit - place.position / BLOCK as u64 * BLOCK as u64) as usize } else { place.read };
         loop {
+            if limit <= place.position {
+                let what = format!("segment {} ends at {limit}, wanted from {}", info.base_offset, place.position);
+                return Err(Fault::Io(io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+            }
             let start = place.position / BLOCK as u64 * BLOCK as u64;
             let len = (read as u64).min(limit.next_multiple_of(BLOCK as u64).saturating_sub(start)) as usize;
             let data = file.read(start, len.next_multiple_of(BLOCK)).await?;
@@ -539,7 +544,10 @@ impl Reader {
         let file = self.disk.open(&paths::index(cell.id, info.base_offset)).await?;
         let index = Rc::new(read_index(&file, info).await?);
         file.close().await?;
-        self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
+        if info.sealed {
+            // That of an open segment grows; as it is now it would be short for ever.
+            self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
+        }
         Ok(ask(&index))
     }
 
@@ -561,7 +569,7 @@ impl Reader {
     /// # Errors
     /// When the index can't be read.
     pub async fn offset_before_time(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, timestamp: i64) -> Result<Offset, Refusal> {
-        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, fault))?;
+        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, info.base_offset, fault))?;
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 
@@ -575,7 +583,16 @@ impl Reader {
         Ok(file)
     }
 
-    fn refusal(&self, cell: &PartitionCell, fault: Fault) -> Refusal {
+    /// What a reader at `offset` is told. What was deleted while it was read is no damage.
+    fn refusal(&self, cell: &PartitionCell, offset: Offset, fault: Fault) -> Refusal {
+        if let Some(refusal) = cell.gone() {
+            return refusal;
+        }
+        let log_start = cell.machine.borrow().log_start();
+        if offset < log_start {
+            let message = format!("partition {} begins at offset {log_start} now, {offset} was deleted", cell.id);
+            return Refusal::new(Code::OffsetOutOfRange, message);
+        }
         match fault {
             Fault::Io(error) => {
                 tracing::error!(partition = %cell.id, %error, "read failed");
@@ -592,6 +609,25 @@ impl Reader {
                 refusal
             }
         }
+    }
+}
+
+/// A slot that others wait at; it goes when the load ends or is given up.
+struct LoadingPlace<'a> {
+    reader: &'a Reader,
+    key: (TopicPartition, Offset),
+    event: Rc<Event>,
+}
+
+impl Drop for LoadingPlace<'_> {
+    fn drop(&mut self) {
+        let mut runs = self.reader.runs.borrow_mut();
+        // A run that another load has put there meanwhile stays.
+        if matches!(runs.get(&self.key), Some(Slot::Loading(event, _)) if Rc::ptr_eq(event, &self.event)) {
+            runs.remove(&self.key);
+        }
+        drop(runs);
+        self.event.notify();
     }
 }
 
