@@ -164,9 +164,10 @@ impl Store {
             let place = match self.piece(&flip).map(|piece| piece.what) {
                 // Where there is no meaning, nothing is hidden.
                 None => None,
-                Some("generation") if flips.is_empty() => return vec![flip],
-                Some("generation") => continue,
-                Some("checkpoint") => Some("a checkpoint".to_string()),
+                // These tell how far everything else goes and what of it counts: alone, or not in this round.
+                Some("generation" | "checkpoint") if flips.is_empty() => return vec![flip],
+                Some("generation" | "checkpoint") => continue,
+                Some("journal group" | "last journal group") => Some("a group".to_string()),
                 Some(_) => Some(file.clone()),
             };
             if place.is_none_or(|place| taken.insert(place)) {
