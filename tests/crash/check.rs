@@ -62,9 +62,12 @@ pub struct Stored {
 /// A segment that checks: its batches, the offset after them, and the running hash, if the one before it was known.
 type CheckedSegment = (Arc<Vec<Stored>>, Offset, Option<u64>);
 
+/// All that the result depends on: the file's bytes, its partition, base offset, valid end, and the running hash before it.
+type SegmentKey = (u64, TopicPartition, Offset, u64, Option<u64>);
+
 thread_local! {
-    /// Segments that were read and check, by all that the result depends on: most segments are the same in very many images.
-    static CHECKED: RefCell<HashMap<(u64, TopicPartition, Offset, u64, Option<u64>), CheckedSegment>> = RefCell::default();
+    /// Segments that were read and check: most segments are the same in very many images.
+    static CHECKED: RefCell<HashMap<SegmentKey, CheckedSegment>> = RefCell::default();
 }
 
 /// Reads a whole partition as its state says it is: every batch must check and follow the one before it, and the running hash must lead to the state's.

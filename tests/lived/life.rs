@@ -85,7 +85,7 @@ impl Workload {
         let broker = self.start(1);
         self.done("first start");
         let mut connection = broker.connect();
-        let settings = [("segment.bytes", "1048576"), ("max.message.bytes", "16777216")];
+        let settings = [("segment.bytes", "1048576"), ("max.message.bytes", "16777216"), ("retention.ms", "-1")];
         let topic = connection.create("traced", 3, &settings);
         let part = |partition| TopicPartition { topic, partition };
         self.done("topic creation");
@@ -168,7 +168,7 @@ impl Workload {
 
     /// A topic with data in all forms goes, and its name comes back.
     fn deletion(&mut self, connection: &mut Connection) {
-        let settings = [("max.message.bytes", "16777216")];
+        let settings = [("max.message.bytes", "16777216"), ("retention.ms", "-1")];
         let gone = TopicPartition { topic: connection.create("gone", 1, &settings), partition: 0 };
         for len in [100, 150_000, 3_000, 20_000] {
             self.append(connection, gone, len);
@@ -189,7 +189,7 @@ impl Workload {
     }
 
     fn retention(&mut self, connection: &mut Connection) {
-        let settings = [("segment.bytes", "1048576"), ("retention.bytes", "1048576")];
+        let settings = [("segment.bytes", "1048576"), ("retention.bytes", "1048576"), ("retention.ms", "-1")];
         let short = TopicPartition { topic: connection.create("short", 1, &settings), partition: 0 };
         for _ in 0..26 {
             self.append(connection, short, 100_000);

@@ -40,6 +40,8 @@ const FLIPS: usize = 100;
 const PARTITIONS: u32 = 6;
 /// Bytes appended to the long form's store, and the short one's.
 const BYTES: (u64, u64) = (1 << 30, 48 << 20);
+/// Flips that a broker is started with.
+const SERVED_FLIPS: usize = 3;
 /// A broker is started on a damaged copy in every so many rounds.
 const SERVED_EVERY: u64 = 25;
 
@@ -76,12 +78,14 @@ impl Check for Flips {
         let flips = store.choose(&mut numbers);
         flips.iter().try_for_each(|flip| store.flip(flip))?;
         let outcome = store.look(&flips, round);
+        // Two flips of a bit are none. A broker is shown a few only: it is to have something left to serve.
+        let (few, rest) = flips.split_at(flips.len().min(SERVED_FLIPS));
+        rest.iter().try_for_each(|flip| store.flip(flip))?;
         let served = match round.number % SERVED_EVERY {
             0 if outcome.is_ok() => store.serve_damaged(round),
             _ => Ok(()),
         };
-        // Two flips of a bit are none.
-        flips.iter().try_for_each(|flip| store.flip(flip))?;
+        few.iter().try_for_each(|flip| store.flip(flip))?;
         outcome.and(served)
     }
 }
@@ -100,7 +104,11 @@ impl Store {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
         let mut written: BTreeMap<TopicPartition, BTreeMap<Offset, u32>> = BTreeMap::new();
         let broker = Broker::start(dir.path(), &["--shards", "2"]);
-        let topic = broker.connect().create("flipped", PARTITIONS, &[("segment.bytes", "8388608"), ("max.message.bytes", "16777216")]);
+        let topic = broker.connect().create(
+            "flipped",
+            PARTITIONS,
+            &[("segment.bytes", "8388608"), ("max.message.bytes", "16777216"), ("retention.ms", "-1")],
+        );
         let mut numbers = Numbers(11);
         let mut connections: Vec<Connection> =
             (0..PARTITIONS).map(|partition| broker.connect_owner(TopicPartition { topic, partition })).collect();
@@ -156,9 +164,10 @@ impl Store {
             let place = match self.piece(&flip).map(|piece| piece.what) {
                 // Where there is no meaning, nothing is hidden.
                 None => None,
-                Some("generation") if flips.is_empty() => return vec![flip],
-                Some("generation") => continue,
-                Some("checkpoint") => Some("a checkpoint".to_string()),
+                // These tell how far everything else goes and what of it counts: alone, or not in this round.
+                Some("generation" | "checkpoint") if flips.is_empty() => return vec![flip],
+                Some("generation" | "checkpoint") => continue,
+                Some("journal group" | "last journal group") => Some("a group".to_string()),
                 Some(_) => Some(file.clone()),
             };
             if place.is_none_or(|place| taken.insert(place)) {
