@@ -1,11 +1,13 @@
 //! Where the catalogue is kept: behind a trait, so that consensus can take the place of a single node's file.
 //!
-//! [`SingleNodeLog`] owns `<data>/catalogue`. A command is applied to a copy of the state, appended, synced on a blocking thread,
-//! and only then becomes the state; so nobody sees what a crash could take back. Crash story: a cut while appending leaves a
+//! [`SingleNodeLog`] owns `<data>/catalogue`. Commands that wait at the same time are applied to a copy of the state, appended, synced once on a blocking thread,
+//! and only then become the state; so nobody sees what a crash could take back. When the file has grown to several times what its state needs, it is compacted: a file that
+//! begins with a snapshot is written beside it, synced, renamed over it. Crash story: a cut while appending leaves a
 //! torn record that was never acknowledged; the next open cuts it. A failed sync poisons the log, because nobody can know what is on
 //! disk: everything is refused until a restart reads it again. A failed *write* (no space) is undone and refused, and a later
 //! command may succeed.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::future::Future;
 use std::io::{self, Read};
@@ -16,8 +18,8 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 
 use crate::cluster::command::CommandError;
-use crate::cluster::command_log::{self, LogError, TornTail};
-use crate::cluster::{Catalogue, CatalogueView, Command, Committed};
+use crate::cluster::command_log::{self, LogError, Snapshot, TornTail};
+use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed};
 use crate::limits;
 use crate::request::{Code, Refusal};
 use crate::types::LeaderEpoch;
@@ -25,10 +27,68 @@ use crate::types::LeaderEpoch;
 /// Nodes of a cluster without consensus.
 const ONE_NODE: u16 = 1;
 
+/// A step of what is done to the catalogue's file.
+#[derive(Debug)]
+pub enum FileStep<'a> {
+    /// The file came into being.
+    Create(&'a Path),
+    /// A write begins; [`FileStep::WriteEnd`] follows.
+    WriteStart {
+        /// The file.
+        path: &'a Path,
+        /// Where in it, bytes.
+        position: u64,
+        /// What.
+        bytes: &'a [u8],
+    },
+    /// The write is done.
+    WriteEnd,
+    /// The file is cut to so many bytes.
+    SetLen(&'a Path, u64),
+    /// A sync of the file begins; [`FileStep::SyncEnd`] follows.
+    SyncStart(&'a Path),
+    /// A sync of the directory begins; [`FileStep::SyncEnd`] follows.
+    SyncDirStart(&'a Path),
+    /// The sync is done.
+    SyncEnd,
+    /// The file gets another name.
+    Rename(&'a Path, &'a Path),
+    /// A command is durable and about to be answered.
+    Committed(&'a Applied),
+}
+
+/// Hears of each [`FileStep`] in order, or nobody does: the door of the disk trace.
+#[derive(Clone, Default)]
+pub struct Witness(Option<Arc<dyn Fn(FileStep<'_>) + Send + Sync>>);
+
+impl Witness {
+    /// One that hears.
+    pub fn new(hears: impl Fn(FileStep<'_>) + Send + Sync + 'static) -> Witness {
+        Witness(Some(Arc::new(hears)))
+    }
+
+    fn tell(&self, step: FileStep<'_>) {
+        if let Some(hears) = &self.0 {
+            hears(step);
+        }
+    }
+}
+
+impl fmt::Debug for Witness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Witness({})", self.0.is_some())
+    }
+}
+
 /// Keeps the catalogue and changes it in one order.
 pub trait MetadataStore: Send + Sync + 'static {
     /// Makes a change durable and applies it. Not to be dropped before it is done.
-    fn propose(&self, command: Command) -> impl Future<Output = Result<Committed, Refusal>> + Send;
+    fn propose(&self, command: Command) -> impl Future<Output = Result<Committed, Refusal>> + Send {
+        async { self.propose_all(vec![command]).await.pop().expect("one command has one outcome") }
+    }
+
+    /// As [`MetadataStore::propose`] for several changes in this order, each with its own outcome, made durable together.
+    fn propose_all(&self, commands: Vec<Command>) -> impl Future<Output = Vec<Result<Committed, Refusal>>> + Send;
 
     /// The present state.
     fn view(&self) -> Arc<CatalogueView>;
@@ -111,7 +171,7 @@ pub enum OpenError {
 
 impl SingleNodeLog {
     /// Makes an empty catalogue durable, for a new store. One without commands (a creation that was cut short) is replaced.
-    pub fn create(path: &Path, cluster: [u8; 16]) -> Result<(), OpenError> {
+    pub fn create(path: &Path, cluster: [u8; 16], witness: &Witness) -> Result<(), OpenError> {
         let failed = |source| OpenError::Io { path: path.into(), source };
         if path.try_exists().map_err(failed)? {
             let commands = decode(path, &read(path).map_err(failed)?)?.commands.len();
@@ -120,37 +180,32 @@ impl SingleNodeLog {
             }
         }
         let write = || {
-            let temporary = path.with_extension("tmp");
-            let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
-            file.write_all_at(&command_log::encode_header(cluster), 0)?;
-            file.sync_all()?;
-            std::fs::rename(&temporary, path)?;
-            File::open(path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new(".")))?.sync_all()
+            let new = LogFile::make(path, &command_log::encode_header(cluster, &Snapshot::default()), witness)?;
+            new.name(path)
         };
         write().map_err(failed)
     }
 
     /// Reads and replays the catalogue, cuts a torn tail, and makes this start durable as a [`Command::NodeStarted`]. Blocks.
-    pub fn open(path: &Path, cluster: [u8; 16]) -> Result<(SingleNodeLog, Opened), OpenError> {
+    pub fn open(path: &Path, cluster: [u8; 16], witness: Witness) -> Result<(SingleNodeLog, Opened), OpenError> {
         let failed = |source| OpenError::Io { path: path.into(), source };
         let log = decode(path, &read(path).map_err(failed)?)?;
         if log.cluster != cluster {
             let (expected, actual) = (uuid::Uuid::from_bytes(cluster), uuid::Uuid::from_bytes(log.cluster));
             return Err(OpenError::Cluster { path: path.into(), expected, actual });
         }
-        let mut catalogue = Catalogue::new(ONE_NODE);
-        let replay_failed = |sequence| move |source| OpenError::Replay { path: path.into(), sequence, source };
-        for (sequence, command) in &log.commands {
-            catalogue.apply(command).map_err(replay_failed(*sequence))?;
-        }
+        let replay_failed = |(sequence, source)| OpenError::Replay { path: path.into(), sequence, source };
+        let mut catalogue = Catalogue::replay(ONE_NODE, &log).map_err(replay_failed)?;
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
+        let (end, sequence) = (log.end as u64, log.commands.len() as u64);
+        let snapshot = log.snapshot_end as u64;
+        let mut file = LogFile { file, path: path.into(), cluster, end, sequence, snapshot, is_synced: false, witness };
         if log.torn.is_some() {
-            file.set_len(log.end as u64).and_then(|()| file.sync_all()).map_err(failed)?;
+            file.set_len(file.end).and_then(|()| file.sync()).map_err(failed)?;
         }
-        let mut file = LogFile { file, end: log.end as u64, sequence: log.commands.len() as u64 };
         let started = log.commands.len() as u64 + 1;
-        catalogue.apply(&Command::NodeStarted).map_err(replay_failed(started))?;
-        file.append(&Command::NodeStarted).map_err(|e| failed(io::Error::other(e)))?;
+        catalogue.apply(&Command::NodeStarted).map_err(|refusal| replay_failed((started, refusal)))?;
+        file.append(&[Command::NodeStarted], catalogue.view()).map_err(|e| failed(io::Error::other(e)))?;
 
         let opened = Opened { epoch: catalogue.view().leader_epoch(), torn: log.torn };
         let view = watch::Sender::new(Arc::clone(catalogue.view()));
@@ -159,32 +214,48 @@ impl SingleNodeLog {
 }
 
 impl MetadataStore for SingleNodeLog {
-    async fn propose(&self, command: Command) -> Result<Committed, Refusal> {
+    async fn propose_all(&self, commands: Vec<Command>) -> Vec<Result<Committed, Refusal>> {
         let mut inner = self.inner.lock().await;
         let mut next = inner.catalogue.clone();
-        let applied = next.apply(&command)?;
+        let (mut accepted, mut outcomes) = (Vec::new(), Vec::with_capacity(commands.len()));
+        for command in commands {
+            let applied = command.encode().map_err(|e| refusal(&e.into())).and_then(|_| next.apply(&command));
+            outcomes.push(applied.map(|applied| {
+                accepted.push(command);
+                Committed { applied, view: Arc::clone(next.view()) }
+            }));
+        }
+        if accepted.is_empty() {
+            return outcomes;
+        }
+        // What was refused may have been so because of something that is not to be now.
+        let all = outcomes.len();
+        let refuse_all = |refusal: Refusal| vec![Err(refusal); all];
         // Taken while the thread works on it: should this future be dropped there, the log is poisoned rather than in doubt.
-        let mut file = inner.file.take().ok_or_else(poisoned)?;
+        let Some(mut file) = inner.file.take() else { return refuse_all(poisoned()) };
+        let view = Arc::clone(next.view());
         let work = move || {
-            let result = file.append(&command);
-            (file, result)
+            let result = file.append(&accepted, &view);
+            if result.is_ok() {
+                outcomes.iter().flatten().for_each(|committed| file.witness.tell(FileStep::Committed(&committed.applied)));
+            }
+            (file, result, outcomes)
         };
-        let (file, result) = tokio::task::spawn_blocking(work).await.map_err(|_| poisoned())?;
+        let Ok((file, result, outcomes)) = tokio::task::spawn_blocking(work).await else { return refuse_all(poisoned()) };
         match result {
             Err(error @ AppendError::Sync(_)) => {
                 tracing::error!(%error, "the catalogue is poisoned: no topic can be changed until a restart");
-                return Err(refusal(&error));
+                return refuse_all(refusal(&error));
             }
             Err(error) => {
                 inner.file = Some(file);
-                return Err(refusal(&error));
+                return refuse_all(refusal(&error));
             }
             Ok(()) => inner.file = Some(file),
         }
         inner.catalogue = next;
-        let view = Arc::clone(inner.catalogue.view());
-        self.view.send_replace(Arc::clone(&view));
-        Ok(Committed { applied, view })
+        self.view.send_replace(Arc::clone(inner.catalogue.view()));
+        outcomes
     }
 
     fn view(&self) -> Arc<CatalogueView> {
@@ -200,10 +271,17 @@ impl MetadataStore for SingleNodeLog {
 #[derive(Debug)]
 struct LogFile {
     file: File,
+    path: PathBuf,
+    cluster: [u8; 16],
+    /// Length of header and snapshot, bytes; after a compaction that failed, of the file then.
+    snapshot: u64,
     /// End of the valid records, bytes.
     end: u64,
     /// Number of the last record.
     sequence: u64,
+    /// Everything up to `end` is; after an open nobody knows.
+    is_synced: bool,
+    witness: Witness,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -219,32 +297,124 @@ enum AppendError {
 }
 
 impl LogFile {
-    /// Appends a command and syncs; then puts a mark behind it, unsynced, that tells rot of this record from a torn write.
-    fn append(&mut self, command: &Command) -> Result<(), AppendError> {
-        let mut record = command_log::encode_record(self.sequence + 1, command)?;
-        let mark = command_log::encode_record(self.sequence + 2, &Command::DurableMark)?;
+    /// A new file beside the one at `path`, synced.
+    fn make(path: &Path, bytes: &[u8], witness: &Witness) -> io::Result<LogFile> {
+        let temporary = path.with_extension("tmp");
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        witness.tell(FileStep::Create(&temporary));
+        let (cluster, witness) = ([0; 16], witness.clone());
+        let mut new = LogFile { file, path: temporary, cluster, end: 0, sequence: 0, snapshot: 0, is_synced: false, witness };
+        let mut written = || {
+            new.set_len(0)?;
+            new.write(bytes)?;
+            new.sync()
+        };
+        if let Err(error) = written() {
+            // It may be the disk that is full: what there is of it is not to be held.
+            new.set_len(0)?;
+            return Err(error);
+        }
+        Ok(new)
+    }
+
+    /// Gives the file its name, in the place of the one that has it, durably. After an error nobody knows which file has it.
+    fn name(&self, path: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, path)?;
+        self.witness.tell(FileStep::Rename(&self.path, path));
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        self.witness.tell(FileStep::SyncDirStart(directory));
+        File::open(directory)?.sync_all()?;
+        self.witness.tell(FileStep::SyncEnd);
+        Ok(())
+    }
+
+    /// Puts a file in this one's place that begins with the state that all of it leads to.
+    fn compact(&mut self, view: &CatalogueView) -> Result<(), AppendError> {
+        let bytes = command_log::encode_compacted(self.cluster, view)?;
+        let new = LogFile::make(&self.path, &bytes, &self.witness).map_err(AppendError::Write)?;
+        new.name(&self.path).map_err(AppendError::Sync)?;
+        let (path, end) = (std::mem::take(&mut self.path), bytes.len() as u64);
+        tracing::info!(before = self.end, after = end, "the catalogue was compacted");
+        // The snapshot's last record is a mark.
+        let sequence = view.topics().len() as u64 + 1;
+        *self = LogFile { path, cluster: self.cluster, end, sequence, snapshot: end, ..new };
+        Ok(())
+    }
+
+    /// Appends commands, whose outcome is `view`, and compacts the file where it is time to.
+    fn append(&mut self, commands: &[Command], view: &CatalogueView) -> Result<(), AppendError> {
+        self.append_records(commands)?;
+        if self.end < limits::CATALOGUE_COMPACT.max(4 * self.snapshot) {
+            return Ok(());
+        }
+        match self.compact(view) {
+            Err(error @ AppendError::Sync(_)) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "the catalogue can't be compacted now; it goes on as it is");
+                self.snapshot = self.end;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Appends commands and syncs; then puts a mark behind them, unsynced, that tells rot of this record from a torn write. The mark is synced
+    /// before anything is written behind it: lost in a crash that the next command survives, it would look like rot.
+    fn append_records(&mut self, commands: &[Command]) -> Result<(), AppendError> {
+        let mut record = Vec::new();
+        let last = self.sequence + commands.len() as u64;
+        for (sequence, command) in (self.sequence + 1..).zip(commands) {
+            record.extend_from_slice(&command_log::encode_record(sequence, command)?);
+        }
+        let mark = command_log::encode_record(last + 1, &Command::DurableMark)?;
         let after = self.end + (record.len() + mark.len()) as u64;
         if after > limits::MAX_CATALOGUE as u64 {
             return Err(AppendError::Full { actual: after });
         }
-        if let Err(error) = self.file.write_all_at(&record, self.end) {
+        if !self.is_synced {
+            self.sync().map_err(AppendError::Sync)?;
+        }
+        if let Err(error) = self.write(&record) {
             // What was written of it must not look like a record, and it must not stand before the next one.
-            return match self.file.set_len(self.end) {
+            return match self.set_len(self.end) {
                 Ok(()) => Err(AppendError::Write(error)),
                 Err(_) => Err(AppendError::Sync(error)),
             };
         }
-        self.file.sync_data().map_err(AppendError::Sync)?;
+        self.sync().map_err(AppendError::Sync)?;
         self.end += record.len() as u64;
-        self.sequence += 1;
+        self.sequence = last;
         // Without the mark the record is as durable, only its later rot less sure to be seen.
-        record = mark;
-        if self.file.write_all_at(&record, self.end).is_ok() {
-            self.end += record.len() as u64;
+        self.is_synced = false;
+        if self.write(&mark).is_ok() {
+            self.end += mark.len() as u64;
             self.sequence += 1;
         } else {
-            self.file.set_len(self.end).map_err(AppendError::Sync)?;
+            self.set_len(self.end).map_err(AppendError::Sync)?;
         }
+        Ok(())
+    }
+
+    /// Writes behind the valid records.
+    fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.witness.tell(FileStep::WriteStart { path: &self.path, position: self.end, bytes });
+        self.file.write_all_at(bytes, self.end)?;
+        self.witness.tell(FileStep::WriteEnd);
+        Ok(())
+    }
+
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.is_synced = false;
+        self.witness.tell(FileStep::SetLen(&self.path, len));
+        self.file.set_len(len)
+    }
+
+    fn sync(&mut self) -> io::Result<()> {
+        self.witness.tell(FileStep::SyncStart(&self.path));
+        // Of data and length, which is all that a reader needs.
+        self.file.sync_data()?;
+        self.is_synced = true;
+        self.witness.tell(FileStep::SyncEnd);
         Ok(())
     }
 }
@@ -277,7 +447,6 @@ fn refusal(error: &AppendError) -> Refusal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cluster::Applied;
     use crate::types::TopicId;
 
     const CLUSTER: [u8; 16] = [5; 16];
@@ -293,14 +462,14 @@ mod tests {
     fn new_log() -> (tempfile::TempDir, PathBuf) {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("catalogue");
-        SingleNodeLog::create(&path, CLUSTER).unwrap();
+        SingleNodeLog::create(&path, CLUSTER, &Witness::default()).unwrap();
         (directory, path)
     }
 
     #[test]
     fn what_was_proposed_is_there_after_a_restart() {
         let (_directory, path) = new_log();
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         assert_eq!(opened, Opened { epoch: 0, torn: None });
         let seen = log.subscribe();
         block_on(async {
@@ -313,7 +482,7 @@ mod tests {
         assert_eq!(seen.borrow().topics().len(), 2);
         let before = log.view();
         drop(log);
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         assert_eq!(opened, Opened { epoch: 1, torn: None });
         assert_eq!(log.view().changes_since(&before).altered.len(), 2, "other Arcs, the same topics");
         assert_eq!(log.view().topic("b").unwrap(), before.topic("b").unwrap());
@@ -324,32 +493,32 @@ mod tests {
     #[test]
     fn a_torn_tail_is_cut_and_the_log_goes_on() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         block_on(log.propose(create(1, "a"))).unwrap();
         drop(log);
         let mut bytes = std::fs::read(&path).unwrap();
         let end = bytes.len();
         bytes.extend_from_slice(&[0x5a; 37]);
         std::fs::write(&path, &bytes).unwrap();
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         assert_eq!(opened.torn.unwrap().position, end);
         block_on(log.propose(create(2, "b"))).unwrap();
         drop(log);
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         assert_eq!((opened.torn, log.view().topics().len()), (None, 2));
     }
 
     #[test]
     fn a_flip_in_the_last_command_refuses_to_open() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         let before = std::fs::metadata(&path).unwrap().len() as usize;
         block_on(log.propose(create(1, "a"))).unwrap();
         drop(log);
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[before + 40] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let error = SingleNodeLog::open(&path, CLUSTER).unwrap_err();
+        let error = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap_err();
         assert!(matches!(error, OpenError::Log { source: LogError::Corrupt { .. }, .. }), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "a damaged file is left as it is");
     }
@@ -357,18 +526,18 @@ mod tests {
     #[test]
     fn other_clusters_files_and_second_creations_are_refused() {
         let (_directory, path) = new_log();
-        assert!(matches!(SingleNodeLog::open(&path, [6; 16]), Err(OpenError::Cluster { .. })));
-        SingleNodeLog::create(&path, [6; 16]).expect("it has no commands yet");
-        SingleNodeLog::open(&path, [6; 16]).unwrap();
-        assert!(matches!(SingleNodeLog::create(&path, [6; 16]), Err(OpenError::Exists { commands: 2, .. })));
-        assert!(matches!(SingleNodeLog::open(&path.with_extension("none"), CLUSTER), Err(OpenError::Io { .. })));
+        assert!(matches!(SingleNodeLog::open(&path, [6; 16], Witness::default()), Err(OpenError::Cluster { .. })));
+        SingleNodeLog::create(&path, [6; 16], &Witness::default()).expect("it has no commands yet");
+        SingleNodeLog::open(&path, [6; 16], Witness::default()).unwrap();
+        assert!(matches!(SingleNodeLog::create(&path, [6; 16], &Witness::default()), Err(OpenError::Exists { commands: 2, .. })));
+        assert!(matches!(SingleNodeLog::open(&path.with_extension("none"), CLUSTER, Witness::default()), Err(OpenError::Io { .. })));
     }
 
     /// A file that is open for reading only fails every write, as a full disk does; the log itself stays whole.
     #[test]
     fn a_failed_write_is_refused_and_a_failed_undo_poisons() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
         block_on(async {
             let broken = File::open(&path).unwrap();
             let good = {

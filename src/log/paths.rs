@@ -20,6 +20,8 @@ pub const GENERATION: &str = "generation";
 pub const GENERATION_TMP: &str = "generation.tmp";
 /// The command log.
 pub const CATALOGUE: &str = "catalogue";
+/// A catalogue that is being made, before it becomes [`CATALOGUE`].
+pub const CATALOGUE_TMP: &str = "catalogue.tmp";
 /// Space for a full disk.
 pub const RESERVE: &str = "reserve";
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bridge::bridge;
-use crate::control::metadata::{MetadataStore, SingleNodeLog};
+use crate::control::metadata::{MetadataStore, SingleNodeLog, Witness};
 use crate::control::status::{NodeState, NodeStatus, ShardPlace};
 use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
@@ -28,6 +28,7 @@ use crate::shard::context::NodeIdentity;
 use crate::shard::executor;
 use crate::shard::mesh::mesh;
 use crate::shard::net::listen;
+use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
@@ -78,7 +79,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     // The runtime opens directories relative to no directory at all: a relative path would not be found.
     let data = std::path::absolute(&settings.data).map_err(|e| failed("the data directory's path", &e))?;
     let settings = ServeSettings { data, ..settings };
-    let lock = lock(&settings.data)?;
+    let lock = lock_data(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {
         listeners.push(listen_once_free(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
@@ -91,9 +92,11 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
         None => None,
     };
+    let reserve = Arc::new(Reserve::open(&settings.data, settings.buffered_io).map_err(store_error)?);
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
-    let catalogue = open_catalogue(&settings.data, &meta, fresh)?;
+    drop_unfinished_catalogue(&mut files)?;
+    let catalogue = open_catalogue(&settings.data, &meta, fresh, Witness::default())?;
     let view = catalogue.view();
     let recovered = recover(&mut files, &settings, &meta, &view)?;
     meta = mark(&mut files, &meta, false)?;
@@ -141,6 +144,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             mesh,
             control,
             view: view.clone(),
+            reserve: reserve.clone(),
             metrics: metrics.clone(),
             ready: ready.clone(),
         };
@@ -160,6 +164,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             Err(_) => return Err(ServeError::Failed("a shard ended before it was ready".into())),
         }
     }
+    reserve.restore(view.partitions());
     let places: Vec<_> =
         settings.per_shard().zip(&addresses).map(|(s, address)| ShardPlace { shard: s.shard, address: *address, cpu: s.cpu }).collect();
     status.set_ready(places.clone());
@@ -214,8 +219,11 @@ fn listen_once_free(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// One broker at a time has the directory; the lock goes with the process.
-fn lock(data: &Path) -> Result<std::fs::File, ServeError> {
+/// One broker at a time has the directory; the lock goes with the file that is returned.
+///
+/// # Errors
+/// Another one has it, or the file can't be opened.
+pub fn lock_data(data: &Path) -> Result<std::fs::File, ServeError> {
     let path = data.join(paths::LOCK);
     let file = std::fs::File::options()
         .create(true)
@@ -254,13 +262,21 @@ fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Res
     identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
 }
 
-fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool) -> Result<SingleNodeLog, ServeError> {
+/// A compaction of the catalogue that was cut short before its rename counts for nothing.
+fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError> {
+    match files.unlink(paths::CATALOGUE_TMP) {
+        Err(error) if !error.is_not_found() => Err(store_error(error)),
+        _ => Ok(()),
+    }
+}
+
+fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {
     let path = data.join(paths::CATALOGUE);
     // A first start that was cut short between the identity and the catalogue has no generation yet.
     if fresh || (!path.exists() && !data.join(paths::GENERATION).exists()) {
-        SingleNodeLog::create(&path, meta.cluster).map_err(store_error)?;
+        SingleNodeLog::create(&path, meta.cluster, &witness).map_err(store_error)?;
     }
-    let (log, opened) = SingleNodeLog::open(&path, meta.cluster).map_err(store_error)?;
+    let (log, opened) = SingleNodeLog::open(&path, meta.cluster, witness).map_err(store_error)?;
     if let Some(torn) = opened.torn {
         tracing::warn!(?torn, "the catalogue ended in a record that was never acknowledged; it was cut");
     }
