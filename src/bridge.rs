@@ -106,6 +106,11 @@ impl ControlEnd {
         self.requests.recv().await.ok()
     }
 
+    /// The next request, if one waits already.
+    pub fn waiting_request(&self) -> Option<ControlRequest> {
+        self.requests.try_recv().ok()
+    }
+
     /// Tells every shard of a catalogue, and waits until it is in force on all (one that has gone doesn't count).
     pub async fn publish(&self, view: &Arc<CatalogueView>) {
         let (guard, done) = bounded(1);

@@ -122,6 +122,21 @@ pub fn running_hash(previous: u64, header61: &[u8]) -> u64 {
     crc_fast::crc64_nvme(&bytes)
 }
 
+/// The running hash before a run of `batches` batches, from the one after it (`end`) and the one that the same batches give from 0 (`from_zero`).
+///
+/// A CRC is linear: what the start adds to the end is shifted through [`running_hash`]'s bytes once per batch, and can be shifted back. Some 0.5 us per batch.
+#[must_use]
+pub fn running_hash_start(end: u64, from_zero: u64, batches: u64) -> u64 {
+    /// CRC-64/NVME's polynomial, reflected.
+    const POLYNOMIAL: u64 = 0x9A6C_9329_AC4B_C9B5;
+    let mut state = end ^ from_zero;
+    for _ in 0..batches * 8 * (8 + HASHED_HEADER as u64) {
+        let carry = state >> 63;
+        state = ((state ^ (POLYNOMIAL & carry.wrapping_neg())) << 1) | carry;
+    }
+    state
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -168,6 +183,17 @@ mod tests {
             let (old, new) = (b"the old beginning", b"the new beginning");
             assert_eq!(crc32c_combine(crc32c(old), crc32c(&rest), rest_len), whole(old));
             assert_eq!(crc32c_exchange(whole(old), crc32c(old), crc32c(new), rest_len), whole(new));
+        }
+    }
+
+    #[test]
+    fn a_running_hash_is_followed_back_to_its_start() {
+        let headers: Vec<Vec<u8>> = (0..9u8).map(|n| (0..61).map(|at| at * 3 ^ n).collect()).collect();
+        for start in [0, 1, 0xdead_beef_0123_4567, u64::MAX] {
+            for batches in 0..=headers.len() {
+                let run = |from| headers[..batches].iter().fold(from, |hash, header| running_hash(hash, header));
+                assert_eq!(running_hash_start(run(start), run(0), batches as u64), start, "{batches} batches");
+            }
         }
     }
 

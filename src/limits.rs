@@ -58,6 +58,8 @@ pub const SEGMENT_READ: usize = 1024 * 1024;
 /// Idempotent producers that a partition remembers; the least recently used one is forgotten for the next.
 pub const PARTITION_PRODUCERS: usize = 4096;
 
+/// Recovery reads the indexes of flushed segments up to this sum for each shard, bytes: some 8 GiB of log, or a thousand small segments.
+pub const INDEX_CHECK: usize = 8 * 1024 * 1024;
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
 /// Batches that a producer entry remembers, and that a producer of ours has in flight to a partition: Kafka guarantees five; large batches that each wait
@@ -75,6 +77,10 @@ pub const MAX_ALL_PARTITIONS: u64 = 1_000_000;
 pub const MAX_COMMAND: usize = 64 * 1024;
 /// Longest catalogue file, bytes; a command that would pass it is refused.
 pub const MAX_CATALOGUE: usize = 256 * 1024 * 1024;
+/// A catalogue shorter than this is not compacted, bytes; a longer one is when it has grown to four times its last snapshot.
+pub const CATALOGUE_COMPACT: u64 = 1024 * 1024;
+/// Commands of the catalogue that one write and one sync make durable, at most.
+pub const CATALOGUE_GROUP: usize = 64;
 /// Producer ids that a shard takes at once.
 pub const PRODUCER_ID_BLOCK: u32 = 1000;
 /// Topics whose traffic a shard counts one by one; the rest count together.
@@ -111,10 +117,14 @@ pub const MAX_HOST_NAME: usize = 253;
 pub const MIN_LOCKED_MEMORY: u64 = 512 * 1024;
 /// Least number of descriptors that a broker starts with.
 pub const MIN_DESCRIPTORS: u64 = 1024;
+/// Space kept back for checkpoints, deletions and the like when the disk is full, bytes.
+pub const RESERVE: u64 = 64 * 1024 * 1024;
+/// The same for each partition on top, bytes: its unfinished block of log and of index.
+pub const RESERVE_PER_PARTITION: u64 = 2 * BLOCK as u64;
 /// Free space that a new store needs, bytes: the reserve and room to start.
 pub const MIN_FREE_SPACE: u64 = 128 * 1024 * 1024;
-/// Free space that each shard of a new store needs on top, bytes: two journal files.
-pub const MIN_FREE_SPACE_PER_SHARD: u64 = 2 * JOURNAL_FILE;
+/// Free space that each shard of a new store needs on top, bytes: its journal's files.
+pub const MIN_FREE_SPACE_PER_SHARD: u64 = 4 * JOURNAL_FILE;
 
 const _: () = {
     assert!(LARGE_APPEND + 2 * BLOCK < MAX_GROUP, "a small append and its carried block fit a group");

@@ -1,7 +1,10 @@
 //! The demo in small: it kills its broker, finds nothing amiss, and leaves nothing behind.
 #![cfg(feature = "cli")]
 
-use std::process::{Command, Output};
+use std::io::{BufRead, BufReader};
+use std::net::TcpStream;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -51,6 +54,41 @@ fn people_get_the_result_in_words() {
     assert!(verdict.contains(", lost 0, duplicated 0, out of order 0, recovered in ") && verdict.ends_with(" ms"), "{verdict}");
     for part in ["SIGKILL to the broker", "records/s", "p99 ", "Cargo.toml, each sent ", "Try next:"] {
         assert!(words.contains(part), "no {part:?} in {words}");
+    }
+}
+
+/// Each signal, while records flow: the broker ends, and nothing is left.
+#[test]
+fn a_demo_that_is_told_to_stop_leaves_nothing_behind() {
+    for signal in ["-TERM", "-INT"] {
+        let directory = tempfile::tempdir().expect("a directory");
+        let mut child = Command::new(env!("CARGO_BIN_EXE_corelane"))
+            .args(["demo", "--seconds", "600", "--input", concat!(env!("CARGO_MANIFEST_DIR"), "/src")])
+            .env("TMPDIR", directory.path())
+            .env_remove("CORELANE_LOG")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the command starts");
+        let mut said = BufReader::new(child.stdout.take().expect("piped")).lines();
+        let broker = said.by_ref().map(|line| line.expect("words")).find(|line| line.starts_with("broker: ")).expect("it starts a broker");
+        let address = broker.split(" at ").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_string();
+        TcpStream::connect(&address).expect("the broker listens");
+        said.by_ref().map(|line| line.expect("words")).find(|line| line.contains("records/s")).expect("records flow");
+        let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
+        assert!(sent.success());
+        said.for_each(drop);
+        let ended = child.wait_with_output().expect("our child");
+        let last = text(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{signal}: {last}");
+        assert!(last.contains("the broker is stopped"), "{signal}: {last}");
+        assert_eq!(std::fs::read_dir(directory.path()).expect("readable").count(), 0, "{signal}: the scratch directory is there");
+        // The kernel may take a killed process's listeners apart a moment later.
+        let begun = Instant::now();
+        while TcpStream::connect(&address).is_ok() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "{signal}: the broker runs on");
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 }
 

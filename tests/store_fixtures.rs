@@ -52,7 +52,9 @@ fn header_blocks_of_version_1() {
     header("v1/journal", JournalHeader { cluster: CLUSTER, file: 12, size: 1 << 25 });
     header("v1/segment", SEGMENT);
     header("v1/index", IndexHeader(SEGMENT));
-    header("v1/catalogue", CatalogueHeader { cluster: CLUSTER });
+    header("v2/catalogue", CatalogueHeader { cluster: CLUSTER });
+    let first = fixture("v1/catalogue", &[]);
+    assert_eq!(file_header::decode::<CatalogueHeader>(&first).unwrap(), CatalogueHeader { cluster: CLUSTER }, "version 1 is read for ever");
     header("v1/reserve", ReserveHeader);
 }
 

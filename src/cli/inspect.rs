@@ -1,4 +1,4 @@
-//! `corelane inspect`: looks at files of a store, changes nothing, goes on behind damage.
+//! `corelane inspect`: looks at files of a store, changes nothing (but `repair --apply`), goes on behind damage.
 
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -44,6 +44,27 @@ enum What {
     /// Check every byte of a stopped or running store
     #[command(after_help = "Example: corelane inspect verify --data ./corelane-data")]
     Verify(VerifyArgs),
+    /// Make the checkpoint of a shard again that has lost both, from its segments and its journal
+    #[command(
+        long_about = "Make the checkpoint of a shard again that has lost both, from its segments and its journal.\n\nWithout --apply it only says what it would \
+                      write. Partitions that don't fit together are written down as quarantined, the others are whole; the next start replays the journal over \
+                      them, with all its checks. No broker may run on the directory. Keep a copy of it first.",
+        after_help = "Example: corelane inspect repair --data ./corelane-data --apply"
+    )]
+    Repair(RepairArgs),
+}
+
+#[derive(clap::Args)]
+struct RepairArgs {
+    /// The data directory
+    #[arg(long, value_name = "DIR", default_value = "./corelane-data")]
+    data: PathBuf,
+    /// Write the checkpoints
+    #[arg(long)]
+    apply: bool,
+    /// One JSON object a line for each partition
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -71,6 +92,7 @@ impl InspectArgs {
         match &self.what {
             What::Segment(args) | What::Index(args) | What::Journal(args) | What::Checkpoint(args) => args.json,
             What::Verify(args) => args.json,
+            What::Repair(args) => args.json,
         }
     }
 }
@@ -84,6 +106,7 @@ pub fn run(args: InspectArgs) -> Result<(), Failure> {
         What::Journal(args) => journal(&args, &mut out),
         What::Checkpoint(args) => checkpoint(&args, &mut out),
         What::Verify(args) => verify(&args, &mut out),
+        What::Repair(args) => super::repair::run(&args.data, args.apply, args.json, &mut out),
     }?;
     out.flush().or_else(|e| output_failed(&e))?;
     match damage {

@@ -14,6 +14,7 @@ pub mod format;
 pub mod inspect;
 pub mod logging;
 pub mod produce;
+mod repair;
 pub mod serve;
 pub mod stat;
 pub mod topic;

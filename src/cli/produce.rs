@@ -1,10 +1,11 @@
 //! `corelane produce`: one record a line, from a file or standard input.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Instant;
 
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 use tokio::io::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt, BufReader};
 
@@ -51,13 +52,24 @@ pub fn run(args: ProduceArgs) -> Result<(), Failure> {
     let started = Instant::now();
     let sent = super::block_on(async {
         let producer = args.broker.connect().await?.producer().compression(compression(&args.compression)?).build()?;
-        let mut sender =
-            Sender { producer, topic: &args.topic, partition: args.partition, waiting: VecDeque::new(), acked: Acked::default() };
+        let mut sender = Sender {
+            producer,
+            topic: &args.topic,
+            partition: args.partition,
+            waiting: VecDeque::new(),
+            acked: Acked::default(),
+            bar: ProgressBar::hidden(),
+        };
         match &args.file {
             None => sender.send_lines(BufReader::new(tokio::io::stdin()), separator.as_deref()).await?,
             Some(path) => {
                 let file = tokio::fs::File::open(path).await.map_err(|e| Failure::usage(format!("{}: {e}", path.display())))?;
-                sender.send_lines(BufReader::with_capacity(READ_BUFFER, file), separator.as_deref()).await?;
+                if !args.json && io::stderr().is_terminal() {
+                    sender.bar = progress_bar(file.metadata().await.map_or(0, |metadata| metadata.len()));
+                }
+                let sent = sender.send_lines(BufReader::with_capacity(READ_BUFFER, file), separator.as_deref()).await;
+                sender.bar.finish_and_clear();
+                sent?;
             }
         }
         Ok(sender.acked)
@@ -66,6 +78,12 @@ pub fn run(args: ProduceArgs) -> Result<(), Failure> {
 }
 
 const READ_BUFFER: usize = 256 * 1024;
+
+/// A bar on standard error, of a file's bytes.
+fn progress_bar(len: u64) -> ProgressBar {
+    let template = "{bar:40} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
+    ProgressBar::new(len).with_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()))
+}
 
 fn compression(name: &str) -> Result<Compression, Failure> {
     let found = Compression::ALL.into_iter().find(|codec| codec.name() == name);
@@ -109,6 +127,7 @@ struct Sender<'a> {
     partition: Option<u32>,
     waiting: VecDeque<(DeliveryFuture, u64)>,
     acked: Acked,
+    bar: ProgressBar,
 }
 
 impl Sender<'_> {
@@ -126,6 +145,8 @@ impl Sender<'_> {
             let delivery = self.producer.send_nowait(record).await?;
             self.waiting.push_back((delivery, (value.len() + key.map_or(0, <[u8]>::len)) as u64));
             self.settle(MAX_UNACKNOWLEDGED).await?;
+            // With the end of the line.
+            self.bar.inc(line.len() as u64 + 1);
         }
         self.producer.flush().await;
         self.settle(0).await

@@ -3,9 +3,9 @@
 //! Requests are made ahead of the user, up to the prefetch memory, and the next one leaves as soon as an answer is there. Records are slices of
 //! the buffer that the socket was read into; only compressed batches are copied, by decompressing them in the user's task.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -111,7 +111,11 @@ pub struct ConsumerBuilder {
     brokers: Arc<Brokers>,
     settings: Settings,
     out_of_range: OutOfRange,
+    metadata_max_age: Duration,
 }
+
+/// Default of [`ConsumerBuilder::metadata_max_age`] (Kafka's).
+const METADATA_MAX_AGE: Duration = Duration::from_secs(300);
 
 impl ConsumerBuilder {
     pub(super) fn new(brokers: Arc<Brokers>) -> ConsumerBuilder {
@@ -124,7 +128,7 @@ impl ConsumerBuilder {
             max_in_flight: 3,
             backoff: brokers.settings.backoff,
         };
-        ConsumerBuilder { brokers, settings, out_of_range: OutOfRange::default() }
+        ConsumerBuilder { brokers, settings, out_of_range: OutOfRange::default(), metadata_max_age: METADATA_MAX_AGE }
     }
 
     /// How long a broker waits for `min_bytes` before it answers (default: 500 ms).
@@ -157,6 +161,13 @@ impl ConsumerBuilder {
         self
     }
 
+    /// How long partitions that were added to a topic may go unnoticed, where the consumer was given the whole topic (default: 5 minutes; at least a
+    /// millisecond). They are read from their first record.
+    pub fn metadata_max_age(mut self, age: Duration) -> Self {
+        self.metadata_max_age = age.max(Duration::from_millis(1));
+        self
+    }
+
     /// The consumer, without partitions yet. To be called within a tokio runtime, whose tasks do the work.
     ///
     /// # Errors
@@ -171,6 +182,7 @@ impl ConsumerBuilder {
             waker: None,
             connecting: HashSet::new(),
             refreshing: HashSet::new(),
+            followed: HashMap::new(),
             is_closed: false,
         };
         let inner = Inner {
@@ -178,6 +190,7 @@ impl ConsumerBuilder {
             runtime,
             max_wait: Duration::from_millis(self.settings.max_wait_ms.into()),
             out_of_range: self.out_of_range,
+            metadata_max_age: self.metadata_max_age,
             core: Mutex::new(core),
         };
         Ok(Consumer { inner: Arc::new(inner), current: None })
@@ -218,6 +231,7 @@ struct Inner {
     runtime: Handle,
     max_wait: Duration,
     out_of_range: OutOfRange,
+    metadata_max_age: Duration,
     core: Mutex<Core>,
 }
 
@@ -226,6 +240,8 @@ struct Core {
     waker: Option<Waker>,
     connecting: HashSet<u32>,
     refreshing: HashSet<Arc<str>>,
+    /// Topics that are read whole, with the number of partitions known.
+    followed: HashMap<Arc<str>, u32>,
     is_closed: bool,
 }
 
@@ -250,7 +266,8 @@ impl Consumer {
         Ok(())
     }
 
-    /// Reads all partitions that the topic has now.
+    /// Reads all partitions of the topic: those that it has now, and from their first record those that it is given later, which are noticed within
+    /// [`ConsumerBuilder::metadata_max_age`].
     ///
     /// # Errors
     /// No such topic; no broker answers.
@@ -258,6 +275,15 @@ impl Consumer {
         let count = self.inner.brokers.refresh_topic(topic).await?.partitions.len() as u32;
         for partition in 0..count {
             self.assign(topic, partition, from).await?;
+        }
+        let is_first = {
+            let mut core = self.inner.lock();
+            let is_first = core.followed.is_empty();
+            core.followed.insert(topic.into(), count);
+            is_first
+        };
+        if is_first {
+            self.inner.runtime.spawn(follow(Arc::downgrade(&self.inner)));
         }
         Ok(())
     }
@@ -465,6 +491,20 @@ impl Drop for Consumer {
     }
 }
 
+/// Looks for new partitions of the topics that are read whole, until the consumer is gone.
+async fn follow(consumer: Weak<Inner>) {
+    while let Some(age) = consumer.upgrade().filter(|inner| !inner.lock().is_closed).map(|inner| inner.metadata_max_age) {
+        tokio::time::sleep(age).await;
+        let Some(inner) = consumer.upgrade() else { return };
+        let followed: Vec<_> = inner.lock().followed.iter().map(|(topic, known)| (topic.clone(), *known)).collect();
+        for (topic, known) in followed {
+            if let Err(error) = inner.take_new_partitions(&topic, known).await {
+                tracing::debug!(%topic, %error, "new partitions can't be looked for now");
+            }
+        }
+    }
+}
+
 fn not_assigned(topic: &str, partition: u32) -> ClientError {
     ClientError::Invalid(format!("partition {partition} of {topic:?} is not assigned to this consumer"))
 }
@@ -490,6 +530,22 @@ impl Inner {
             (-1, _) => list_offset(&self.brokers, topic, partition, OffsetSpec::Latest).await.map(|(offset, _)| offset),
             (offset, _) => Ok(offset),
         }
+    }
+
+    /// Assigns the partitions of a topic from number `known` on.
+    async fn take_new_partitions(self: &Arc<Self>, topic: &Arc<str>, known: u32) -> Result<(), ClientError> {
+        let found = self.brokers.refresh_topic(topic).await?;
+        for partition in known..found.partitions.len() as u32 {
+            let offset = self.resolve(topic, partition, SeekTo::Earliest).await?;
+            let mut core = self.lock();
+            core.followed.insert(topic.clone(), partition + 1);
+            // The user may have assigned it meanwhile.
+            if let Some(lead) = lead_of(&found, partition).filter(|_| core.fetcher.find(topic, partition).is_none()) {
+                core.fetcher.assign(topic, partition, lead, offset);
+            }
+        }
+        self.pump();
+        Ok(())
     }
 
     /// Makes every request that can be made.

@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::command::Command;
+use super::command_log::{CommandLog, Snapshot};
 use super::config::TopicConfig;
 use crate::limits;
 use crate::request::{Code, Refusal, TopicDescription};
@@ -72,6 +73,25 @@ impl CatalogueView {
     /// All topics, by name.
     pub fn topics(&self) -> impl ExactSizeIterator<Item = &Arc<Topic>> {
         self.by_name.values()
+    }
+
+    /// What a compacted log begins with: its header's part, and the commands that make the topics anew.
+    pub fn snapshot(&self) -> (Snapshot, Vec<Command>) {
+        let create = |topic: &Arc<Topic>| Command::CreateTopic {
+            id: topic.id,
+            name: topic.name.clone(),
+            partitions: topic.partitions,
+            replication_factor: topic.replication_factor,
+            config: topic.config.set_pairs(),
+        };
+        let topics: Vec<_> = self.topics().map(create).collect();
+        let snapshot = Snapshot {
+            topics: topics.len() as u64,
+            commands: self.commands,
+            next_producer_id: self.next_producer_id,
+            starts: (i64::from(self.epoch) + 1) as u32,
+        };
+        (snapshot, topics)
     }
 
     /// Number of partitions of all topics.
@@ -176,6 +196,27 @@ impl Catalogue {
     /// The present snapshot.
     pub fn view(&self) -> &Arc<CatalogueView> {
         &self.view
+    }
+
+    /// The state that a log describes.
+    ///
+    /// # Errors
+    /// The first record that can't be applied, by its number, and why: the log is not one that this state machine wrote.
+    pub fn replay(nodes: u16, log: &CommandLog) -> Result<Catalogue, (u64, Refusal)> {
+        let mut catalogue = Catalogue::new(nodes);
+        let (topics, later) = log.commands.split_at((log.snapshot.topics as usize).min(log.commands.len()));
+        let apply = |catalogue: &mut Catalogue, records: &[(u64, Command)]| {
+            records.iter().try_for_each(|(sequence, command)| catalogue.apply(command).map(drop).map_err(|refusal| (*sequence, refusal)))
+        };
+        apply(&mut catalogue, topics)?;
+        if log.snapshot.is_some() {
+            let view = Arc::make_mut(&mut catalogue.view);
+            let Snapshot { commands, starts, next_producer_id, .. } = log.snapshot;
+            (view.commands, view.next_producer_id) = (commands, next_producer_id);
+            view.epoch = LeaderEpoch::try_from(starts).map_err(|_| (0, exhausted("leader epochs")))? - 1;
+        }
+        apply(&mut catalogue, later)?;
+        Ok(catalogue)
     }
 
     /// Applies a command; a refused one changes nothing.
@@ -493,6 +534,16 @@ mod tests {
             prop_assert_eq!(&seen, &model);
             prop_assert_eq!(catalogue.view().partitions(), model.values().map(|(_, n)| u64::from(*n)).sum::<u64>());
             prop_assert_eq!(catalogue.view(), twin.view());
+            // A snapshot is read back as the same state, and goes on like it.
+            let bytes = super::super::command_log::encode_compacted([9; 16], catalogue.view()).unwrap();
+            let log = super::super::command_log::decode_log(&bytes).unwrap();
+            prop_assert_eq!(log.torn, None);
+            let mut again = Catalogue::replay(1, &log).unwrap();
+            prop_assert_eq!(again.view(), catalogue.view());
+            for command in &commands {
+                prop_assert_eq!(again.apply(command).is_ok(), catalogue.apply(command).is_ok());
+            }
+            prop_assert_eq!(again.view(), catalogue.view());
         }
     }
 }

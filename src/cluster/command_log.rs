@@ -5,22 +5,48 @@
 //! corruption, and the file is refused. So that even the *last* command can't rot away unnoticed, the writer puts a
 //! [`Command::DurableMark`] behind each synced command, itself unsynced: only that mark, which means nothing, is ever ambiguous.
 
+use super::catalogue::CatalogueView;
 use super::command::{Command, CommandError};
 use crate::limits::{self, BLOCK};
+use crate::types::ProducerId;
 
 /// Kind of the file in its header.
 const KIND: u16 = 7;
-/// Format version in its header.
-const VERSION: u16 = 1;
+/// Format version that is written. Version 1 has no snapshot: zeros in its place.
+const VERSION: u16 = 2;
 const MAGIC: &[u8; 8] = b"CORELANE";
 /// Length, checksum and sequence before the body.
 const RECORD_HEADER: usize = 16;
+
+/// What a compacted file stands for besides its topics, in its header. All zeros: the file was never compacted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Snapshot {
+    /// The first so many records create the topics that there were.
+    pub topics: u64,
+    /// Commands that had been applied.
+    pub commands: u64,
+    /// The next producer id to give out.
+    pub next_producer_id: ProducerId,
+    /// How often the node had been started.
+    pub starts: u32,
+}
+
+impl Snapshot {
+    /// Whether there is one.
+    pub fn is_some(&self) -> bool {
+        *self != Snapshot::default()
+    }
+}
 
 /// A catalogue file, read.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct CommandLog {
     /// UUID of the cluster that it belongs to.
     pub cluster: [u8; 16],
+    /// What the records go on from.
+    pub snapshot: Snapshot,
+    /// Length of header and snapshot, bytes.
+    pub snapshot_end: usize,
     /// The commands by sequence number, from 1 without a gap.
     pub commands: Vec<(u64, Command)>,
     /// Length of the valid part, bytes.
@@ -64,7 +90,7 @@ pub enum LogError {
         kind: u16,
     },
     /// A newer format.
-    #[error("the catalogue has format {actual}, this version reads {VERSION}; start a newer one")]
+    #[error("the catalogue has format {actual}, this version reads up to {VERSION}; start a newer one")]
     Version {
         /// Its format version.
         actual: u16,
@@ -87,6 +113,16 @@ pub enum LogError {
         /// The first valid one after it.
         later: u64,
     },
+    /// The snapshot that it begins with is not whole.
+    #[error("the catalogue is damaged: its snapshot has {topics} topics, and record {sequence} at byte {position} does not check")]
+    Snapshot {
+        /// Topics by the header.
+        topics: u64,
+        /// The first record that is not there.
+        sequence: u64,
+        /// Where it should start.
+        position: usize,
+    },
     /// A record checks but can't be read.
     #[error("record {sequence} at byte {position} of the catalogue: {source}")]
     Command {
@@ -99,13 +135,30 @@ pub enum LogError {
     },
 }
 
-/// The header block of a new file.
-pub fn encode_header(cluster: [u8; 16]) -> [u8; BLOCK] {
+/// A whole file that stands for a state, instead of for all that led to it. It ends with a mark, and is to be synced whole before it is used.
+///
+/// # Errors
+/// When a topic does not fit a record.
+pub fn encode_compacted(cluster: [u8; 16], view: &CatalogueView) -> Result<Vec<u8>, CommandError> {
+    let (snapshot, topics) = view.snapshot();
+    let mut bytes = encode_header(cluster, &snapshot).to_vec();
+    for (sequence, command) in (1..).zip(topics.iter().chain([&Command::DurableMark])) {
+        bytes.extend_from_slice(&encode_record(sequence, command)?);
+    }
+    Ok(bytes)
+}
+
+/// The header block of a file.
+pub fn encode_header(cluster: [u8; 16], snapshot: &Snapshot) -> [u8; BLOCK] {
     let mut block = [0; BLOCK];
     block[..8].copy_from_slice(MAGIC);
     block[8..10].copy_from_slice(&KIND.to_le_bytes());
     block[10..12].copy_from_slice(&VERSION.to_le_bytes());
     block[16..32].copy_from_slice(&cluster);
+    block[32..40].copy_from_slice(&snapshot.topics.to_le_bytes());
+    block[40..48].copy_from_slice(&snapshot.commands.to_le_bytes());
+    block[48..56].copy_from_slice(&snapshot.next_producer_id.to_le_bytes());
+    block[56..60].copy_from_slice(&snapshot.starts.to_le_bytes());
     let crc = crc32fast::hash(&block);
     block[12..16].copy_from_slice(&crc.to_le_bytes());
     block
@@ -128,22 +181,32 @@ pub fn decode_log(bytes: &[u8]) -> Result<CommandLog, LogError> {
     if bytes.len() > limits::MAX_CATALOGUE {
         return Err(LogError::TooLong { actual: bytes.len() });
     }
-    let cluster = decode_header(bytes)?;
-    let (mut commands, mut position) = (Vec::new(), BLOCK);
+    let (cluster, snapshot) = decode_header(bytes)?;
+    let (mut commands, mut position, mut snapshot_end) = (Vec::new(), BLOCK, BLOCK);
     while position < bytes.len() {
         let sequence = commands.len() as u64 + 1;
         let Some(record) = record_at(bytes, position).filter(|r| r.sequence == sequence) else {
             let torn = check_torn(bytes, position, sequence)?;
-            return Ok(CommandLog { cluster, commands, end: position, torn: Some(torn) });
+            if sequence <= snapshot.topics {
+                // A snapshot is synced before it gets its name.
+                return Err(LogError::Snapshot { topics: snapshot.topics, sequence, position });
+            }
+            return Ok(CommandLog { cluster, snapshot, snapshot_end, commands, end: position, torn: Some(torn) });
         };
         let command = Command::decode(record.body).map_err(|source| LogError::Command { sequence, position, source })?;
         commands.push((sequence, command));
         position = record.end;
+        if sequence == snapshot.topics {
+            snapshot_end = position;
+        }
     }
-    Ok(CommandLog { cluster, commands, end: position, torn: None })
+    match commands.len() as u64 {
+        found if found < snapshot.topics => Err(LogError::Snapshot { topics: snapshot.topics, sequence: found + 1, position }),
+        _ => Ok(CommandLog { cluster, snapshot, snapshot_end, commands, end: position, torn: None }),
+    }
 }
 
-fn decode_header(bytes: &[u8]) -> Result<[u8; 16], LogError> {
+fn decode_header(bytes: &[u8]) -> Result<([u8; 16], Snapshot), LogError> {
     let block = bytes.get(..BLOCK).ok_or(LogError::TooShort { actual: bytes.len() })?;
     let (magic, kind) = (array(block, 0), u16::from_le_bytes(array(block, 8)));
     if &magic != MAGIC || kind != KIND {
@@ -156,7 +219,15 @@ fn decode_header(bytes: &[u8]) -> Result<[u8; 16], LogError> {
         return Err(LogError::Header { expected, actual });
     }
     match u16::from_le_bytes(array(block, 10)) {
-        VERSION => Ok(array(block, 16)),
+        1..=VERSION => {
+            let snapshot = Snapshot {
+                topics: u64::from_le_bytes(array(block, 32)),
+                commands: u64::from_le_bytes(array(block, 40)),
+                next_producer_id: i64::from_le_bytes(array(block, 48)),
+                starts: u32::from_le_bytes(array(block, 56)),
+            };
+            Ok((array(block, 16), snapshot))
+        }
         newer => Err(LogError::Version { actual: newer }),
     }
 }
@@ -213,14 +284,16 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Catalogue;
     use super::super::command::tests::one_of_each;
     use super::*;
+    use crate::types::TopicId;
 
     const CLUSTER: [u8; 16] = *b"the-cluster-uuid";
 
     /// A file with these commands, and where each record ends.
     fn file(commands: &[Command]) -> (Vec<u8>, Vec<usize>) {
-        let mut bytes = encode_header(CLUSTER).to_vec();
+        let mut bytes = encode_header(CLUSTER, &Snapshot::default()).to_vec();
         let mut ends = Vec::new();
         for (index, command) in commands.iter().enumerate() {
             bytes.extend(encode_record(index as u64 + 1, command).unwrap());
@@ -241,18 +314,50 @@ mod tests {
 
     #[test]
     fn the_golden_file_is_read_and_written_alike() {
-        let golden = include_bytes!("fixtures/catalogue-1.bin");
         let (bytes, _) = file(&one_of_each());
-        let read: Vec<_> = decode_log(golden).unwrap().commands.into_iter().map(|(_, command)| command).collect();
-        assert_eq!(read, one_of_each(), "format 1 must be readable for ever");
-        assert!(bytes == golden, "the encoding changed: a new format version, or a change of the fixture with a reason");
+        let goldens = [&include_bytes!("fixtures/catalogue-1.bin")[..], &include_bytes!("fixtures/catalogue-2.bin")[..]];
+        for golden in goldens {
+            let log = decode_log(golden).unwrap();
+            let read: Vec<_> = log.commands.into_iter().map(|(_, command)| command).collect();
+            assert_eq!((read, log.snapshot.is_some()), (one_of_each(), false), "every format must be readable for ever");
+        }
+        assert!(bytes == goldens[1], "the encoding changed: a new format version, or a change of the fixture with a reason");
     }
 
     #[test]
     #[ignore = "rewrites the fixture; only for a change of the format that has a reason"]
     fn write_the_golden_file() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/fixtures/catalogue-1.bin");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/fixtures/catalogue-2.bin");
         std::fs::write(path, file(&one_of_each()).0).unwrap();
+    }
+
+    #[test]
+    fn a_compacted_file_is_whole_or_damaged() {
+        let (bytes, _) = file(&one_of_each());
+        let mut catalogue = Catalogue::replay(3, &decode_log(&bytes).unwrap()).unwrap();
+        for n in 0..3u8 {
+            let command = Command::CreateTopic {
+                id: TopicId([n + 100; 16]),
+                name: format!("topic-{n}"),
+                partitions: 3,
+                replication_factor: 1,
+                config: vec![("retention.ms".into(), "-1".into()), ("durability".into(), "memory".into())],
+            };
+            catalogue.apply(&command).unwrap();
+        }
+        let compacted = encode_compacted(CLUSTER, catalogue.view()).unwrap();
+        let log = decode_log(&compacted).unwrap();
+        assert!(log.snapshot.is_some() && log.snapshot_end < log.end && log.end == compacted.len());
+        assert_eq!(Catalogue::replay(3, &log).unwrap().view(), catalogue.view());
+        for cut in BLOCK..log.snapshot_end {
+            let error = decode_log(&compacted[..cut]).expect_err("a part of a snapshot is none");
+            assert!(matches!(error, LogError::Snapshot { .. }), "cut at {cut}: {error}");
+        }
+        for at in 0..log.snapshot_end {
+            let mut flipped = compacted.clone();
+            flipped[at] ^= 1 << (at % 8);
+            decode_log(&flipped).expect_err(&format!("a flip in byte {at} goes unnoticed"));
+        }
     }
 
     #[test]
@@ -308,7 +413,7 @@ mod tests {
     #[test]
     fn another_kind_or_version_is_named() {
         let with = |at: usize, value: u16| {
-            let mut block = encode_header(CLUSTER);
+            let mut block = encode_header(CLUSTER, &Snapshot::default());
             block[at..at + 2].copy_from_slice(&value.to_le_bytes());
             block[12..16].fill(0);
             let crc = crc32fast::hash(&block);
@@ -316,7 +421,8 @@ mod tests {
             decode_log(&block)
         };
         assert!(matches!(with(8, 5), Err(LogError::NotACatalogue { kind: 5, .. })));
-        assert_eq!(with(10, 2), Err(LogError::Version { actual: 2 }));
+        assert_eq!(with(10, 3), Err(LogError::Version { actual: 3 }));
+        assert_eq!(with(10, 0), Err(LogError::Version { actual: 0 }));
     }
 
     #[test]

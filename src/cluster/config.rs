@@ -207,6 +207,14 @@ impl TopicConfig {
         SETTINGS.iter().enumerate().map(entry).collect()
     }
 
+    /// The settings that somebody set, as (name, value): [`TopicConfig::from_pairs`] makes the same of them.
+    pub fn set_pairs(&self) -> Vec<(String, String)> {
+        let is_set = |(index, _): &(usize, &Setting)| self.set & (1 << index) != 0;
+        // Of a durability that is set the broker's does not matter.
+        let pair = |(_, setting): (usize, &Setting)| (setting.name.to_string(), (setting.print)(self, Durability::Durable));
+        SETTINGS.iter().enumerate().filter(is_set).map(pair).collect()
+    }
+
     fn put(&mut self, index: usize, value: &str) -> Result<(), ConfigError> {
         let setting = &SETTINGS[index];
         let refused = |expected| ConfigError::Value { name: setting.name, expected, actual: shorten(value) };

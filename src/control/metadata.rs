@@ -1,7 +1,8 @@
 //! Where the catalogue is kept: behind a trait, so that consensus can take the place of a single node's file.
 //!
-//! [`SingleNodeLog`] owns `<data>/catalogue`. A command is applied to a copy of the state, appended, synced on a blocking thread,
-//! and only then becomes the state; so nobody sees what a crash could take back. Crash story: a cut while appending leaves a
+//! [`SingleNodeLog`] owns `<data>/catalogue`. Commands that wait at the same time are applied to a copy of the state, appended, synced once on a blocking thread,
+//! and only then become the state; so nobody sees what a crash could take back. When the file has grown to several times what its state needs, it is compacted: a file that
+//! begins with a snapshot is written beside it, synced, renamed over it. Crash story: a cut while appending leaves a
 //! torn record that was never acknowledged; the next open cuts it. A failed sync poisons the log, because nobody can know what is on
 //! disk: everything is refused until a restart reads it again. A failed *write* (no space) is undone and refused, and a later
 //! command may succeed.
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use tokio::sync::{Mutex, watch};
 
 use crate::cluster::command::CommandError;
-use crate::cluster::command_log::{self, LogError, TornTail};
+use crate::cluster::command_log::{self, LogError, Snapshot, TornTail};
 use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed};
 use crate::limits;
 use crate::request::{Code, Refusal};
@@ -85,7 +86,12 @@ impl fmt::Debug for Witness {
 /// Keeps the catalogue and changes it in one order.
 pub trait MetadataStore: Send + Sync + 'static {
     /// Makes a change durable and applies it. Not to be dropped before it is done.
-    fn propose(&self, command: Command) -> impl Future<Output = Result<Committed, Refusal>> + Send;
+    fn propose(&self, command: Command) -> impl Future<Output = Result<Committed, Refusal>> + Send {
+        async { self.propose_all(vec![command]).await.pop().expect("one command has one outcome") }
+    }
+
+    /// As [`MetadataStore::propose`] for several changes in this order, each with its own outcome, made durable together.
+    fn propose_all(&self, commands: Vec<Command>) -> impl Future<Output = Vec<Result<Committed, Refusal>>> + Send;
 
     /// The present state.
     fn view(&self) -> Arc<CatalogueView>;
@@ -177,20 +183,8 @@ impl SingleNodeLog {
             }
         }
         let write = || {
-            let temporary = &path.with_extension("tmp");
-            let file = OpenOptions::new().write(true).create(true).truncate(true).open(temporary)?;
-            witness.tell(FileStep::Create(temporary));
-            let mut file = LogFile { file, path: temporary.clone(), end: 0, sequence: 0, is_synced: false, witness: witness.clone() };
-            file.set_len(0)?;
-            file.write(&command_log::encode_header(cluster))?;
-            file.sync()?;
-            std::fs::rename(temporary, path)?;
-            witness.tell(FileStep::Rename(temporary, path));
-            let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-            witness.tell(FileStep::SyncDirStart(directory));
-            File::open(directory)?.sync_all()?;
-            witness.tell(FileStep::SyncEnd);
-            Ok(())
+            let new = LogFile::make(path, &command_log::encode_header(cluster, &Snapshot::default()), witness)?;
+            new.name(path)
         };
         write().map_err(failed)
     }
@@ -203,20 +197,18 @@ impl SingleNodeLog {
             let (expected, actual) = (uuid::Uuid::from_bytes(cluster), uuid::Uuid::from_bytes(log.cluster));
             return Err(OpenError::Cluster { path: path.into(), expected, actual });
         }
-        let mut catalogue = Catalogue::new(ONE_NODE);
-        let replay_failed = |sequence| move |source| OpenError::Replay { path: path.into(), sequence, source };
-        for (sequence, command) in &log.commands {
-            catalogue.apply(command).map_err(replay_failed(*sequence))?;
-        }
+        let replay_failed = |(sequence, source)| OpenError::Replay { path: path.into(), sequence, source };
+        let mut catalogue = Catalogue::replay(ONE_NODE, &log).map_err(replay_failed)?;
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
         let (end, sequence) = (log.end as u64, log.commands.len() as u64);
-        let mut file = LogFile { file, path: path.into(), end, sequence, is_synced: false, witness };
+        let snapshot = log.snapshot_end as u64;
+        let mut file = LogFile { file, path: path.into(), cluster, end, sequence, snapshot, is_synced: false, witness };
         if log.torn.is_some() {
             file.set_len(file.end).and_then(|()| file.sync()).map_err(failed)?;
         }
         let started = log.commands.len() as u64 + 1;
-        catalogue.apply(&Command::NodeStarted).map_err(replay_failed(started))?;
-        file.append(&Command::NodeStarted).map_err(|e| failed(io::Error::other(e)))?;
+        catalogue.apply(&Command::NodeStarted).map_err(|refusal| replay_failed((started, refusal)))?;
+        file.append(&[Command::NodeStarted], catalogue.view()).map_err(|e| failed(io::Error::other(e)))?;
 
         let opened = Opened { epoch: catalogue.view().leader_epoch(), torn: log.torn };
         let view = watch::Sender::new(Arc::clone(catalogue.view()));
@@ -225,35 +217,48 @@ impl SingleNodeLog {
 }
 
 impl MetadataStore for SingleNodeLog {
-    async fn propose(&self, command: Command) -> Result<Committed, Refusal> {
+    async fn propose_all(&self, commands: Vec<Command>) -> Vec<Result<Committed, Refusal>> {
         let mut inner = self.inner.lock().await;
         let mut next = inner.catalogue.clone();
-        let applied = next.apply(&command)?;
+        let (mut accepted, mut outcomes) = (Vec::new(), Vec::with_capacity(commands.len()));
+        for command in commands {
+            let applied = command.encode().map_err(|e| refusal(&e.into())).and_then(|_| next.apply(&command));
+            outcomes.push(applied.map(|applied| {
+                accepted.push(command);
+                Committed { applied, view: Arc::clone(next.view()) }
+            }));
+        }
+        if accepted.is_empty() {
+            return outcomes;
+        }
+        // What was refused may have been so because of something that is not to be now.
+        let all = outcomes.len();
+        let refuse_all = |refusal: Refusal| vec![Err(refusal); all];
         // Taken while the thread works on it: should this future be dropped there, the log is poisoned rather than in doubt.
-        let mut file = inner.file.take().ok_or_else(poisoned)?;
+        let Some(mut file) = inner.file.take() else { return refuse_all(poisoned()) };
+        let view = Arc::clone(next.view());
         let work = move || {
-            let result = file.append(&command);
+            let result = file.append(&accepted, &view);
             if result.is_ok() {
-                file.witness.tell(FileStep::Committed(&applied));
+                outcomes.iter().flatten().for_each(|committed| file.witness.tell(FileStep::Committed(&committed.applied)));
             }
-            (file, result, applied)
+            (file, result, outcomes)
         };
-        let (file, result, applied) = tokio::task::spawn_blocking(work).await.map_err(|_| poisoned())?;
+        let Ok((file, result, outcomes)) = tokio::task::spawn_blocking(work).await else { return refuse_all(poisoned()) };
         match result {
             Err(error @ AppendError::Sync(_)) => {
                 tracing::error!(%error, "the catalogue is poisoned: no topic can be changed until a restart");
-                return Err(refusal(&error));
+                return refuse_all(refusal(&error));
             }
             Err(error) => {
                 inner.file = Some(file);
-                return Err(refusal(&error));
+                return refuse_all(refusal(&error));
             }
             Ok(()) => inner.file = Some(file),
         }
         inner.catalogue = next;
-        let view = Arc::clone(inner.catalogue.view());
-        self.view.send_replace(Arc::clone(&view));
-        Ok(Committed { applied, view })
+        self.view.send_replace(Arc::clone(inner.catalogue.view()));
+        outcomes
     }
 
     fn view(&self) -> Arc<CatalogueView> {
@@ -270,6 +275,9 @@ impl MetadataStore for SingleNodeLog {
 struct LogFile {
     file: File,
     path: PathBuf,
+    cluster: [u8; 16],
+    /// Length of header and snapshot, bytes; after a compaction that failed, of the file then.
+    snapshot: u64,
     /// End of the valid records, bytes.
     end: u64,
     /// Number of the last record.
@@ -292,11 +300,76 @@ enum AppendError {
 }
 
 impl LogFile {
-    /// Appends a command and syncs; then puts a mark behind it, unsynced, that tells rot of this record from a torn write. The mark is synced
+    /// A new file beside the one at `path`, synced.
+    fn make(path: &Path, bytes: &[u8], witness: &Witness) -> io::Result<LogFile> {
+        let temporary = path.with_extension("tmp");
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary)?;
+        witness.tell(FileStep::Create(&temporary));
+        let (cluster, witness) = ([0; 16], witness.clone());
+        let mut new = LogFile { file, path: temporary, cluster, end: 0, sequence: 0, snapshot: 0, is_synced: false, witness };
+        let mut written = || {
+            new.set_len(0)?;
+            new.write(bytes)?;
+            new.sync()
+        };
+        if let Err(error) = written() {
+            // It may be the disk that is full: what there is of it is not to be held.
+            new.set_len(0)?;
+            return Err(error);
+        }
+        Ok(new)
+    }
+
+    /// Gives the file its name, in the place of the one that has it, durably. After an error nobody knows which file has it.
+    fn name(&self, path: &Path) -> io::Result<()> {
+        std::fs::rename(&self.path, path)?;
+        self.witness.tell(FileStep::Rename(&self.path, path));
+        let directory = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        self.witness.tell(FileStep::SyncDirStart(directory));
+        File::open(directory)?.sync_all()?;
+        self.witness.tell(FileStep::SyncEnd);
+        Ok(())
+    }
+
+    /// Puts a file in this one's place that begins with the state that all of it leads to.
+    fn compact(&mut self, view: &CatalogueView) -> Result<(), AppendError> {
+        let bytes = command_log::encode_compacted(self.cluster, view)?;
+        let new = LogFile::make(&self.path, &bytes, &self.witness).map_err(AppendError::Write)?;
+        new.name(&self.path).map_err(AppendError::Sync)?;
+        let (path, end) = (std::mem::take(&mut self.path), bytes.len() as u64);
+        tracing::info!(before = self.end, after = end, "the catalogue was compacted");
+        // The snapshot's last record is a mark.
+        let sequence = view.topics().len() as u64 + 1;
+        *self = LogFile { path, cluster: self.cluster, end, sequence, snapshot: end, ..new };
+        Ok(())
+    }
+
+    /// Appends commands, whose outcome is `view`, and compacts the file where it is time to.
+    fn append(&mut self, commands: &[Command], view: &CatalogueView) -> Result<(), AppendError> {
+        self.append_records(commands)?;
+        if self.end < limits::CATALOGUE_COMPACT.max(4 * self.snapshot) {
+            return Ok(());
+        }
+        match self.compact(view) {
+            Err(error @ AppendError::Sync(_)) => Err(error),
+            Err(error) => {
+                tracing::warn!(%error, "the catalogue can't be compacted now; it goes on as it is");
+                self.snapshot = self.end;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Appends commands and syncs; then puts a mark behind them, unsynced, that tells rot of this record from a torn write. The mark is synced
     /// before anything is written behind it: lost in a crash that the next command survives, it would look like rot.
-    fn append(&mut self, command: &Command) -> Result<(), AppendError> {
-        let record = command_log::encode_record(self.sequence + 1, command)?;
-        let mark = command_log::encode_record(self.sequence + 2, &Command::DurableMark)?;
+    fn append_records(&mut self, commands: &[Command]) -> Result<(), AppendError> {
+        let mut record = Vec::new();
+        let last = self.sequence + commands.len() as u64;
+        for (sequence, command) in (self.sequence + 1..).zip(commands) {
+            record.extend_from_slice(&command_log::encode_record(sequence, command)?);
+        }
+        let mark = command_log::encode_record(last + 1, &Command::DurableMark)?;
         let after = self.end + (record.len() + mark.len()) as u64;
         if after > limits::MAX_CATALOGUE as u64 {
             return Err(AppendError::Full { actual: after });
@@ -313,7 +386,7 @@ impl LogFile {
         }
         self.sync().map_err(AppendError::Sync)?;
         self.end += record.len() as u64;
-        self.sequence += 1;
+        self.sequence = last;
         // Without the mark the record is as durable, only its later rot less sure to be seen.
         self.is_synced = false;
         if self.write(&mark).is_ok() {

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::bridge::{ControlEnd, ControlRequest};
+use crate::bridge::ControlEnd;
 use crate::cluster::{Applied, Committed};
 use crate::limits;
 use crate::metrics::ShardMetrics;
@@ -20,6 +20,8 @@ use crate::metrics::ShardMetrics;
 pub mod exposition;
 pub mod http;
 pub mod metadata;
+#[cfg(test)]
+mod metadata_crash;
 pub mod status;
 pub mod termination;
 
@@ -112,18 +114,22 @@ impl ControlPlane {
     }
 }
 
-/// Takes proposals one after the other; their proposers are answered as the shards put them in force.
+/// Takes proposals in their order, those that wait at the same time together; their proposers are answered as the shards put them in force.
 async fn serve_metadata<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
     let in_force = watch::Sender::new(store.view().commands());
     let publisher = tokio::spawn(publish(store.subscribe(), end.clone(), in_force.clone()));
-    while let Some(ControlRequest { command, reply }) = end.next_request().await {
-        match store.propose(command).await {
-            Ok(committed) => {
-                tokio::spawn(reply_in_force(committed, reply, in_force.subscribe()));
-            }
-            Err(refusal) => {
-                tracing::debug!(%refusal, "a proposal was refused");
-                let _ = reply.send(Err(refusal)).await;
+    while let Some(first) = end.next_request().await {
+        let more = std::iter::from_fn(|| end.waiting_request()).take(limits::CATALOGUE_GROUP - 1);
+        let (commands, replies): (Vec<_>, Vec<_>) = [first].into_iter().chain(more).map(|request| (request.command, request.reply)).unzip();
+        for (outcome, reply) in store.propose_all(commands).await.into_iter().zip(replies) {
+            match outcome {
+                Ok(committed) => {
+                    tokio::spawn(reply_in_force(committed, reply, in_force.subscribe()));
+                }
+                Err(refusal) => {
+                    tracing::debug!(%refusal, "a proposal was refused");
+                    let _ = reply.send(Err(refusal)).await;
+                }
             }
         }
     }

@@ -48,7 +48,11 @@ impl FileKind {
 
     /// The newest format version of this kind that this code reads, and the one that it writes.
     pub fn version(self) -> u16 {
-        1
+        match self {
+            // Since 2 its header may have a snapshot's numbers.
+            FileKind::Catalogue => 2,
+            _ => 1,
+        }
     }
 
     fn from_value(value: u16) -> Option<FileKind> {

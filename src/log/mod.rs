@@ -17,3 +17,4 @@ pub mod paths;
 pub mod producers;
 pub mod recovery;
 pub mod segment;
+pub(crate) mod segment_walk;

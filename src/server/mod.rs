@@ -5,4 +5,4 @@ pub mod host;
 pub mod settings;
 mod start;
 
-pub use start::{ServeError, ServeOptions, serve};
+pub use start::{ServeError, ServeOptions, lock_data, serve};

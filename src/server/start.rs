@@ -29,6 +29,7 @@ use crate::shard::context::NodeIdentity;
 use crate::shard::executor;
 use crate::shard::mesh::mesh;
 use crate::shard::net::listen;
+use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
@@ -78,7 +79,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let mut termination = Termination::install().map_err(|e| failed("signals", &e))?;
     let host = host::check(&settings)?;
     tracing::debug!(descriptors = host.descriptors, "host checked");
-    let lock = lock(&settings.data)?;
+    let lock = lock_data(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {
         listeners.push(listen_once_free(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
@@ -94,8 +95,10 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     if let Some(trace) = &trace {
         trace.record(&TraceEvent::Mark { name: "start".into() });
     }
+    let reserve = Arc::new(Reserve::open(&settings.data, settings.buffered_io).map_err(store_error)?);
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
+    drop_unfinished_catalogue(&mut files)?;
     let catalogue = open_catalogue(&settings.data, &meta, fresh, witness(trace.clone(), settings.data.clone()))?;
     let view = catalogue.view();
     let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
@@ -146,6 +149,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             mesh,
             control,
             view: view.clone(),
+            reserve: reserve.clone(),
             metrics: metrics.clone(),
             ready: ready.clone(),
         };
@@ -165,6 +169,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             Err(_) => return Err(ServeError::Failed("a shard ended before it was ready".into())),
         }
     }
+    reserve.restore(view.partitions());
     let places: Vec<_> =
         settings.per_shard().zip(&addresses).map(|(s, address)| ShardPlace { shard: s.shard, address: *address, cpu: s.cpu }).collect();
     status.set_ready(places.clone());
@@ -219,8 +224,11 @@ fn listen_once_free(address: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// One broker at a time has the directory; the lock goes with the process.
-fn lock(data: &Path) -> Result<std::fs::File, ServeError> {
+/// One broker at a time has the directory; the lock goes with the file that is returned.
+///
+/// # Errors
+/// Another one has it, or the file can't be opened.
+pub fn lock_data(data: &Path) -> Result<std::fs::File, ServeError> {
     let path = data.join(paths::LOCK);
     let file = std::fs::File::options()
         .create(true)
@@ -257,6 +265,14 @@ fn open_identity(files: &mut BlockingFiles) -> Result<(MetaSlot, bool), ServeErr
 
 fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Result<MetaSlot, ServeError> {
     identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
+}
+
+/// A compaction of the catalogue that was cut short before its rename counts for nothing.
+fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError> {
+    match files.unlink(paths::CATALOGUE_TMP) {
+        Err(error) if !error.is_not_found() => Err(store_error(error)),
+        _ => Ok(()),
+    }
 }
 
 fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {

@@ -25,8 +25,9 @@ use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::produce::batch_refusal;
+use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
-use crate::shard::store::{Store, now_ms};
+use crate::shard::store::{Store, no_space, now_ms};
 
 /// Size of a piece of memory, bytes.
 const PIECE: usize = 1 << 20;
@@ -55,6 +56,7 @@ pub struct Adoption {
 impl Adoption {
     /// A file for a batch of `len` bytes, with blocks for all of it.
     pub async fn begin(store: &Rc<Store>, cell: &Rc<PartitionCell>, len: usize) -> Result<Adoption, Refusal> {
+        store.expect_space(cell)?;
         let id = store.next_adoption();
         let made = async {
             store.make_directory(cell).await?;
@@ -66,7 +68,8 @@ impl Adoption {
             Ok(file) => Rc::new(file),
             Err(error) => {
                 let _ = store.disk.remove(&paths::adopted(cell.id, id)).await;
-                return Err(store.disk_refusal(cell, &error));
+                // That there is no room for something this large does not make the disk full for others.
+                return Err(if is_no_space(&error) { no_space(cell) } else { store.disk_refusal(cell, &error) });
             }
         };
         Ok(Adoption {
@@ -210,7 +213,14 @@ impl Adoption {
         cell.leave();
         store.metrics.add(Counter::AdoptedAppends, 1);
         store.metrics.add(Counter::SegmentBytes, self.position);
-        if let Err(error) = self.settle(&info, &index).await {
+        let mut settled = self.settle(&info, &index).await;
+        if let Err(error) = &settled
+            && store.make_space(error).await
+        {
+            // The batch is journaled: its index and its name must come to be.
+            settled = self.settle(&info, &index).await;
+        }
+        if let Err(error) = settled {
             return store.fail(format!("adoption into {}: {error}", cell.id));
         }
         direct.written.set(true);

@@ -84,7 +84,12 @@ impl Checkpoints {
             body_len: 0,
         };
         let bytes = checkpoint::encode(&header, &body);
-        self.write(store, &bytes).await?;
+        if let Err(error) = self.write(store, &bytes).await {
+            if !store.make_space(&error).await {
+                return Err(error);
+            }
+            self.write(store, &bytes).await?;
+        }
         let (newest, _) = self.needed.get();
         self.needed.set((body.replay_from, newest));
         store.ring.release_before(body.replay_from.min(newest));
@@ -100,7 +105,13 @@ impl Checkpoints {
         let slot = self.next.get();
         let path = paths::checkpoint(self.generation, self.shard, slot);
         let exists = slot == Slot::A || self.created.get();
-        let file = if exists { store.disk.open(&path).await? } else { store.disk.create(&path).await? };
+        let file = if exists {
+            store.disk.open(&path).await?
+        } else {
+            // What an attempt without space left.
+            store.disk.remove(&path).await?;
+            store.disk.create(&path).await?
+        };
         file.allocate((bytes.len() as u64).next_multiple_of(BLOCK as u64)).await?;
         file.write(filled(bytes), 0).await?;
         file.sync().await?;

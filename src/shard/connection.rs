@@ -74,6 +74,8 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
         start: 0,
         end: 0,
         spare: Vec::new(),
+        first_byte: None,
+        last_read: Instant::now(),
     };
     let ended = connection.run().await;
     connection.release_buffer();
@@ -104,12 +106,20 @@ struct Connection {
     end: usize,
     /// The list of the last produce request, for the next.
     spare: Vec<ProduceBatch>,
+    /// When the first byte of the frame in hand was read.
+    first_byte: Option<Instant>,
+    /// When the buffer got bytes last.
+    last_read: Instant,
 }
 
 impl Connection {
     async fn run(&mut self) -> Result<(), End> {
         self.handshake().await?;
         loop {
+            if self.first_byte.is_none() && self.start < self.end {
+                // It came with the last bytes of the frame before.
+                self.first_byte = Some(self.last_read);
+            }
             match wire::peek(&self.buffer[self.start..self.end], limits::MAX_FRAME)? {
                 Some(prefix) if prefix.total_len() > RECEIVE_BUFFER => self.long_frame(prefix).await?,
                 Some(prefix) if prefix.total_len() <= self.end - self.start => self.short_frame(prefix).await?,
@@ -118,6 +128,7 @@ impl Connection {
                     continue;
                 }
             }
+            self.first_byte = None;
             self.state.deadline.set(0);
             self.sender.wait_below(limits::MAX_QUEUED_ANSWER).await;
             if self.sender.is_closed() || self.context.draining.get() {
@@ -148,6 +159,7 @@ impl Connection {
         prefix.check_header(&frame[prefix.header_range()])?;
         let hello = handshake::decode_hello(&frame[prefix.header_range()])?;
         self.start += prefix.total_len();
+        self.first_byte = None;
         self.state.deadline.set(0);
         let reply = hello.choose_version().map(|version| HelloReply {
             version,
@@ -189,11 +201,20 @@ impl Connection {
             return Err(End::Closed);
         }
         self.context.metrics.add(Counter::BytesReceived, received as u64);
+        self.last_read = Instant::now();
+        self.first_byte.get_or_insert(self.last_read);
         if self.state.deadline.get() == 0 {
             self.state.deadline.set(self.context.store.seconds.get() + limits::FRAME_DEADLINE_S);
         }
         self.end += received;
         Ok(())
+    }
+
+    /// The frame in hand is here whole: notes how long it took from its first byte.
+    fn frame_received(&mut self, at: Instant) {
+        if let Some(first) = self.first_byte.take() {
+            self.context.metrics.record(Stage::Receive, at.saturating_duration_since(first).as_nanos() as u64);
+        }
     }
 
     fn release_buffer(&mut self) {
@@ -204,7 +225,7 @@ impl Connection {
 
     /// A frame that is wholly in the buffer.
     async fn short_frame(&mut self, prefix: FramePrefix) -> Result<(), End> {
-        let begun = Instant::now();
+        self.frame_received(self.last_read);
         let frame = self.start..self.start + prefix.total_len();
         let header = &self.buffer[frame.start..][prefix.header_range()];
         prefix.check_header(header)?;
@@ -227,7 +248,6 @@ impl Connection {
             Err(error) => self.refuse(&error)?,
         }
         self.start = frame.end;
-        self.context.metrics.record(Stage::Receive, begun.elapsed().as_nanos() as u64);
         Ok(())
     }
 
@@ -288,6 +308,7 @@ impl Connection {
         }
         let mut payload = vec![0; payload_len];
         self.take(&mut payload).await?;
+        self.frame_received(Instant::now());
         let produce = if produce.crc_trailer { patch_crc(produce, &mut payload) } else { produce };
         produce::produce(&self.context, &produce, &payload, answer).await;
         Ok(())
@@ -296,6 +317,9 @@ impl Connection {
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
     async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
         self.context.store.wait_for_memory().await;
+        if len > cell.settings.get().max_message_bytes {
+            return self.refuse_too_large(cell, len, 0, answer).await;
+        }
         let position = cell.machine.borrow().next_position().unwrap_or(BLOCK as u64);
         let mut head = vec![0; head_len(position)];
         self.take(&mut head).await?;
@@ -312,6 +336,7 @@ impl Connection {
             crc.update(&body.slice(from..from + received)[skip..]);
             seen += received;
         }
+        self.frame_received(Instant::now());
         let pending = PendingProduce::new(std::iter::once(cell.id), answer);
         let done = pending.completion(0);
         let mut first = head.clone();
@@ -334,15 +359,12 @@ impl Connection {
         crc_trailer: bool,
         answer: Box<dyn Answer>,
     ) -> Result<(), End> {
-        let pending = PendingProduce::new(std::iter::once(cell.id), answer);
-        let done = pending.completion(0);
         let trailer = if crc_trailer { 4 } else { 0 };
         if len > cell.settings.get().max_message_bytes {
-            self.skip(len + trailer).await?;
-            let most = cell.settings.get().max_message_bytes;
-            done.complete(Err(batch_refusal(&cell.id, &batch::BatchError::TooLarge { max: most, actual: len })));
-            return Ok(());
+            return self.refuse_too_large(cell, len, trailer, answer).await;
         }
+        let pending = PendingProduce::new(std::iter::once(cell.id), answer);
+        let done = pending.completion(0);
         let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {
             Ok(adoption) => adoption,
             Err(refusal) => {
@@ -370,8 +392,16 @@ impl Connection {
             adoption.abandon().await;
             return Err(end);
         }
+        self.frame_received(Instant::now());
         adoption.finish(crc_trailer.then(|| u32::from_be_bytes(crc)), done).await;
         Ok(())
+    }
+
+    /// Answers at once; the batch is read past, nothing of it is kept.
+    async fn refuse_too_large(&mut self, cell: &PartitionCell, len: usize, trailer: usize, answer: Box<dyn Answer>) -> Result<(), End> {
+        let error = batch::BatchError::TooLarge { max: cell.settings.get().max_message_bytes, actual: len };
+        PendingProduce::new(std::iter::once(cell.id), answer).completion(0).complete(Err(batch_refusal(&cell.id, &error)));
+        self.skip(len + trailer).await
     }
 
     /// Fills `space` from the buffer, then from the socket.

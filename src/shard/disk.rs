@@ -279,6 +279,15 @@ impl DataFile {
         Ok(())
     }
 
+    /// Makes blocks exist for the first `size` bytes; the file stays as long as it is.
+    pub async fn reserve(&self, size: u64) -> io::Result<()> {
+        match &self.file {
+            Handle::Direct(file) => file.pre_allocate(size, true).await?,
+            Handle::Buffered(file) => file.pre_allocate(size, true).await?,
+        }
+        Ok(())
+    }
+
     /// Cuts or extends the file to `size` bytes.
     pub async fn set_len(&self, size: u64) -> io::Result<()> {
         match &self.file {

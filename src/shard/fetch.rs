@@ -89,14 +89,17 @@ async fn read_partition(
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
     let room = most.saturating_sub(answer.bytes).min(wanted.max_bytes as usize);
     let mut taken = 0;
+    // Of the records themselves nothing is parsed: a partition's offsets are without gaps.
+    let mut records = 0;
     let mut offset = wanted.offset;
     let is_first = answer.bytes == 0;
     while offset < high_watermark && (taken < room || (taken == 0 && is_first)) {
         let left = room - taken.min(room);
         let at_least_one = taken == 0 && is_first;
         match read_tail(cell, offset, high_watermark, left, at_least_one, &mut answer.pieces) {
-            Some((bytes, _)) if bytes > 0 => {
+            Some((bytes, end)) if bytes > 0 => {
                 taken += bytes;
+                records += end - offset;
                 context.metrics.add(Counter::TailHits, 1);
                 break;
             }
@@ -115,6 +118,7 @@ async fn read_partition(
             if at_least_one {
                 let (file, len) = context.store.reader.whole_segment(cell, &info).await?;
                 taken += len;
+                records += info.end_offset - offset;
                 answer.pieces.push(Outgoing::Segment { file, position: FIRST_POSITION, len });
             }
             break;
@@ -133,10 +137,12 @@ async fn read_partition(
         let end = run.offset_after(&range);
         taken += range.len();
         answer.pieces.push(Outgoing::Disk(data, range));
+        records += end - offset;
         offset = end;
     }
     answer.bytes += taken;
-    cell.metrics.count_out(0, taken as u64);
+    cell.metrics.count_out(records as u64, taken as u64);
+    context.metrics.add(Counter::RecordsOut, records as u64);
     context.metrics.add(Counter::RecordBytesOut, taken as u64);
     Ok(Fetched { high_watermark, log_start, bytes: taken as u32 })
 }

@@ -29,7 +29,16 @@ pub async fn run(context: Rc<Context>, stopping: Rc<Cell<bool>>) {
                 retain(&context, &cell).await;
             }
         }
+        keep_reserve(&context).await;
         gauges(&context);
+    }
+}
+
+/// Takes the reserve again and notices that there is room, where the disk was full. One shard does it for all.
+async fn keep_reserve(context: &Context) {
+    let (reserve, partitions) = (context.store.reserve.clone(), context.view.borrow().partitions());
+    if context.mesh.shard() == 0 && !reserve.is_whole(partitions) {
+        glommio::executor().spawn_blocking(move || reserve.restore(partitions)).await;
     }
 }
 
@@ -102,6 +111,7 @@ async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i6
 fn gauges(context: &Context) {
     let (store, metrics) = (&context.store, &context.metrics);
     let unflushed = store.budget.unflushed() as u64;
+    metrics.set(Gauge::DiskFull, u64::from(context.store.reserve.is_full()));
     metrics.set(Gauge::MemoryUnflushed, unflushed);
     metrics.set(Gauge::MemoryTail, (store.budget.accounted().get() as u64).saturating_sub(unflushed));
     metrics.set(Gauge::MemoryCache, store.reader.used() as u64);

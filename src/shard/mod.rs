@@ -23,6 +23,7 @@ pub mod partition_cell;
 pub mod pending;
 pub mod produce;
 pub mod reader;
+pub mod reserve;
 pub mod ring;
 pub mod runtime;
 pub mod segment_files;

@@ -569,7 +569,10 @@ impl Reader {
     /// # Errors
     /// When the index can't be read.
     pub async fn offset_before_time(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, timestamp: i64) -> Result<Offset, Refusal> {
-        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, info.base_offset, fault))?;
+        let entry = self
+            .ask_index(cell, info, |index| index.lookup_time(timestamp))
+            .await
+            .map_err(|fault| self.refusal(cell, info.base_offset, fault))?;
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 

@@ -15,6 +15,7 @@ use crate::log::file_header::{JournalHeader, encode_header};
 use crate::log::paths;
 use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
+use crate::shard::reserve::is_no_space;
 
 /// Zeros are written in pieces of this size, bytes.
 const ZERO_WRITE: usize = 1 << 20;
@@ -47,6 +48,8 @@ struct State {
     used: VecDeque<Rc<RingFile>>,
     current: Option<(Rc<RingFile>, u64)>,
     ready: VecDeque<Rc<RingFile>>,
+    /// Files that have their blocks and are not zero-written yet, so that no space can be missing when they are needed.
+    blank: VecDeque<(u64, DataFile)>,
     dirty: Vec<Rc<RingFile>>,
 }
 
@@ -119,6 +122,15 @@ impl Ring {
         if ring.state.borrow().ready.is_empty() {
             let file = ring.create_file().await?;
             ring.state.borrow_mut().ready.push_back(file);
+        }
+        // Before anything else takes the space: the reserve, or records.
+        while ring.missing() > 0 {
+            match ring.create_blank().await {
+                Ok(blank) => ring.state.borrow_mut().blank.push_back(blank),
+                // A full disk can be read all the same; the files are made when there is room.
+                Err(error) if is_no_space(&error) => break,
+                Err(error) => return Err(error),
+            }
         }
         Ok(Rc::new(ring))
     }
@@ -204,7 +216,10 @@ impl Ring {
         &self.changed
     }
 
-    /// The task that keeps one file ready ahead of need. Ends on [`Ring::stop`].
+    /// The task that keeps one file ready ahead of need, and has the blocks of every other one that the ring may come to need. Ends on [`Ring::stop`].
+    ///
+    /// # Errors
+    /// When a file can't be made; it may be called again, and the ring works on with the files that there are.
     pub async fn run(self: Rc<Ring>) -> io::Result<()> {
         while !self.stopping.get() {
             let ticket = self.changed.ticket();
@@ -217,6 +232,9 @@ impl Ring {
                 let file = self.create_file().await?;
                 self.state.borrow_mut().ready.push_back(file);
                 self.changed.notify();
+            } else if self.missing() > 0 {
+                let blank = self.create_blank().await?;
+                self.state.borrow_mut().blank.push_back(blank);
             } else {
                 self.changed.wait(ticket).await;
             }
@@ -230,10 +248,37 @@ impl Ring {
         self.changed.notify();
     }
 
-    async fn create_file(&self) -> io::Result<Rc<RingFile>> {
+    /// Files that the ring may come to need and that have no blocks yet.
+    fn missing(&self) -> usize {
+        let state = self.state.borrow();
+        let all = state.ready.len() + state.used.len() + usize::from(state.current.is_some()) + state.blank.len();
+        self.max_files.saturating_sub(all)
+    }
+
+    async fn create_blank(&self) -> io::Result<(u64, DataFile)> {
         let id = self.next_id.get();
         self.next_id.set(id + self.id_step);
-        let file = self.disk.create(&paths::journal(id)).await?;
+        let path = paths::journal(id);
+        let made = async {
+            let file = self.disk.create(&path).await?;
+            // It stays empty, so that an opening has nothing to read.
+            file.reserve(self.file_size).await?;
+            Ok((id, file))
+        };
+        let made = made.await;
+        if made.is_err() {
+            // What it got before there was no more space is not to be held.
+            let _ = self.disk.remove(&path).await;
+        }
+        made
+    }
+
+    async fn create_file(&self) -> io::Result<Rc<RingFile>> {
+        let blank = self.state.borrow_mut().blank.pop_front();
+        let (id, file) = match blank {
+            Some(blank) => blank,
+            None => self.create_blank().await?,
+        };
         file.allocate(self.file_size).await?;
         let zeros = zeroed(ZERO_WRITE.min(self.file_size as usize));
         let mut position = 0;

@@ -21,6 +21,7 @@ use crate::shard::disk::Disk;
 use crate::shard::journal::{Journal, JournalIdentity};
 use crate::shard::mesh::Mesh;
 use crate::shard::net::adopt_listener;
+use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
 use crate::shard::trace::Trace;
@@ -35,6 +36,8 @@ const LEAST_JOURNAL_FILE: u64 = (BLOCK + 2 * MAX_GROUP) as u64;
 const MIN_JOURNAL_FILE: u64 = 4 << 20;
 /// While a shard opens, its executor wakes up so often.
 const OPEN_TICK: Duration = Duration::from_millis(5);
+/// Another journal file is tried again after this long.
+const RING_RETRY: Duration = Duration::from_secs(1);
 /// A drain waits no longer for answers that are still going out.
 const DRAIN_TIME: Duration = Duration::from_secs(5);
 
@@ -74,6 +77,8 @@ pub struct ShardParts {
     pub control: ShardEnd,
     /// The catalogue that `partitions` match.
     pub view: Arc<CatalogueView>,
+    /// Space for a full disk.
+    pub reserve: Arc<Reserve>,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Told when the shard accepts, or that it can't.
@@ -133,7 +138,7 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
     let ring = Ring::open(disk.clone(), parts.identity.cluster, file_size, files, &usable, parts.journal_ids).await?;
     let identity = JournalIdentity { generation: parts.generation, salt: parts.salt, shard: parts.shard as u16 };
     let journal = Journal::new(identity, ring.clone(), budget.accounted().clone(), parts.metrics.clone());
-    let store = Store::new(disk, ring, journal, budget, parts.metrics.clone());
+    let store = Store::new(disk, parts.reserve, ring, journal, budget, parts.metrics.clone());
     let checkpoints = Rc::new(Checkpoints::new(parts.identity.cluster, parts.generation, parts.shard));
     let context = Context::new(parts.identity, store, parts.mesh, parts.control, parts.view.clone(), parts.durability, parts.metrics);
     for image in parts.partitions {
@@ -160,9 +165,10 @@ async fn serve(opened: Opened) -> Result<(), String> {
     tasks.push(glommio::spawn_local({
         let store = store.clone();
         async move {
-            if let Err(error) = store.ring.clone().run().await {
-                // Without another file the ring goes on with those it has.
+            while let Err(error) = store.ring.clone().run().await {
+                // Without another file the ring goes on with those it has, until there is room again.
                 store.note_disk_error(&error);
+                glommio::timer::sleep(RING_RETRY).await;
             }
         }
     }));

@@ -10,6 +10,7 @@ use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
+use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
 use crate::types::TopicPartition;
 
@@ -46,8 +47,24 @@ impl SegmentFiles {
         // What an earlier attempt left (the disk was full, say) holds nothing that counts: no entry names this segment yet.
         disk.remove(&log_path).await?;
         disk.remove(&index_path).await?;
-        let log = disk.create(&log_path).await?;
-        let index = disk.create(&index_path).await?;
+        let created = SegmentFiles::create_anew(disk, partition, info, (&log_path, &index_path)).await;
+        if created.is_err() {
+            // Blocks that they got before there were no more are not to be held.
+            for path in [&log_path, &index_path] {
+                let _ = disk.remove(path).await;
+            }
+        }
+        created
+    }
+
+    async fn create_anew(
+        disk: &Rc<Disk>,
+        partition: TopicPartition,
+        info: &SegmentInfo,
+        (log_path, index_path): (&str, &str),
+    ) -> io::Result<SegmentFiles> {
+        let log = disk.create(log_path).await?;
+        let index = disk.create(index_path).await?;
         let files = SegmentFiles {
             log,
             index,
@@ -97,13 +114,18 @@ impl SegmentFiles {
     pub async fn allocate(&self, end: u64) -> io::Result<()> {
         if end > self.allocated.get() {
             let step = self.allocated.get().clamp(MIN_ALLOCATION, MAX_ALLOCATION);
-            let size = end.next_multiple_of(step);
-            self.log.allocate(size).await?;
-            self.allocated.set(size);
+            let (size, least) = (end.next_multiple_of(step), end.next_multiple_of(MIN_ALLOCATION));
+            let got = match allocate_or_undo(&self.log, self.allocated.get(), size).await {
+                Err(error) if is_no_space(&error) && least < size => {
+                    allocate_or_undo(&self.log, self.allocated.get(), least).await.map(|()| least)
+                }
+                done => done.map(|()| size),
+            };
+            self.allocated.set(got?);
         }
         if index_bytes(end) > self.index_allocated.get() {
             let size = index_bytes(end).next_multiple_of(INDEX_ALLOCATION);
-            self.index.allocate(size).await?;
+            allocate_or_undo(&self.index, self.index_allocated.get(), size).await?;
             self.index_allocated.set(size);
         }
         Ok(())
@@ -159,6 +181,15 @@ impl SegmentFiles {
         }
         Ok(())
     }
+}
+
+/// Allocates up to `size`. The file system may have extended the file some way before it found no more space: that is given back.
+async fn allocate_or_undo(file: &DataFile, allocated: u64, size: u64) -> io::Result<()> {
+    let done = file.allocate(size).await;
+    if done.as_ref().is_err_and(is_no_space) {
+        file.set_len(allocated).await?;
+    }
+    done
 }
 
 /// The index as it is in its file. Entries that don't check end it there: what is missing is made again as the segment grows, and found by a longer scan until then.

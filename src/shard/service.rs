@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 
-use crate::cluster::{Applied, Catalogue, Command};
+use crate::cluster::{Applied, Catalogue, Command, Committed};
 use crate::limits;
 use crate::metrics::{Counter, RequestKind};
 use crate::request::{
@@ -124,6 +124,12 @@ async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Res
             other => Err(Refusal::new(Code::Internal, format!("a creation did {other:?}"))),
         };
     }
+    if context.store.reserve.is_full() {
+        return Err(Refusal::new(
+            Code::DiskFull,
+            format!("no space for topic {:?}: free space, shorten the retention or delete a topic", request.name),
+        ));
+    }
     let committed = context.control.propose(command).await?;
     let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
     Ok(Response::TopicCreated(topic.describe(context.durability)))
@@ -131,8 +137,22 @@ async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Res
 
 async fn delete_topic(context: &Rc<Context>, name: &str) -> Result<Response, Refusal> {
     let id = context.view.borrow().topic(name).map(|t| t.id).ok_or_else(|| unknown(name))?;
-    context.control.propose(Command::DeleteTopic { id }).await?;
+    propose_without_space(context, Command::DeleteTopic { id }).await?;
     Ok(Response::TopicDeleted)
+}
+
+/// Proposes what makes room, or may: where the catalogue finds no space for it, the reserve is given up.
+async fn propose_without_space(context: &Rc<Context>, command: Command) -> Result<Committed, Refusal> {
+    match context.control.propose(command.clone()).await {
+        Err(refusal) if refusal.code == Code::DiskFull => {
+            let reserve = context.store.reserve.clone();
+            match glommio::executor().spawn_blocking(move || reserve.give_up()).await {
+                true => context.control.propose(command).await,
+                false => Err(refusal),
+            }
+        }
+        done => done,
+    }
 }
 
 fn describe_topic(context: &Context, name: &str) -> Result<Response, Refusal> {
@@ -144,7 +164,7 @@ fn describe_topic(context: &Context, name: &str) -> Result<Response, Refusal> {
 async fn alter_topic(context: &Rc<Context>, request: AlterTopic) -> Result<Response, Refusal> {
     let id = context.view.borrow().topic(&request.name).map(|t| t.id).ok_or_else(|| unknown(&request.name))?;
     let command = Command::AlterTopic { id, partitions: request.partitions, config: request.config };
-    let committed = context.control.propose(command).await?;
+    let committed = propose_without_space(context, command).await?;
     debug_assert!(matches!(committed.applied, Applied::TopicAltered(_)), "an alteration alters");
     let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
     Ok(Response::TopicAltered(topic.describe(context.durability)))

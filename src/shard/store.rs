@@ -33,6 +33,7 @@ use crate::shard::journal::{Journal, Urgency};
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::reader::Reader;
+use crate::shard::reserve::{Reserve, is_no_space};
 use crate::shard::ring::Ring;
 use crate::shard::segment_files::SegmentFiles;
 use crate::shard::tail::Chunk;
@@ -62,8 +63,8 @@ pub struct Store {
     pub room: Event,
     /// Seconds since the start.
     pub seconds: Cell<u64>,
-    /// The disk had no room for blocks; cleared when it has again.
-    pub disk_full: Cell<bool>,
+    /// Space for a full disk, and whether it is.
+    pub reserve: Arc<Reserve>,
     adoptions: Cell<u64>,
     cells: RefCell<HashMap<TopicPartition, Rc<PartitionCell>>>,
     failure: RefCell<Option<String>>,
@@ -90,7 +91,14 @@ pub struct LargeBatch {
 
 impl Store {
     /// A store without partitions.
-    pub fn new(disk: Rc<Disk>, ring: Rc<Ring>, journal: Rc<Journal>, budget: Budget, metrics: Arc<ShardMetrics>) -> Rc<Store> {
+    pub fn new(
+        disk: Rc<Disk>,
+        reserve: Arc<Reserve>,
+        ring: Rc<Ring>,
+        journal: Rc<Journal>,
+        budget: Budget,
+        metrics: Arc<ShardMetrics>,
+    ) -> Rc<Store> {
         let reader = Reader::new(disk.clone(), budget.cache(), metrics.clone());
         Rc::new(Store {
             disk,
@@ -104,7 +112,7 @@ impl Store {
             write_behind: Event::default(),
             room: Event::default(),
             seconds: Cell::new(0),
-            disk_full: Cell::new(false),
+            reserve,
             adoptions: Cell::new(0),
             cells: RefCell::default(),
             failure: RefCell::default(),
@@ -145,9 +153,15 @@ impl Store {
 
     /// A failure that costs room, not data.
     pub fn note_disk_error(&self, error: &io::Error) {
-        tracing::error!(%error, "another journal file can't be made");
-        self.disk_full.set(true);
-        self.metrics.set(Gauge::DiskFull, 1);
+        if !is_no_space(error) || self.reserve.note_full() {
+            tracing::error!(%error, "another journal file can't be made");
+        }
+    }
+
+    /// After a failure of something that must be done though the disk is full: true if space was given up for it, so that it may be tried again.
+    pub async fn make_space(&self, error: &io::Error) -> bool {
+        let reserve = self.reserve.clone();
+        is_no_space(error) && glommio::executor().spawn_blocking(move || reserve.give_up()).await
     }
 
     /// Waits for [`Store::fail`].
@@ -538,6 +552,7 @@ impl Store {
         let position = match planned {
             Planned::Append(plan) => plan.position,
             Planned::Roll => {
+                self.expect_space(cell)?;
                 self.roll(cell).await.map_err(|e| self.disk_refusal(cell, &e))?;
                 BLOCK as u64
             }
@@ -546,11 +561,15 @@ impl Store {
         let files = cell.active_files().expect("opened above");
         let end = position + len as u64;
         if !files.has_room(end) {
+            self.expect_space(cell)?;
             files.allocate(end).await.map_err(|e| self.disk_refusal(cell, &e))?;
         }
-        self.disk_full.set(false);
-        self.metrics.set(Gauge::DiskFull, 0);
         Ok(())
+    }
+
+    /// Refuses new blocks for records while the disk is full: what is freed then is for the reserve first.
+    pub(super) fn expect_space(&self, cell: &PartitionCell) -> Result<(), Refusal> {
+        if self.reserve.is_full() { Err(no_space(cell)) } else { Ok(()) }
     }
 
     /// Opens the files of the segment that a restart left open.
@@ -604,12 +623,11 @@ impl Store {
 
     /// Turns a failure to make room into a refusal; a full disk is remembered so that it shows.
     pub fn disk_refusal(&self, cell: &PartitionCell, error: &io::Error) -> Refusal {
-        if matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT)) {
-            if !self.disk_full.replace(true) {
+        if is_no_space(error) {
+            if self.reserve.note_full() {
                 tracing::error!(partition = %cell.id, "the disk is full: produce is refused, reads go on");
             }
-            self.metrics.set(Gauge::DiskFull, 1);
-            return Refusal::new(Code::DiskFull, format!("no space for partition {}: free space or shorten the retention", cell.id));
+            return no_space(cell);
         }
         tracing::error!(partition = %cell.id, %error, "the segment can't be prepared");
         Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
@@ -621,6 +639,11 @@ impl Store {
             trace.record(&crate::shard::trace::TraceEvent::Mark { name: name.into() });
         }
     }
+}
+
+/// The refusal where the disk has no room for records of a partition.
+pub fn no_space(cell: &PartitionCell) -> Refusal {
+    Refusal::new(Code::DiskFull, format!("no space for partition {}: free space, shorten the retention or delete a topic", cell.id))
 }
 
 /// Bytes from `position` to the next block boundary.

@@ -81,12 +81,25 @@ pub fn run(args: &DemoArgs) -> Result<(), Failure> {
     let report = super::block_on(async {
         tokio::select! {
             report = play(args, input) => report,
-            _ = tokio::signal::ctrl_c() => Err(Failure::new(Exit::Failed, "interrupted; the broker is stopped and its data removed")),
+            what = interrupted() => Err(Failure::new(Exit::Failed, format!("{what}: the broker is stopped and its data removed"))),
         }
     })?;
     let words = if args.json { format!("{}\n", report.to_json()) } else { report.to_string() };
     io::stdout().write_all(words.as_bytes()).or_else(|e| output_failed(&e))?;
     if report.holds() { Ok(()) } else { Err(Failure::new(Exit::Failed, report.complaint())) }
+}
+
+/// Waits for SIGINT or SIGTERM.
+async fn interrupted() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => "interrupted",
+            _ = terminate.recv() => "terminated",
+        },
+        // Then they end the process as they would any other.
+        _ => std::future::pending().await,
+    }
 }
 
 /// The broker, and what it takes to start it again in the same place. The order of fields matters: the process ends before its data goes.

@@ -1,6 +1,5 @@
 //! Single files, looked at without knowing anything else of the store.
 
-use super::segment_walk::{Found, Pieces};
 use crate::batch::BatchHeader;
 use crate::limits::{BLOCK, MAX_JOURNAL};
 use crate::log::checkpoint::CheckpointBody;
@@ -11,6 +10,7 @@ use crate::log::index::{INDEX_ENTRY_LEN, IndexEntry, entry_position};
 use crate::log::journal::{self, Entries, EntryHeader, GroupHeader};
 use crate::log::recovery::read_checkpoint;
 use crate::log::segment::FIRST_POSITION;
+use crate::log::segment_walk::{Found, Pieces};
 use crate::types::Offset;
 
 /// A batch in a segment.

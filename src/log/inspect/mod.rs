@@ -4,7 +4,6 @@
 //! and journals what must be where, and holds every byte that has a meaning against it.
 
 mod files;
-mod segment_walk;
 mod store;
 mod tail;
 

@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::segment_walk::{Found, Pieces};
 use super::tail::{Place, Tail};
 use crate::batch::{BatchHeader, HEADER_LEN};
 use crate::checksum::running_hash;
@@ -22,6 +21,7 @@ use crate::log::paths::{self, PartitionFile, Slot};
 use crate::log::recovery::journals::{self, Chain, Scan};
 use crate::log::recovery::read_checkpoint;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::log::segment_walk::{Found, Pieces};
 use crate::types::{Timestamp, TopicId, TopicPartition};
 
 /// Rounds of looking again at a store that changes.
@@ -147,7 +147,7 @@ impl<F: ReadFiles> Verification<'_, F> {
     fn root(&mut self) -> Result<(), FileError> {
         for entry in list_sorted(self.files, "")? {
             let is_known = paths::ROOT_NAMES.contains(&entry.name.as_str()) || entry.name == paths::GENERATION_TMP;
-            // The start that made the catalogue was cut short; the next one makes it anew.
+            // One that is being made or compacted, or was when the broker was killed; the next start removes it.
             let is_known = is_known || entry.name == paths::CATALOGUE_TMP;
             if !is_known && !paths::is_probe(&entry.name) {
                 self.damage(&entry.name, 0, DamageKind::Unknown, "not a name of the store");
@@ -156,7 +156,10 @@ impl<F: ReadFiles> Verification<'_, F> {
         if let Some(len) = len_if_exists(self.files, paths::RESERVE)? {
             let block = read_blocks(self.files, paths::RESERVE, 0, BLOCK)?;
             self.count(BLOCK.min(len as usize) as u64);
-            if let Err(error) = file_header::decode::<ReserveHeader>(&block) {
+            // All zeros: it is being made.
+            if let Err(error) = file_header::decode::<ReserveHeader>(&block)
+                && block.iter().any(|byte| *byte != 0)
+            {
                 self.damage(paths::RESERVE, 0, DamageKind::Header, error);
             }
         }

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 
-use super::segment_walk::{Found, Pieces};
 use crate::batch::{BatchHeader, BatchIter, HEADER_LEN, check_stored};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
@@ -12,6 +11,7 @@ use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeReference, Segment
 use crate::log::paths;
 use crate::log::recovery::BatchCheck;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::log::segment_walk::{Found, Pieces};
 use crate::types::Offset;
 
 /// Where an entry was found.

@@ -1,6 +1,7 @@
 //! The end of a segment's index file, and the entries that a replay adds to it.
 
 use super::Fault;
+use super::index_rebuild::{Rebuilt, rebuild};
 use crate::limits::BLOCK;
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, IndexHeader, SegmentHeader};
@@ -23,9 +24,28 @@ pub(super) struct IndexTail {
 }
 
 impl IndexTail {
-    /// Reads the entries of batches below `flushed`; only those are known to be in the file. From a damaged one on they are dropped: the index is
-    /// derived data, and a read without it only starts earlier.
+    /// Reads the entries of batches below `flushed`; only those are known to be in the file. From a damaged one on they are made again from the segment. `before`:
+    /// the running hash at the segment's start, where it is known.
     pub(super) fn load(
+        files: &mut impl StoreFiles,
+        partition: TopicPartition,
+        segment: &SegmentInfo,
+        flushed: (Offset, u64),
+        before: Option<u64>,
+    ) -> Result<IndexTail, Fault> {
+        let mut tail = IndexTail::read(files, partition, segment, flushed)?;
+        let Some(damage) = tail.damage.as_mut() else { return Ok(tail) };
+        let limit = if segment.base_offset < flushed.0 { segment.valid_end } else { segment.valid_end.min(flushed.1) };
+        let log = paths::segment(partition, segment.base_offset);
+        let rebuilt = rebuild(files, &log, segment, limit, before, &mut tail.index)?;
+        damage.detail = match rebuilt {
+            Rebuilt::Whole => format!("{}; it was made again from the segment", damage.detail),
+            Rebuilt::Partly(why) => format!("{}; it can't be made again: {why}", damage.detail),
+        };
+        Ok(tail)
+    }
+
+    fn read(
         files: &mut impl StoreFiles,
         partition: TopicPartition,
         segment: &SegmentInfo,

@@ -51,7 +51,6 @@ fn take_images(files: &mut impl StoreFiles, recovery: &mut Recovery) -> Result<B
         recovery.report.bytes += replay.placement.written;
         let damage = replay.indexes.iter_mut().filter_map(|index| index.damage.take());
         recovery.report.damage.extend(damage);
-        recovery.report.damage.append(&mut replay.index_damage);
         match replay.remainder(files) {
             Ok(remainder) => {
                 images.insert(partition, PartitionImage { state: flushed(&replay.state), remainder });

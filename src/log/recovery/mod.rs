@@ -11,10 +11,12 @@
 //! write what that brings, `install` ends the old generation and starts the new one. Not here: the lock and the catalogue (the caller's), `meta`
 //! ([`identity`](crate::log::identity)).
 
+mod index_rebuild;
 mod index_tail;
 mod install;
 pub(crate) mod journals;
 mod place;
+pub mod repair;
 mod replay;
 
 use std::collections::{BTreeMap, HashSet};
@@ -24,7 +26,7 @@ pub use self::journals::TornGroup;
 use self::journals::{Chain, Scan};
 pub(crate) use self::replay::BatchCheck;
 use self::replay::Replay;
-use crate::limits::{BLOCK, MAX_CHECKPOINT, MAX_SHARDS};
+use crate::limits::{BLOCK, INDEX_CHECK, MAX_CHECKPOINT, MAX_SHARDS};
 use crate::log::checkpoint::{self, CheckpointBody, CheckpointError, PartitionState};
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, CheckpointHeader, GenerationRecord, HeaderError};
@@ -120,7 +122,9 @@ pub enum OpenError {
         error: HeaderError,
     },
     /// Both checkpoints of a shard are damaged: the store may be read and repaired, not opened.
-    #[error("no checkpoint of shard {shard} can be read: {first}; {second}")]
+    #[error(
+        "no checkpoint of shard {shard} can be read: {first}; {second}; put one back from a copy, or see `corelane inspect repair --help`"
+    )]
     Checkpoints {
         /// The shard.
         shard: u32,
@@ -243,16 +247,20 @@ fn read_generation(
             None => Ok(None),
         };
     }
+    read_record(files, request.cluster).map(Some)
+}
+
+fn read_record(files: &mut impl ReadFiles, cluster: [u8; 16]) -> Result<GenerationRecord, OpenError> {
     let block = read_blocks(files, paths::GENERATION, 0, BLOCK)?;
     let record: GenerationRecord =
         file_header::decode(&block).map_err(|error| OpenError::Header { file: paths::GENERATION.into(), error })?;
-    expect_cluster(paths::GENERATION, request, record.cluster)?;
+    expect_cluster(paths::GENERATION, cluster, record.cluster)?;
     expect_shards(record.shards)?;
-    Ok(Some(record))
+    Ok(record)
 }
 
-fn expect_cluster(file: &str, request: &OpenRequest<'_>, actual: [u8; 16]) -> Result<(), OpenError> {
-    if actual == request.cluster { Ok(()) } else { Err(OpenError::OtherCluster { file: file.into(), expected: request.cluster, actual }) }
+fn expect_cluster(file: &str, expected: [u8; 16], actual: [u8; 16]) -> Result<(), OpenError> {
+    if actual == expected { Ok(()) } else { Err(OpenError::OtherCluster { file: file.into(), expected, actual }) }
 }
 
 /// A checkpoint slot as it was found.
@@ -280,20 +288,14 @@ pub(crate) fn read_checkpoint(
     Ok(checkpoint::decode(&bytes))
 }
 
-fn read_slot(
-    files: &mut impl StoreFiles,
-    request: &OpenRequest<'_>,
-    generation: u64,
-    shard: u32,
-    slot: Slot,
-) -> Result<FoundSlot, OpenError> {
+fn read_slot(files: &mut impl ReadFiles, cluster: [u8; 16], generation: u64, shard: u32, slot: Slot) -> Result<FoundSlot, OpenError> {
     let path = paths::checkpoint(generation, shard, slot);
     if len_if_exists(files, &path)?.is_none() {
         return Ok(FoundSlot::Absent);
     }
     match read_checkpoint(files, &path)? {
         Ok((header, body)) => {
-            expect_cluster(&path, request, header.cluster)?;
+            expect_cluster(&path, cluster, header.cluster)?;
             if (header.generation, header.shard) != (generation, shard) {
                 let detail = format!("of generation {} and shard {}", header.generation, header.shard);
                 return Ok(FoundSlot::Damaged(Damage::new(path, 0, DamageKind::Checkpoint, detail)));
@@ -307,14 +309,14 @@ fn read_slot(
 
 /// The newer valid slot of a shard, and the damaged one, if one is.
 fn newest_checkpoint(
-    files: &mut impl StoreFiles,
-    request: &OpenRequest<'_>,
+    files: &mut impl ReadFiles,
+    cluster: [u8; 16],
     generation: u64,
     shard: u32,
 ) -> Result<(CheckpointBody, Option<Damage>), OpenError> {
     let absent = |slot| Damage::new(paths::checkpoint(generation, shard, slot), 0, DamageKind::Missing, "the checkpoint is not there");
-    let first = read_slot(files, request, generation, shard, Slot::A)?;
-    let second = read_slot(files, request, generation, shard, Slot::B)?;
+    let first = read_slot(files, cluster, generation, shard, Slot::A)?;
+    let second = read_slot(files, cluster, generation, shard, Slot::B)?;
     match (first, second) {
         (FoundSlot::Valid(a), FoundSlot::Valid(b)) => Ok((if b.sequence > a.sequence { *b } else { *a }, None)),
         (FoundSlot::Valid(body), FoundSlot::Absent) | (FoundSlot::Absent, FoundSlot::Valid(body)) => Ok((*body, None)),
@@ -354,7 +356,7 @@ impl Recovery {
     ) -> Result<(), OpenError> {
         let catalogue: HashSet<TopicPartition> = request.catalogue.iter().copied().collect();
         for shard in 0..record.shards {
-            let (body, damaged_slot) = newest_checkpoint(files, request, record.generation, shard)?;
+            let (body, damaged_slot) = newest_checkpoint(files, request.cluster, record.generation, shard)?;
             let chain = journals::chain(scan, shard, body.replay_from, body.sequence);
             let set_aside = self.report.damage.len();
             let mut replay =
@@ -526,8 +528,9 @@ fn finish_seen(recovery: &mut Recovery, replays: &mut Replays) -> Result<(), Ope
 /// Proves and writes what the journal brought.
 fn finish(recovery: &mut Recovery, files: &mut impl StoreFiles, mut replays: Replays) -> Result<Replays, OpenError> {
     let nowhere = Source { file: paths::JOURNAL_DIR.into(), offset: 0, proven_durable: true };
+    let mut index_check = INDEX_CHECK;
     for partition in replays.keys().copied().collect::<Vec<_>>() {
-        let outcome = replays.get_mut(&partition).map_or(Ok(()), |replay| replay.finish(files));
+        let outcome = replays.get_mut(&partition).map_or(Ok(()), |replay| replay.finish(files, &mut index_check));
         settle(recovery, &mut replays, partition, outcome, &nowhere)?;
     }
     Ok(replays)

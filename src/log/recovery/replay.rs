@@ -15,6 +15,7 @@ use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, SegmentHeader};
 use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, list_sorted, read_blocks};
+use crate::log::index::INDEX_ENTRY_LEN;
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
 use crate::log::paths;
 use crate::log::producers::ProducerTable;
@@ -55,8 +56,6 @@ pub(super) struct Replay {
     partial: Vec<Offset>,
     /// Index files that were written.
     pub(super) written: Vec<String>,
-    /// What is wrong with indexes that no batch was added to.
-    pub(super) index_damage: Vec<Damage>,
     /// The log ended at a batch that never got durable: what came after it counts for nothing.
     cut: bool,
     /// Groups were lost that may have held something of this partition.
@@ -78,7 +77,6 @@ impl Replay {
             seen_hash: None,
             renamed: false,
             written: Vec::new(),
-            index_damage: Vec::new(),
             cut: false,
             suspect: None,
         }
@@ -595,18 +593,13 @@ impl Replay {
             return Ok(at);
         }
         let flushed = (self.state.flushed_segment, self.state.flushed_position);
-        let mut tail = IndexTail::load(files, self.state.partition, segment, flushed)?;
-        // The first batch's entry follows from the state alone, and its journal entry may be gone: that of an adopted batch, or of one whose bytes were carried
-        // forward. Without it, whatever is before the next entry could not be found.
-        if let Some(hash) = self.hash_before(segment) {
-            tail.offer(segment.base_offset, FIRST_POSITION, Timestamp::MIN, hash);
-        }
-        self.indexes.push(tail);
+        let before = self.hash_before(segment);
+        self.indexes.push(IndexTail::load(files, self.state.partition, segment, flushed, before)?);
         Ok(self.indexes.len() - 1)
     }
 
-    /// Proves what is still to be proven, and writes everything that the journal brought.
-    pub(super) fn finish(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
+    /// Proves what is still to be proven, and writes everything that the journal brought. `index_check`: how many bytes of indexes may be read that need not be.
+    pub(super) fn finish(&mut self, files: &mut impl StoreFiles, index_check: &mut usize) -> Result<(), Fault> {
         if let Some(damage) = self.suspect.take() {
             return Err(Fault::Partition(damage));
         }
@@ -630,6 +623,7 @@ impl Replay {
             return Err(Fault::Partition(damage.clone()));
         }
         self.count_partial_indexes(files)?;
+        self.check_flushed_indexes(files, index_check)?;
         for index in &mut self.indexes {
             if let Some(segment) = self.state.segments.iter_mut().find(|segment| segment.base_offset == index.segment()) {
                 segment.index_entries = index.write(files, &segment.header(self.state.partition))?;
@@ -651,6 +645,32 @@ impl Replay {
         Ok(())
     }
 
+    /// Indexes of segments that the journal did not touch: one that is damaged or gone is made again. The newest are read, as far as `left` goes; of
+    /// the others only the names are looked at.
+    fn check_flushed_indexes(&mut self, files: &mut impl StoreFiles, left: &mut usize) -> Result<(), Fault> {
+        let partition = self.state.partition;
+        let flushed = (self.state.flushed_segment, self.state.flushed_position);
+        let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
+        for segment in self.state.segments.clone().iter().rev() {
+            let base = segment.base_offset;
+            if (base, FIRST_POSITION) >= flushed || self.indexes.iter().any(|index| index.segment() == base) {
+                continue;
+            }
+            let path = paths::index(partition, base);
+            let is_there = path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
+            let cost = (BLOCK + segment.index_entries as usize * INDEX_ENTRY_LEN).next_multiple_of(BLOCK);
+            if is_there && cost > *left {
+                continue;
+            }
+            *left = left.saturating_sub(cost);
+            let tail = IndexTail::load(files, partition, segment, flushed, self.hash_before(segment))?;
+            if tail.damage.is_some() {
+                self.indexes.push(tail);
+            }
+        }
+        Ok(())
+    }
+
     /// Every segment must have its file; an index that is not there begins anew.
     fn complete_files(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
         let partition = self.state.partition;
@@ -658,7 +678,6 @@ impl Replay {
             return Ok(());
         }
         let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
-        let flushed = (self.state.flushed_segment, self.state.flushed_position);
         let is_there = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
         for segment in &mut self.state.segments {
             let path = paths::segment(partition, segment.base_offset);
@@ -668,10 +687,6 @@ impl Replay {
             let path = paths::index(partition, segment.base_offset);
             if !is_there(&path) {
                 files.write(&path, 0, &segment.index_header_block(partition))?;
-                let synced = (segment.base_offset, FIRST_POSITION) < flushed && segment.index_entries > 0;
-                if synced && self.indexes.iter().all(|index| index.segment() != segment.base_offset) {
-                    self.index_damage.push(Damage::new(path.clone(), 0, DamageKind::Missing, "the index is not there"));
-                }
                 segment.index_entries = 0;
                 self.written.push(path);
             }

@@ -6,7 +6,7 @@ use crate::limits::{BLOCK, SEGMENT_READ};
 use crate::log::files::{BlockBuffer, FileError, ReadFiles};
 
 /// A file that is read piece by piece.
-pub(super) struct Pieces<'a, F> {
+pub(crate) struct Pieces<'a, F> {
     files: &'a mut F,
     path: &'a str,
     len: u64,
@@ -14,11 +14,11 @@ pub(super) struct Pieces<'a, F> {
     start: u64,
     filled: usize,
     /// Bytes read from the file.
-    pub(super) read: u64,
+    pub(crate) read: u64,
 }
 
 /// What starts at a position of a segment.
-pub(super) enum Found {
+pub(crate) enum Found {
     /// A batch that checks.
     Batch(Box<(BatchHeader, [u8; HEADER_LEN])>),
     /// A batch by its header, whose bytes don't check.
@@ -28,19 +28,19 @@ pub(super) enum Found {
 }
 
 impl<'a, F: ReadFiles> Pieces<'a, F> {
-    pub(super) fn open(files: &'a mut F, path: &'a str) -> Result<Pieces<'a, F>, FileError> {
+    pub(crate) fn open(files: &'a mut F, path: &'a str) -> Result<Pieces<'a, F>, FileError> {
         let len = files.len(path)?;
         let size = SEGMENT_READ.min((len as usize).next_multiple_of(BLOCK)).max(BLOCK);
         Ok(Pieces { files, path, len, buffer: BlockBuffer::zeroed(size), start: 0, filled: 0, read: 0 })
     }
 
     /// Length of the file.
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.len
     }
 
     /// The bytes at hand from `at` on; none at the end of the file.
-    pub(super) fn at(&mut self, at: u64) -> Result<&[u8], FileError> {
+    pub(crate) fn at(&mut self, at: u64) -> Result<&[u8], FileError> {
         let inside = at >= self.start && at < self.start + self.filled as u64;
         if !inside {
             self.start = at / BLOCK as u64 * BLOCK as u64;
@@ -52,7 +52,7 @@ impl<'a, F: ReadFiles> Pieces<'a, F> {
     }
 
     /// Copies bytes; returns how many there were.
-    pub(super) fn copy(&mut self, at: u64, into: &mut [u8]) -> Result<usize, FileError> {
+    pub(crate) fn copy(&mut self, at: u64, into: &mut [u8]) -> Result<usize, FileError> {
         let mut done = 0;
         self.each(at, into.len() as u64, |bytes| {
             into[done..done + bytes.len()].copy_from_slice(bytes);
@@ -62,7 +62,7 @@ impl<'a, F: ReadFiles> Pieces<'a, F> {
     }
 
     /// Gives out `len` bytes, or as many as there are.
-    pub(super) fn each(&mut self, at: u64, len: u64, mut take: impl FnMut(&[u8])) -> Result<(), FileError> {
+    pub(crate) fn each(&mut self, at: u64, len: u64, mut take: impl FnMut(&[u8])) -> Result<(), FileError> {
         let mut position = at;
         while position < at + len {
             let bytes = self.at(position)?;
@@ -77,7 +77,7 @@ impl<'a, F: ReadFiles> Pieces<'a, F> {
     }
 
     /// Position of the first byte other than zero in a range.
-    pub(super) fn first_nonzero(&mut self, from: u64, to: u64) -> Result<Option<u64>, FileError> {
+    pub(crate) fn first_nonzero(&mut self, from: u64, to: u64) -> Result<Option<u64>, FileError> {
         let (mut at, mut found) = (from, None);
         self.each(from, to.saturating_sub(from), |bytes| {
             found = found.or_else(|| bytes.iter().position(|byte| *byte != 0).map(|within| at + within as u64));
@@ -87,7 +87,7 @@ impl<'a, F: ReadFiles> Pieces<'a, F> {
     }
 
     /// The batch at a position of a log that ends at `end`.
-    pub(super) fn batch(&mut self, at: u64, end: u64) -> Result<Found, FileError> {
+    pub(crate) fn batch(&mut self, at: u64, end: u64) -> Result<Found, FileError> {
         let mut head = [0; HEADER_LEN];
         let available = self.copy(at, &mut head)?;
         let header = match BatchHeader::parse(&head[..available]) {
