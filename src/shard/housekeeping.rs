@@ -37,7 +37,7 @@ pub async fn run(context: Rc<Context>, stopping: Rc<Cell<bool>>) {
 fn sweep_connections(context: &Context) {
     let now = context.store.seconds.get();
     for state in context.connections.borrow().values() {
-        if state.deadline.get() != 0 && state.deadline.get() < now {
+        if state.deadline.get() != 0 && state.deadline.get() < now && !state.sender.is_closed() {
             context.metrics.add(Counter::FramesRefused, 1);
             tracing::warn!("a connection is closed: its frame did not come in time");
             state.sender.close();

@@ -287,17 +287,32 @@ impl Journal {
         groups
     }
 
-    async fn commit(&self, groups: Vec<Group>) -> io::Result<()> {
+    async fn commit(&self, mut groups: Vec<Group>) -> io::Result<()> {
         let started = Instant::now();
         self.metrics.record(Stage::Queue, started.duration_since(groups[0].opened).as_nanos() as u64);
         let mut writes = Vec::with_capacity(groups.len());
         for group in &groups {
-            let place = self.ring.place(group.buffer.filled().next_multiple_of(BLOCK) as u64, group.sequence).await;
+            let len = group.buffer.filled().next_multiple_of(BLOCK) as u64;
+            let place = match self.ring.try_place(len, group.sequence) {
+                Some(place) => place,
+                // Who makes room waits for what is before this group to be durable: that comes first.
+                None if !writes.is_empty() => break,
+                None => {
+                    if self.written.get() > self.durable.get() {
+                        self.sync_written().await?;
+                    }
+                    self.ring.place(len, group.sequence).await
+                }
+            };
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
             self.metrics.add(Counter::JournalBytes, memory.len() as u64);
             writes.push(async move { place.file.write(memory, place.position).await });
         }
+        let placed = writes.len();
         try_join_all(writes).await?;
+        for unplaced in groups.drain(placed..).rev() {
+            self.state.borrow_mut().closed.push_front(unplaced);
+        }
         let last = groups.last().expect("commit is called with groups").sequence;
         self.written.set(last);
         self.metrics.record(Stage::JournalWrite, started.elapsed().as_nanos() as u64);
