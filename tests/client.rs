@@ -77,9 +77,13 @@ fn free_ports(count: u16) -> String {
 }
 
 fn spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> (Child, String) {
+    spawn_with(data, listen, shards, "256M")
+}
+
+fn spawn_with(data: &tempfile::TempDir, listen: &str, shards: u16, memory: &str) -> (Child, String) {
     // The kernel takes a killed process's io_uring apart, and with it the listener, a moment after the process is gone.
     for _ in 0..50 {
-        if let Some(started) = try_spawn(data, listen, shards) {
+        if let Some(started) = try_spawn(data, listen, shards, memory) {
             return started;
         }
         std::thread::sleep(Duration::from_millis(100));
@@ -87,7 +91,7 @@ fn spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> (Child, String)
     panic!("the broker does not start: {}", std::fs::read_to_string(data.path().join("log")).unwrap_or_default());
 }
 
-fn try_spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> Option<(Child, String)> {
+fn try_spawn(data: &tempfile::TempDir, listen: &str, shards: u16, memory: &str) -> Option<(Child, String)> {
     let mut process = Command::new(env!("CARGO_BIN_EXE_corelane"))
         .args([
             "serve",
@@ -96,7 +100,7 @@ fn try_spawn(data: &tempfile::TempDir, listen: &str, shards: u16) -> Option<(Chi
             "--shards",
             &shards.to_string(),
             "--memory",
-            "256M",
+            memory,
             "--admin-listen",
             "none",
             "--json",
@@ -490,6 +494,37 @@ async fn a_partition_that_the_start_finds_damaged_is_refused_and_the_others_are_
         std::fs::remove_file(segments[1]).unwrap();
     };
     damaged_partition(remove, true).await;
+}
+
+/// With the least memory the journal is small, and fills up faster than checkpoints give its files back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn little_memory_slows_producers_and_stops_none() {
+    let mut broker = {
+        let data = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+        let (process, address) = spawn_with(&data, "127.0.0.1:0", 1, "32M");
+        Broker { data, process, address }
+    };
+    let client = broker.client().await;
+    client.admin().create_topic(NewTopic::new("t").partitions(200)).await.unwrap();
+    let sending: Vec<_> = (0..4u32)
+        .map(|n| {
+            let client = broker.client();
+            async move {
+                let producer = client.await.producer().batch_size(16 * 1024).build().unwrap();
+                let mut deliveries = Vec::new();
+                for record in 0..8_000u32 {
+                    let record = ProducerRecord::to("t").partition((record * 7 + n * 50) % 200).value(&[7; 8192]);
+                    deliveries.push(producer.send_nowait(record).await.unwrap());
+                }
+                for delivery in deliveries {
+                    delivery.await.unwrap();
+                }
+            }
+        })
+        .collect();
+    tokio::time::timeout(Duration::from_secs(100), futures_util::future::join_all(sending)).await.expect("all are acknowledged in time");
+    let asked = Command::new("kill").args(["-TERM", &broker.process.id().to_string()]).status().unwrap();
+    assert!(asked.success() && broker.process.wait().unwrap().success(), "it drains");
 }
 
 #[tokio::test]

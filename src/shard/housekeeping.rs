@@ -46,7 +46,7 @@ async fn keep_reserve(context: &Context) {
 fn sweep_connections(context: &Context) {
     let now = context.store.seconds.get();
     for state in context.connections.borrow().values() {
-        if state.deadline.get() != 0 && state.deadline.get() < now {
+        if state.deadline.get() != 0 && state.deadline.get() < now && !state.sender.is_closed() {
             context.metrics.add(Counter::FramesRefused, 1);
             tracing::warn!("a connection is closed: its frame did not come in time");
             state.sender.close();

@@ -334,7 +334,7 @@ impl Journal {
         groups
     }
 
-    async fn commit(&self, groups: Vec<Group>) -> io::Result<()> {
+    async fn commit(&self, mut groups: Vec<Group>) -> io::Result<()> {
         let started = Instant::now();
         self.metrics.record(Stage::Queue, started.duration_since(groups[0].opened).as_nanos() as u64);
         let since = self.unsynced_since.get().unwrap_or(started);
@@ -343,7 +343,18 @@ impl Journal {
         let mut writes = Vec::with_capacity(groups.len());
         let mut way = None;
         for group in &groups {
-            let place = self.ring.place(group.buffer.filled().next_multiple_of(BLOCK) as u64, group.sequence).await;
+            let len = group.buffer.filled().next_multiple_of(BLOCK) as u64;
+            let place = match self.ring.try_place(len, group.sequence) {
+                Some(place) => place,
+                // Who makes room waits for what is before this group to be durable: that comes first.
+                None if !writes.is_empty() => break,
+                None => {
+                    if self.written.get() > self.durable.get() {
+                        self.sync_written().await?;
+                    }
+                    self.ring.place(len, group.sequence).await
+                }
+            };
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
             self.metrics.add(Counter::JournalBytes, memory.len() as u64);
             if must_sync && groups.len() == 1 && place.is_alone && place.file.can_write_through() {
@@ -357,7 +368,11 @@ impl Journal {
                 }
             });
         }
+        let placed = writes.len();
         try_join_all(writes).await?;
+        for unplaced in groups.drain(placed..).rev() {
+            self.state.borrow_mut().closed.push_front(unplaced);
+        }
         let last = groups.last().expect("commit is called with groups").sequence;
         self.written.set(last);
         self.metrics.record(Stage::JournalWrite, started.elapsed().as_nanos() as u64);

@@ -40,6 +40,10 @@ pub struct Ring {
     state: RefCell<State>,
     /// A file became ready, or one is wanted.
     changed: Event,
+    /// A checkpoint waits for the groups up to this one.
+    pressed: Cell<u64>,
+    /// The group that waits for a place.
+    blocked: Cell<u64>,
     stopping: Cell<bool>,
 }
 
@@ -117,6 +121,8 @@ impl Ring {
             id_step,
             state: RefCell::new(state),
             changed: Event::default(),
+            pressed: Cell::new(0),
+            blocked: Cell::new(0),
             stopping: Cell::new(false),
         };
         if ring.state.borrow().ready.is_empty() {
@@ -138,15 +144,29 @@ impl Ring {
     /// A place for `len` bytes of the group `sequence`. Waits while every file is still needed: that is the back pressure of a disk that lags.
     pub async fn place(&self, len: u64, sequence: u64) -> Place {
         loop {
-            let ticket = self.changed.ticket();
             if let Some(place) = self.try_place(len, sequence) {
+                self.blocked.set(0);
                 return place;
             }
-            self.changed.wait(ticket).await;
+            if self.blocked.replace(sequence) != sequence {
+                self.changed.notify();
+            }
+            let ticket = self.changed.ticket();
+            if self.state.borrow().ready.is_empty() {
+                self.changed.wait(ticket).await;
+            }
         }
     }
 
-    fn try_place(&self, len: u64, sequence: u64) -> Option<Place> {
+    /// Groups up to `sequence` are waited for by what gives files back, a checkpoint: where they don't fit, there are more files than usual for a while.
+    /// What they need is bounded by the memory that they are in.
+    pub fn press(&self, sequence: u64) {
+        self.pressed.set(self.pressed.get().max(sequence));
+        self.changed.notify();
+    }
+
+    /// As [`Ring::place`], if there is one now.
+    pub fn try_place(&self, len: u64, sequence: u64) -> Option<Place> {
         let mut state = self.state.borrow_mut();
         if state.current.as_ref().is_some_and(|(_, position)| position + len > self.file_size) {
             let (full, _) = state.current.take().expect("checked");
@@ -226,7 +246,8 @@ impl Ring {
             let wanted = {
                 let state = self.state.borrow();
                 let all = state.ready.len() + state.used.len() + usize::from(state.current.is_some());
-                state.ready.is_empty() && state.current.is_some() && all < self.max_files
+                let is_pressed = self.blocked.get() > 0 && self.blocked.get() <= self.pressed.get() && state.current.is_none();
+                state.ready.is_empty() && (all < self.max_files || is_pressed)
             };
             if wanted {
                 let file = self.create_file().await?;

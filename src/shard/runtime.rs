@@ -263,7 +263,7 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
     for cell in store.partitions() {
         cell.committed.notify();
     }
-    store.journal.wait_durable(store.journal.cut()).await;
+    wait_for_all(store).await;
     let deadline = Instant::now() + DRAIN_TIME;
     while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.queued_bytes() > 0) {
         context.answers.flush();
@@ -275,6 +275,13 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
         write_behind::flush_all(store, cells.to_vec(), true).await;
     }
     checkpoints.take(store).await.map_err(|e| format!("last checkpoint: {e}"))?;
-    store.journal.wait_durable(store.journal.cut()).await;
+    wait_for_all(store).await;
     Ok(())
+}
+
+/// Until all that was added to the journal is durable.
+async fn wait_for_all(store: &Store) {
+    let newest = store.journal.cut();
+    store.ring.press(newest);
+    store.journal.wait_durable(newest).await;
 }

@@ -126,6 +126,8 @@ impl Accumulator {
         match verdict(error, batch.sequence.is_some()) {
             // One before it is still open: that one's failure is the cause, and this one follows it again.
             Verdict::Renew if has_earlier => self.put_back(key.partition, batch),
+            // It was refused before an earlier one was appended, perhaps, which came by another connection, from a former leader, and is acknowledged by now.
+            Verdict::Renew if !std::mem::replace(&mut batch.is_out_of_order, true) => self.put_back(key.partition, batch),
             Verdict::Again => {
                 batch.attempts += 1;
                 self.pause(key.partition, batch.attempts, now);

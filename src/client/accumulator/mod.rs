@@ -199,6 +199,8 @@ struct Batch {
     sequence: Option<i32>,
     /// An attempt ended without an answer: it may be in the log.
     may_be_appended: bool,
+    /// The broker could not place its sequence although all before it were settled; once, this may be an answer from before.
+    is_out_of_order: bool,
     last_error: Option<ClientError>,
 }
 
@@ -639,6 +641,7 @@ impl Batch {
             attempts: 0,
             sequence: None,
             may_be_appended: false,
+            is_out_of_order: false,
             last_error: None,
         }
     }

@@ -235,6 +235,25 @@ fn after_a_record_is_given_up_the_rest_go_on_with_a_new_identity() {
     }
 }
 
+/// The leader has moved: the first goes through the former leader, and is appended and acknowledged before the second one's refusal is heard.
+#[test]
+fn a_refusal_from_before_an_earlier_acknowledgement_costs_nothing() {
+    let mut a = accumulator(settings(), 1);
+    let [first, second] = [b"one", b"two"].map(|value| (add(&mut a, 0, value, 0), poll(&mut a, 0).unwrap()));
+    complete(a.handle_answer(BROKER, &keys(&second.1), Err(lost()), 0));
+    let again = poll(&mut a, 1_000_000).unwrap();
+    complete(a.handle_answer(BROKER, &keys(&first.1), Ok(vec![result(Ok(0))]), 1_000_000));
+    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 1_000_000));
+    assert!(!a.needs_identity(), "the identity stays");
+    let again = poll(&mut a, 2_000_000).unwrap();
+    assert_eq!(BatchHeader::parse(&again[0].2).unwrap().base_sequence, 1);
+    // Refused once more, with nothing before it: the broker does not know the producer.
+    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 2_000_000));
+    assert!(a.needs_identity());
+    assert!(first.0.try_result().unwrap().is_ok());
+    assert_eq!(second.0.try_result().unwrap().unwrap_err().cause, ProduceFailure::Unknown, "it may have been appended at first");
+}
+
 #[test]
 fn what_may_be_in_the_log_is_not_sent_under_a_new_identity() {
     let mut a = accumulator(Settings { delivery_timeout: 5000, ..settings() }, 1);

@@ -31,7 +31,7 @@ fn judge(log: &Log, early: usize) -> Verdict {
     early.iter().for_each(|ack| ledger.acknowledge(*ack));
     read.iter().for_each(|seen| ledger.observe(*seen));
     late.iter().for_each(|ack| ledger.acknowledge(*ack));
-    (0..2).for_each(|place| ledger.reached_end(place, starts[place]));
+    (0..2).for_each(|place| ledger.reached_end(place, starts[place], starts[place]));
     Verdict { words: Vec::new(), ..ledger.verdict().clone() }
 }
 

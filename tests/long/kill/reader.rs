@@ -17,9 +17,11 @@ pub async fn read_to_ends(addresses: &str, ledger: &mut Ledger) -> Result<(), St
     let admin = client.admin();
     let mut consumer = client.consumer().out_of_range(OutOfRange::Earliest).build().map_err(|e| e.to_string())?;
     let mut ends = Vec::with_capacity(PLACES);
+    let mut starts = Vec::with_capacity(PLACES);
     let mut open = 0;
     for place in 0..PLACES {
         let (topic, partition) = place_name(place);
+        starts.push(admin.offset(topic, partition, OffsetSpec::Earliest).await.map_err(|e| e.to_string())?.0);
         let end = admin.offset(topic, partition, OffsetSpec::Latest).await.map_err(|e| e.to_string())?.0;
         let next = ledger.next(place);
         if end < next {
@@ -48,10 +50,10 @@ pub async fn read_to_ends(addresses: &str, ledger: &mut Ledger) -> Result<(), St
             open -= 1;
         }
     }
-    for place in 0..PLACES {
+    for (place, start_before) in starts.into_iter().enumerate() {
         let (topic, partition) = place_name(place);
         let start = admin.offset(topic, partition, OffsetSpec::Earliest).await.map_err(|e| e.to_string())?.0;
-        ledger.reached_end(place, start);
+        ledger.reached_end(place, start_before, start);
     }
     Ok(())
 }

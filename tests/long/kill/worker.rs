@@ -174,6 +174,8 @@ pub fn run(arguments: &[String]) -> ExitCode {
         eprintln!("a worker is started by the check only");
         return ExitCode::from(2);
     };
+    // What the client has to say of retries belongs to a failure's story.
+    tracing_subscriber::fmt().with_max_level(tracing::Level::WARN).with_writer(std::io::stderr).with_ansi(false).init();
     let is_over = Arc::new(AtomicBool::new(false));
     std::thread::spawn({
         let is_over = is_over.clone();
