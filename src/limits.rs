@@ -55,8 +55,6 @@ pub const MAX_CHECKPOINT: u64 = 1 << 30;
 pub const REPLAY_CHUNK: usize = 4 * 1024 * 1024;
 /// Recovery and inspection read a segment in pieces of this many bytes.
 pub const SEGMENT_READ: usize = 1024 * 1024;
-/// Idempotent producers that a partition remembers; the least recently used one is forgotten for the next.
-pub const PARTITION_PRODUCERS: usize = 4096;
 
 /// Recovery reads the indexes of flushed segments up to this sum for each shard, bytes: some 8 GiB of log, or a thousand small segments.
 pub const INDEX_CHECK: usize = 8 * 1024 * 1024;
@@ -157,7 +155,7 @@ pub const MAX_FETCH_WAIT_MS: u32 = 60_000;
 pub const MAX_FETCH_BYTES: u32 = 16 * 1024 * 1024;
 /// Requests of one shard to another that wait.
 pub const MESH_QUEUE: usize = 1024;
-/// Idempotent producers that one partition remembers.
+/// Idempotent producers that one partition remembers, in a running shard and in recovery; the least recently used one is forgotten for the next.
 pub const MAX_PRODUCERS: usize = 10_000;
 /// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;

@@ -3,11 +3,12 @@
 mod support;
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use corelane::batch::{BatchBuilder, Compression};
 use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, Request, Response};
 use corelane::types::TopicPartition;
-use support::{Broker, Connection, batch_of};
+use support::{Broker, Connection, batch_of, produce_one};
 
 fn value(partition: u32, n: usize, len: usize) -> Vec<u8> {
     let mut value = format!("{partition}/{n}/").into_bytes();
@@ -202,4 +203,111 @@ fn a_damaged_index_costs_a_longer_scan_and_no_record() {
         assert_eq!(records.len() as i64, 60 - from);
         assert!(records.iter().all(|(offset, bytes)| *bytes == value(0, *offset as usize, 50_000)));
     }
+}
+
+/// Waits until `done`; far longer than it can take.
+fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Each way of an append is in every phase of it when the topic goes: rolls, first large appends of a segment, files that are being received or adopted.
+#[test]
+fn topics_are_deleted_while_batches_come_in_every_way() {
+    const ROUNDS: u64 = 24;
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "2"]);
+    let mut connection = broker.connect();
+    let kept = TopicPartition { topic: connection.create("kept", 1, &[KEPT]), partition: 0 };
+    for round in 0..ROUNDS {
+        let name = format!("doomed-{round}");
+        let level = ["durable", "written", "memory"][round as usize % 3];
+        let config = [("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), ("durability", level), KEPT];
+        let topic = connection.create(&name, 2, &config);
+        let producers: Vec<_> = [60_000, 300_000, 300_000, 9_000_000]
+            .into_iter()
+            .flat_map(|len| [0, 1].map(|partition| (len, TopicPartition { topic, partition })))
+            .map(|(len, partition)| {
+                let mut connection = broker.connect_owner(partition);
+                let batch = batch_of([value(partition.partition, 0, len)]);
+                std::thread::spawn(move || {
+                    loop {
+                        if let Err(refusal) = connection.produce(partition, &batch).outcome {
+                            return refusal.code;
+                        }
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(round * 37 % 150));
+        connection.delete(&name);
+        for producer in producers {
+            assert_eq!(producer.join().expect("an answer, to the last"), Code::UnknownTopicOrPartition);
+        }
+        connection.produce(kept, &batch_of([value(0, round as usize, 100)])).outcome.expect("the broker is up");
+    }
+    let topics = directory.path().join("topics");
+    eventually("deleted topics leave nothing", || std::fs::read_dir(&topics).expect("a directory").count() == 1);
+    eventually("deleted files are closed", || !broker.open_files().iter().any(|file| file.ends_with("(deleted)")));
+    assert_eq!(connection.read_all(kept, 0).len() as u64, ROUNDS);
+    assert_eq!(broker.stop(), 0);
+    let broker = Broker::start(directory.path(), &["--shards", "2"]);
+    assert_eq!(broker.connect().read_all(kept, 0).len() as u64, ROUNDS);
+}
+
+#[test]
+fn a_deleted_topic_leaves_no_file_open() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    let topic = connection.create("read", 2, &[("max.message.bytes", "20000000"), ("segment.bytes", "1048576"), KEPT]);
+    let partitions = [0, 1].map(|partition| TopicPartition { topic, partition });
+    for partition in partitions {
+        append_some(&mut connection, partition, 0, 18);
+        check_all(&mut connection, partition, 18);
+    }
+    let id = topic.to_string();
+    assert!(broker.open_files().iter().any(|file| file.contains(&id)), "segments are open while they are there");
+    connection.delete("read");
+    eventually("all files of the topic are closed", || !broker.open_files().iter().any(|file| file.contains(&id)));
+    eventually("its directory goes", || !directory.path().join("topics").join(&id).exists());
+}
+
+#[test]
+fn every_producer_that_was_known_before_a_kill_is_known_after_it() {
+    const PRODUCERS: i64 = 6000;
+    let batch = |producer: i64| {
+        let mut builder = BatchBuilder::new(Compression::None);
+        builder.append(1_700_000_000_000, None, Some(&value(0, producer as usize, 10)), &[]).expect("it fits");
+        builder.set_producer(producer, 0, 0);
+        builder.build()
+    };
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    let partition = TopicPartition { topic: connection.create("many", 1, &[KEPT]), partition: 0 };
+    let mut sender = connection.sender();
+    let sending = std::thread::spawn(move || {
+        for producer in 0..PRODUCERS {
+            let batch = batch(producer);
+            sender.send(&produce_one(partition, &batch), &batch);
+        }
+    });
+    for _ in 0..PRODUCERS {
+        match connection.receive().1 {
+            Response::Produce(results) => drop(results[0].outcome.as_ref().expect("appended")),
+            other => panic!("{other:?}"),
+        }
+    }
+    sending.join().expect("all is sent");
+    broker.kill();
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    for producer in [0, PRODUCERS - 1] {
+        assert_eq!(connection.produce(partition, &batch(producer)).outcome.expect("a duplicate").base_offset, producer);
+    }
+    assert_eq!(connection.offset(partition, OffsetSpec::Latest), PRODUCERS);
 }

@@ -58,20 +58,11 @@ impl Adoption {
     pub async fn begin(store: &Rc<Store>, cell: &Rc<PartitionCell>, len: usize) -> Result<Adoption, Refusal> {
         store.expect_space(cell)?;
         let id = store.next_adoption();
-        let made = async {
-            store.make_directory(cell).await?;
-            let file = store.disk.create(&paths::adopted(cell.id, id)).await?;
-            file.allocate((BLOCK + len).next_multiple_of(BLOCK) as u64).await?;
-            Ok::<_, io::Error>(file)
-        };
-        let file = match made.await {
-            Ok(file) => Rc::new(file),
-            Err(error) => {
-                let _ = store.disk.remove(&paths::adopted(cell.id, id)).await;
-                // That there is no room for something this large does not make the disk full for others.
-                return Err(if is_no_space(&error) { no_space(cell) } else { store.disk_refusal(cell, &error) });
-            }
-        };
+        let file = Rc::new(Adoption::create(store, cell, id).await?);
+        if let Err(error) = file.allocate((BLOCK + len).next_multiple_of(BLOCK) as u64).await {
+            let _ = store.disk.remove(&paths::adopted(cell.id, id)).await;
+            return Err(Adoption::refusal(store, cell, &error));
+        }
         Ok(Adoption {
             store: store.clone(),
             cell: cell.clone(),
@@ -86,6 +77,26 @@ impl Adoption {
             body_crc: Crc32c::new(),
             writes: Vec::new(),
         })
+    }
+
+    /// The file. Not while the partition is being deleted: the deletion would not see a directory that is made behind it.
+    async fn create(store: &Rc<Store>, cell: &Rc<PartitionCell>, id: u64) -> Result<DataFile, Refusal> {
+        cell.enter().await;
+        let create = async {
+            store.make_directory(cell).await?;
+            store.disk.create(&paths::adopted(cell.id, id)).await
+        };
+        let made = match cell.gone() {
+            Some(refusal) => Err(refusal),
+            None => create.await.map_err(|error| Adoption::refusal(store, cell, &error)),
+        };
+        cell.leave();
+        made
+    }
+
+    /// That there is no room for something this large does not make the disk full for others.
+    fn refusal(store: &Store, cell: &PartitionCell, error: &io::Error) -> Refusal {
+        if is_no_space(error) { no_space(cell) } else { store.disk_refusal(cell, error) }
     }
 
     /// Memory for at most `left` more bytes of the batch.
@@ -146,7 +157,8 @@ impl Adoption {
             self.store.disk.sync_dir(&paths::partition_dir(self.cell.id)).await
         };
         if let Err(error) = synced.await {
-            let refusal = self.store.disk_refusal(&self.cell, &error);
+            // A deletion while the bytes came in has taken file and directory.
+            let refusal = self.cell.gone().unwrap_or_else(|| self.store.disk_refusal(&self.cell, &error));
             self.abandon().await;
             return done.complete(Err(refusal));
         }
@@ -194,7 +206,7 @@ impl Adoption {
         batch::stamp(&mut self.first, plan.base_offset, cell.machine.borrow().epoch());
         let mut stored = [0; HEADER_LEN];
         stored.copy_from_slice(&self.first[..HEADER_LEN]);
-        let direct = Rc::new(DirectWrite::default());
+        let direct = Rc::new(DirectWrite::in_file_only());
         let sequence = store.adopt(&cell, &plan, &stored, &header, Adopt { id: self.id, file_len: self.position, header: stored }, now);
         cell.track(Tracked {
             base_offset: plan.base_offset,
@@ -208,6 +220,7 @@ impl Adoption {
             completion: Some(done),
         });
         store.journal.begin_outside(sequence);
+        let _outside = cell.begin_outside();
         let info = *cell.machine.borrow().segments().back().expect("adopted just now");
         let index = cell.machine.borrow().index().clone();
         cell.leave();

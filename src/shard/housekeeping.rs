@@ -70,9 +70,9 @@ pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
         }
         cell.leave();
     }
+    cell.machine.borrow_mut().expire_producers(now_ms(), limits::PRODUCER_EXPIRATION_MS);
     let Some(start) = cell.machine.borrow().retention(now_ms(), &settings) else { return };
     delete_below(context, cell, start).await;
-    cell.machine.borrow_mut().expire_producers(now_ms(), limits::PRODUCER_EXPIRATION_MS);
 }
 
 /// Raises the log start to `start`: the journal knows durably before any file goes.

@@ -50,8 +50,10 @@ pub struct PartitionCell {
     pub last_append: Cell<u64>,
     /// Slow changes (rolls, allocation, truncation) exclude each other.
     pub busy: Cell<bool>,
-    /// Notified when `busy` or `flushing` ends.
+    /// Notified when `busy`, `flushing` or the last of `outside` ends.
     pub idle: Event,
+    /// Appends whose bytes are on their way into files of the partition without the journal.
+    outside: Cell<usize>,
     gone: RefCell<Option<Refusal>>,
     files: RefCell<BTreeMap<Offset, Rc<SegmentFiles>>>,
     sealed_indexes: RefCell<BTreeMap<Offset, Rc<Index>>>,
@@ -87,6 +89,11 @@ impl InFlight {
         self.sequence <= group && self.direct.as_deref().is_none_or(|d| d.written.get())
     }
 
+    /// Whether its bytes can be read, be they written or not.
+    fn is_readable(&self) -> bool {
+        self.direct.as_deref().is_none_or(|d| !d.in_file_only || d.written.get())
+    }
+
     fn is_durable(&self, group: u64) -> bool {
         self.sequence <= group && self.direct.as_deref().is_none_or(|d| d.durable.get())
     }
@@ -99,6 +106,27 @@ pub struct DirectWrite {
     pub written: Cell<bool>,
     /// And synced, with the file's name.
     pub durable: Cell<bool>,
+    /// None of it is in memory: nobody can read it before it is written.
+    in_file_only: bool,
+}
+
+impl DirectWrite {
+    /// Of a batch that no memory holds (an adopted one).
+    pub fn in_file_only() -> DirectWrite {
+        DirectWrite { in_file_only: true, ..DirectWrite::default() }
+    }
+}
+
+/// An append that writes to files of the partition by itself; ends when dropped.
+pub struct Outside(Rc<PartitionCell>);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.outside.set(self.0.outside.get() - 1);
+        if self.0.outside.get() == 0 {
+            self.0.idle.notify();
+        }
+    }
 }
 
 /// What is appended, for [`PartitionCell::track`].
@@ -148,6 +176,7 @@ impl PartitionCell {
             last_append: Cell::new(0),
             busy: Cell::new(false),
             idle: Event::default(),
+            outside: Cell::new(0),
             gone: RefCell::new(None),
             files: RefCell::default(),
             sealed_indexes: RefCell::default(),
@@ -278,7 +307,8 @@ impl PartitionCell {
             let reached = match level {
                 Durability::Durable => all_durable,
                 Durability::Written => *all_written,
-                Durability::Memory => appends.len(),
+                // Everything is in memory but adopted batches: those count, and what is behind them, once their files are there.
+                Durability::Memory => *all_answered + appends.range(*all_answered..).take_while(|a| a.is_readable()).count(),
             };
             for append in appends.range_mut((*all_answered).min(reached)..reached) {
                 news |= machine.ladder_mut().commit_to(append.end_offset, level).expect("the level was reached");
@@ -360,6 +390,32 @@ impl PartitionCell {
         }
     }
 
+    /// The files stay until what is returned is dropped: an append writes to them outside of any flush.
+    pub fn begin_outside(self: &Rc<PartitionCell>) -> Outside {
+        self.outside.set(self.outside.get() + 1);
+        Outside(self.clone())
+    }
+
+    /// Waits until no append writes to the files outside of a flush. New ones must be excluded by the caller.
+    pub async fn wait_outside(&self) {
+        loop {
+            let ticket = self.idle.ticket();
+            if self.outside.get() == 0 {
+                return;
+            }
+            self.idle.wait(ticket).await;
+        }
+    }
+
+    /// Closes all files and forgets all bytes in memory: the partition is gone. Returns how many of the bytes were in no segment.
+    pub fn forget_all(&self) -> usize {
+        self.files.borrow_mut().clear();
+        self.sealed_indexes.borrow_mut().clear();
+        let unflushed = self.unflushed_bytes();
+        self.tail.borrow_mut().truncate(i64::MIN);
+        unflushed
+    }
+
     /// Ends a flush.
     pub fn leave_flush(&self) {
         self.flushing.set(false);
@@ -370,4 +426,72 @@ impl PartitionCell {
 /// The refusal of a partition whose topic was deleted.
 pub fn deleted(id: TopicPartition) -> Refusal {
     Refusal::new(Code::UnknownTopicOrPartition, format!("partition {id} was deleted"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{BatchHeader, HEADER_LEN};
+    use crate::log::checkpoint::PartitionState;
+    use crate::log::segment::FIRST_POSITION;
+    use crate::partition::Plan;
+    use crate::types::TopicId;
+
+    fn header(base_offset: Offset) -> BatchHeader {
+        BatchHeader {
+            base_offset,
+            batch_length: 49,
+            leader_epoch: 0,
+            magic: 2,
+            crc: 0,
+            attributes: 0,
+            last_offset_delta: 0,
+            base_timestamp: 5,
+            max_timestamp: 5,
+            producer_id: -1,
+            producer_epoch: -1,
+            base_sequence: -1,
+            record_count: 1,
+        }
+    }
+
+    /// Adopts a batch at `base_offset`, in the machine and in flight.
+    fn adopt(cell: &PartitionCell, base_offset: Offset, direct: &Rc<DirectWrite>) {
+        let plan = Plan { base_offset, end_offset: base_offset + 1, segment: base_offset, position: FIRST_POSITION, len: 100 };
+        cell.machine.borrow_mut().adopt(&plan, &[0; HEADER_LEN], &header(base_offset), 0);
+        cell.track(Tracked {
+            base_offset,
+            end_offset: base_offset + 1,
+            count: 1,
+            crc: 0,
+            segment: base_offset,
+            position: FIRST_POSITION,
+            sequence: 1,
+            direct: Some(direct.clone()),
+            completion: None,
+        });
+    }
+
+    #[test]
+    fn at_level_memory_an_adopted_batch_is_seen_when_its_file_is_there() {
+        let id = TopicPartition { topic: TopicId([1; 16]), partition: 0 };
+        let machine = Partition::open(PartitionState::new(id), 0, 10, 0);
+        let settings = Settings { durability: Durability::Memory, ..Settings::default() };
+        let cell = PartitionCell::new(machine, settings, None, Arc::default(), Disk::new("unused".into(), true, None));
+        let committed = || cell.machine.borrow().ladder().committed();
+        let (first, second, large) = (Rc::new(DirectWrite::in_file_only()), Rc::new(DirectWrite::in_file_only()), Rc::default());
+        adopt(&cell, 0, &first);
+        adopt(&cell, 1, &second);
+        adopt(&cell, 2, &large);
+        assert_eq!(committed(), 0);
+        second.written.set(true);
+        cell.advance(0, 0);
+        assert_eq!(committed(), 0, "the one before it is not there");
+        first.written.set(true);
+        cell.advance(0, 0);
+        assert_eq!(committed(), 3, "what is in memory waits for no file of its own");
+        [first, second, large].iter().for_each(|d| d.durable.set(true));
+        cell.advance(1, 1);
+        assert_eq!((committed(), cell.oldest_in_flight()), (3, Some(1)), "the last one is not written");
+    }
 }

@@ -23,8 +23,8 @@ pub struct PendingProduce {
 pub struct Completion {
     pending: Option<Rc<PendingProduce>>,
     index: usize,
-    /// A retry of the same batch that arrived meanwhile, with the original's offset.
-    also: Option<Box<(Completion, Offset)>>,
+    /// Retries of the same batch that arrived meanwhile, with the original's offset. A flat list: a client decides how many there are.
+    also: Vec<(Completion, Offset)>,
 }
 
 impl PendingProduce {
@@ -41,7 +41,7 @@ impl PendingProduce {
 
     /// The right to decide batch `index`; to be taken once each.
     pub fn completion(self: &Rc<PendingProduce>, index: usize) -> Completion {
-        Completion { pending: Some(self.clone()), index, also: None }
+        Completion { pending: Some(self.clone()), index, also: Vec::new() }
     }
 
     fn decide(&self, index: usize, outcome: Result<Appended, Refusal>) {
@@ -56,9 +56,8 @@ impl PendingProduce {
 impl Completion {
     /// Decides the batch, and retries of it.
     pub fn complete(mut self, outcome: Result<Appended, Refusal>) {
-        if let Some(also) = self.also.take() {
-            let (other, base_offset) = *also;
-            other.complete(outcome.clone().map(|a| Appended { base_offset, ..a }));
+        for (retry, base_offset) in self.also.drain(..) {
+            retry.complete(outcome.clone().map(|a| Appended { base_offset, ..a }));
         }
         if let Some(pending) = self.pending.take() {
             pending.decide(self.index, outcome);
@@ -66,12 +65,10 @@ impl Completion {
     }
 
     /// This one, and with it a retry whose original starts at `base_offset`.
-    pub fn and(mut self, retry: Completion, base_offset: Offset) -> Completion {
-        let mut retry = retry;
-        if let Some(earlier) = self.also.take() {
-            retry.also = Some(earlier);
-        }
-        self.also = Some(Box::new((retry, base_offset)));
+    pub fn and(mut self, mut retry: Completion, base_offset: Offset) -> Completion {
+        let of_retry = std::mem::take(&mut retry.also);
+        self.also.push((retry, base_offset));
+        self.also.extend(of_retry);
         self
     }
 }
@@ -84,5 +81,43 @@ impl Drop for Completion {
                 Err(Refusal::new(Code::Unavailable, "the broker is going down; whether the batch is kept is not known")),
             );
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TopicId;
+
+    const COUNT: usize = 100_000;
+
+    struct Counted(Rc<Cell<usize>>, Option<Offset>);
+
+    impl Answer for Counted {
+        fn produced(&self, results: Vec<ProduceResult>) {
+            assert_eq!(results[0].outcome.as_ref().ok().map(|a| a.base_offset), self.1);
+            self.0.set(self.0.get() + 1);
+        }
+    }
+
+    /// One batch and retries of it, each in a request of its own.
+    fn retried(answered: &Rc<Cell<usize>>, base_offset: Option<Offset>) -> Completion {
+        let partition = TopicPartition { topic: TopicId([1; 16]), partition: 0 };
+        let one = || PendingProduce::new(std::iter::once(partition), Box::new(Counted(answered.clone(), base_offset))).completion(0);
+        (1..COUNT).fold(one(), |first, _| first.and(one(), 7))
+    }
+
+    #[test]
+    fn any_number_of_retries_is_answered() {
+        let answered = Rc::default();
+        retried(&answered, Some(7)).complete(Ok(Appended { base_offset: 7, log_append_time: -1, log_start: 0 }));
+        assert_eq!(answered.get(), COUNT);
+    }
+
+    #[test]
+    fn any_number_of_retries_is_dropped_as_failures() {
+        let answered = Rc::default();
+        drop(retried(&answered, None));
+        assert_eq!(answered.get(), COUNT);
     }
 }

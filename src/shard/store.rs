@@ -317,7 +317,9 @@ impl Store {
         let position = plan.position + batch.head.len() as u64;
         let files = cell.files_of(plan.segment).expect("a plan's segment is open");
         let (store, cell) = (self.clone(), cell.clone());
+        let outside = cell.begin_outside();
         glommio::spawn_local(async move {
+            let _outside = outside;
             let written = match direct_len {
                 0 => Ok(()),
                 _ => files.log.write(memory, position).await,
@@ -554,6 +556,10 @@ impl Store {
             Planned::Roll => {
                 self.expect_space(cell)?;
                 self.roll(cell).await.map_err(|e| self.disk_refusal(cell, &e))?;
+                // Closed meanwhile: then nothing was opened.
+                if let Some(refusal) = cell.gone() {
+                    return Err(refusal);
+                }
                 BLOCK as u64
             }
             Planned::Duplicate { .. } | Planned::Refused(_) => return Ok(()),

@@ -67,12 +67,11 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
         if let Some(cell) = context.store.remove(&id) {
             cell.close(deleted(id));
             context.store.add_state_entry(&cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());
-            context.store.budget.sub_unflushed(cell.unflushed_bytes());
-            context.store.unflushed.borrow_mut().retain(|c| c.id != id);
-            context.store.reader.forget_below(id, i64::MAX);
             gone.push(cell);
         }
     }
+    context.store.unflushed.borrow_mut().retain(|c| c.id.topic != topic.id);
+    context.store.tails.borrow_mut().retain(|c| c.id.topic != topic.id);
     let (context, topic) = (context.clone(), topic.id);
     // The catalogue's deletion is durable already: a crash in the middle is finished by the next start.
     glommio::spawn_local(async move {
@@ -87,19 +86,28 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
     .detach();
 }
 
+/// Lets go of a closed partition: whatever writes to its files ends first, and no new append finds it open.
 async fn remove_files(context: &Context, cell: &Rc<PartitionCell>) -> std::io::Result<()> {
     cell.enter().await;
     cell.enter_flush().await;
-    cell.tail.borrow_mut().truncate(i64::MIN);
+    cell.wait_outside().await;
+    context.store.budget.sub_unflushed(cell.forget_all());
+    let removed = remove_directory(context, cell).await;
+    // Only now, so that no read that was under way keeps a file.
+    context.store.reader.forget_below(cell.id, i64::MAX);
+    cell.leave_flush();
+    cell.leave();
+    context.store.room.notify();
+    removed
+}
+
+async fn remove_directory(context: &Context, cell: &PartitionCell) -> std::io::Result<()> {
     let directory = paths::partition_dir(cell.id);
     let disk = &context.store.disk;
     for name in disk.list(&directory).await? {
         disk.remove(&format!("{directory}/{name}")).await?;
     }
-    disk.remove_dir(&directory).await?;
-    cell.leave_flush();
-    cell.leave();
-    Ok(())
+    disk.remove_dir(&directory).await
 }
 
 async fn remove_topic_directory(context: &Context, topic: TopicId) {

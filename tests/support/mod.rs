@@ -76,6 +76,13 @@ impl Broker {
         self.child.id()
     }
 
+    /// What its open descriptors name.
+    pub fn open_files(&self) -> Vec<String> {
+        let descriptors = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("it runs");
+        let named = descriptors.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        named.map(|path| path.to_string_lossy().into_owned()).collect()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("our child");
@@ -193,6 +200,14 @@ impl Connection {
         match self.ask(&Request::CreateTopic(create), &[]).0 {
             Response::TopicCreated(description) => description.id,
             other => panic!("creating {name}: {other:?}"),
+        }
+    }
+
+    /// Deletes a topic.
+    pub fn delete(&mut self, name: &str) {
+        match self.ask(&Request::DeleteTopic(name.into()), &[]).0 {
+            Response::TopicDeleted => {}
+            other => panic!("deleting {name}: {other:?}"),
         }
     }
 

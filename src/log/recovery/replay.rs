@@ -10,7 +10,7 @@ use super::place::{Placement, block_start, check_header};
 use super::{Fault, Source};
 use crate::batch::{BatchHeader, BatchIter, HEADER_LEN};
 use crate::checksum::{Crc32c, running_hash};
-use crate::limits::{BLOCK, PARTITION_PRODUCERS, SEGMENT_READ};
+use crate::limits::{BLOCK, MAX_PRODUCERS, SEGMENT_READ};
 use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, SegmentHeader};
@@ -69,7 +69,7 @@ impl Replay {
         Replay {
             partial: partial.collect(),
             placement: Placement::new(state.partition, flushed),
-            producers: ProducerTable::restore(PARTITION_PRODUCERS, &state.producers, now_ms),
+            producers: ProducerTable::restore(MAX_PRODUCERS, &state.producers, now_ms),
             state,
             now_ms,
             indexes: Vec::new(),
