@@ -159,12 +159,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
     ];
     tasks.push(glommio::spawn_local({
         let store = store.clone();
-        async move {
-            if let Err(error) = store.ring.clone().run().await {
-                // Without another file the ring goes on with those it has.
-                store.note_disk_error(&error);
-            }
-        }
+        async move { store.ring.clone().run(|error| store.note_disk_error(error)).await }
     }));
     let outcome = {
         let events = act_on_events(&context);
