@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use corelane::batch::{BatchBuilder, Compression};
 use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, Request, Response};
-use corelane::types::TopicPartition;
+use corelane::types::{TopicId, TopicPartition};
 use support::{Broker, Connection, batch_of, produce_one};
 
 fn value(partition: u32, n: usize, len: usize) -> Vec<u8> {
@@ -310,4 +310,138 @@ fn every_producer_that_was_known_before_a_kill_is_known_after_it() {
         assert_eq!(connection.produce(partition, &batch(producer)).outcome.expect("a duplicate").base_offset, producer);
     }
     assert_eq!(connection.offset(partition, OffsetSpec::Latest), PRODUCERS);
+}
+
+#[test]
+fn a_partition_that_was_set_aside_is_still_so_after_clean_restarts() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    let mut connection = broker.connect();
+    let partition = TopicPartition { topic: connection.create("damaged", 1, &[KEPT]), partition: 0 };
+    for n in 0..3 {
+        connection.produce(partition, &batch_of([value(0, n, 5_000)])).outcome.expect("appended");
+    }
+    broker.kill();
+    // The journal's bytes belong into a segment whose header is not one.
+    let log = directory.path().join(format!("topics/{}/0/00000000000000000000.log", partition.topic));
+    let mut bytes = std::fs::read(&log).expect("a segment");
+    bytes[..4096].fill(0);
+    std::fs::write(&log, &bytes).expect("written");
+    for start in 0..4 {
+        let broker = Broker::start(directory.path(), &["--shards", "1"]);
+        let refused = broker.connect().produce(partition, &batch_of([value(0, 3, 10)])).outcome;
+        assert_eq!(refused.expect_err("set aside").code, Code::Quarantined, "start {start}");
+        assert_eq!(broker.stop(), 0);
+        assert!(std::fs::read(&log).expect("the segment stays") == bytes);
+    }
+}
+
+/// A ring of journal files as small as it may be: a few MB go round it.
+const SMALL_RING: [&str; 4] = ["--shards", "1", "--journal-file", "1"];
+
+/// Several laps of a small ring, from four connections with several requests in flight each; returns how many records each partition got.
+fn fill_ring(broker: &Broker, topic: TopicId) -> usize {
+    const EACH: usize = 80;
+    std::thread::scope(|scope| {
+        for partition in 0..4 {
+            scope.spawn(move || {
+                let (mut connection, partition) = (broker.connect(), TopicPartition { topic, partition });
+                let batch = batch_of([value(partition.partition, 0, 60_000)]);
+                for answers in 0..EACH + 8 {
+                    if answers < EACH {
+                        connection.send(&produce_one(partition, &batch), &batch);
+                    }
+                    if answers >= 8 {
+                        let (_, response, _) = connection.receive();
+                        let Response::Produce(results) = response else { panic!("{response:?}") };
+                        results[0].outcome.as_ref().expect("appended");
+                    }
+                }
+            });
+        }
+    });
+    EACH
+}
+
+#[test]
+fn a_slow_partition_does_not_keep_the_journal_from_being_used_again() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    let mut connection = broker.connect();
+    let slow = connection.create("slow", 3, &[KEPT]);
+    let fast = connection.create("fast", 4, &[KEPT]);
+    let mut written = 0;
+    let mut append = |connection: &mut Connection| {
+        for partition in (0..3).map(|partition| TopicPartition { topic: slow, partition }) {
+            connection.produce(partition, &batch_of([value(partition.partition, written, 50)])).outcome.expect("appended");
+        }
+        written += 1;
+        written
+    };
+    append(&mut connection);
+    assert_eq!(broker.stop(), 0);
+    // From here on its last block is one that was flushed in part.
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    let mut connection = broker.connect();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (count, records) = std::thread::scope(|scope| {
+        let filling = scope.spawn(|| {
+            let records = fill_ring(&broker, fast);
+            done.store(true, std::sync::atomic::Ordering::Relaxed);
+            records
+        });
+        while !done.load(std::sync::atomic::Ordering::Relaxed) && !filling.is_finished() {
+            append(&mut connection);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        (append(&mut connection), filling.join().expect("filled"))
+    });
+    let check = |broker: &Broker| {
+        let mut connection = broker.connect();
+        for partition in 0..3 {
+            let found = connection.read_all(TopicPartition { topic: slow, partition }, 0);
+            assert_eq!(found.len(), count);
+            assert!(found.iter().all(|(offset, bytes)| *bytes == value(partition, *offset as usize, 50)));
+        }
+        for partition in 0..4 {
+            assert_eq!(connection.read_all(TopicPartition { topic: fast, partition }, 0).len(), records);
+        }
+    };
+    check(&broker);
+    broker.kill();
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    check(&broker);
+    assert_eq!(broker.stop(), 0);
+}
+
+#[test]
+fn a_partition_that_turns_out_damaged_does_not_keep_the_journal_from_being_used_again() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    let mut connection = broker.connect();
+    let damaged = TopicPartition { topic: connection.create("damaged", 1, &[KEPT]), partition: 0 };
+    let other = connection.create("other", 4, &[KEPT]);
+    for n in 0..4 {
+        connection.produce(damaged, &batch_of([value(0, n, 50_000)])).outcome.expect("appended");
+    }
+    assert_eq!(broker.stop(), 0);
+    let log = directory.path().join(format!("topics/{}/0/00000000000000000000.log", damaged.topic));
+    let mut bytes = std::fs::read(&log).expect("a segment");
+    bytes[20_000] ^= 1;
+    std::fs::write(&log, &bytes).expect("written");
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    let mut connection = broker.connect();
+    for n in 4..6 {
+        connection.produce(damaged, &batch_of([value(0, n, 10_000)])).outcome.expect("appended");
+    }
+    let wanted = FetchPartition { partition: damaged, offset: 0, max_bytes: 1 << 20, leader_epoch: None };
+    let fetch = Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1 << 20, partitions: vec![wanted] };
+    let (Response::Fetch(results), _) = connection.ask(&Request::Fetch(fetch), &[]) else { panic!("no answer to a fetch") };
+    assert_eq!(results[0].outcome.as_ref().expect_err("damaged").code, Code::Quarantined);
+    fill_ring(&broker, other);
+    broker.kill();
+    // What was acknowledged is still there.
+    let broker = Broker::start(directory.path(), &SMALL_RING);
+    assert_eq!(broker.connect().offset(damaged, OffsetSpec::Latest), 6);
+    assert_eq!(broker.stop(), 0);
 }

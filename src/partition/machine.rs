@@ -30,6 +30,8 @@ pub struct Partition {
     segment_started: Option<Timestamp>,
     flushed: Flushed,
     producers: ProducerTable,
+    /// It was damaged when the store was opened: what is known of it is kept as it is, and nothing is served.
+    quarantined: bool,
 }
 
 /// Everything below is in segments and synced.
@@ -110,7 +112,13 @@ impl Partition {
             segment_started: None,
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(max_producers, &state.producers, now),
+            quarantined: state.quarantined,
         }
+    }
+
+    /// Whether it was set aside when the store was opened; every checkpoint says so again, or the next start would serve a shorter log.
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantined
     }
 
     /// Which partition.
@@ -375,7 +383,7 @@ impl Partition {
     pub fn state(&self) -> PartitionState {
         PartitionState {
             partition: self.id,
-            quarantined: false,
+            quarantined: self.quarantined,
             log_start: self.log_start,
             log_end: self.ladder.appended(),
             high_watermark: self.ladder.committed(),
@@ -403,5 +411,25 @@ fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequenc
             Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
         }
         Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::TopicId;
+
+    #[test]
+    fn a_partition_that_was_set_aside_stays_so_in_every_later_checkpoint() {
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        for quarantined in [true, false] {
+            let mut state = PartitionState { quarantined, ..PartitionState::new(id) };
+            for epoch in 1..4 {
+                let machine = Partition::open(state, epoch, 10, 0);
+                assert_eq!(machine.is_quarantined(), quarantined);
+                state = machine.state();
+                assert_eq!(state.quarantined, quarantined);
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::io;
 use std::rc::Rc;
+use std::time::Duration;
 
 use crate::limits::BLOCK;
 use crate::log::checkpoint::{self, CheckpointBody};
@@ -20,6 +21,11 @@ use crate::shard::ring::filled;
 use crate::shard::store::Store;
 use crate::shard::write_behind;
 
+/// Partitions flushed at once.
+const FLUSHES: usize = 16;
+/// Pause before partitions are looked at again whose large appends are under way.
+const RECHECK: Duration = Duration::from_millis(1);
+
 /// Writes the checkpoints of one shard.
 pub struct Checkpoints {
     cluster: [u8; 16],
@@ -29,7 +35,10 @@ pub struct Checkpoints {
     next: Cell<Slot>,
     /// For the slot written last and the one before: first group still needed.
     needed: Cell<(u64, u64)>,
+    /// The second slot's file is there.
     created: Cell<bool>,
+    /// Its name is durable.
+    named: Cell<bool>,
     /// One is being taken: two at a time would write the same slot.
     is_taking: Cell<bool>,
     taken: Event,
@@ -45,6 +54,7 @@ impl Checkpoints {
             next: Cell::new(Slot::B),
             needed: Cell::new((1, 1)),
             created: Cell::new(false),
+            named: Cell::new(false),
             is_taking: Cell::new(false),
             taken: Event::default(),
         }
@@ -63,6 +73,11 @@ impl Checkpoints {
         self.is_taking.set(false);
         self.taken.notify();
         result
+    }
+
+    /// Whether journal files are kept for the older slot alone: one more checkpoint lets them go.
+    fn another_releases(&self, store: &Store) -> bool {
+        store.ring.would_release(self.needed.get().0)
     }
 
     async fn take_alone(&self, store: &Rc<Store>) -> io::Result<()> {
@@ -116,9 +131,9 @@ impl Checkpoints {
         file.allocate((bytes.len() as u64).next_multiple_of(BLOCK as u64)).await?;
         file.write(filled(bytes), 0).await?;
         file.sync().await?;
-        if !exists {
+        if slot == Slot::B && !self.named.get() {
             store.disk.sync_dir(paths::CHECKPOINT_DIR).await?;
-            self.created.set(true);
+            self.named.set(true);
         }
         file.close().await?;
         self.next.set(slot.other());
@@ -134,7 +149,7 @@ async fn wait_for_appends(store: &Store, cells: &[Rc<PartitionCell>], sequence: 
             if cell.oldest_in_flight().is_none_or(|oldest| oldest > sequence) {
                 break;
             }
-            let soon = std::time::Instant::now() + std::time::Duration::from_millis(1);
+            let soon = std::time::Instant::now() + RECHECK;
             store.journal.progress().wait_until(ticket, soon).await;
         }
     }
@@ -144,16 +159,17 @@ async fn wait_for_appends(store: &Store, cells: &[Rc<PartitionCell>], sequence: 
 pub async fn run(store: Rc<Store>, checkpoints: Rc<Checkpoints>, stopping: Rc<Cell<bool>>) {
     let mut reclaimed = 0;
     while !stopping.get() {
-        let ticket = store.ring.changed().ticket();
-        let Some(target) = store.ring.newest_used_sequence().filter(|s| *s > reclaimed) else {
-            store.ring.changed().wait(ticket).await;
+        let ticket = store.ring.full().ticket();
+        let is_due = |newest: &u64| *newest > reclaimed || (!store.journal.has_room() && checkpoints.another_releases(&store));
+        let Some(target) = store.ring.newest_used_sequence().filter(is_due) else {
+            store.ring.full().wait(ticket).await;
             continue;
         };
         reclaim(&store, target).await;
         if let Err(error) = checkpoints.take(&store).await {
             // The journal stays as it is; the next file that fills up tries again.
             tracing::error!(%error, "no checkpoint could be written");
-            glommio::timer::sleep(std::time::Duration::from_millis(100)).await;
+            glommio::timer::sleep(Duration::from_millis(100)).await;
             continue;
         }
         reclaimed = target;
@@ -167,22 +183,38 @@ pub async fn run(store: Rc<Store>, checkpoints: Rc<Checkpoints>, stopping: Rc<Ce
 /// Makes groups up to `target` unneeded for the bytes of any partition.
 async fn reclaim(store: &Rc<Store>, target: u64) {
     store.journal.wait_durable(target).await;
-    let behind = |cell: &Rc<PartitionCell>| cell.oldest_unflushed().is_some_and(|oldest| oldest <= target);
-    let cells: Vec<_> = store.partitions().into_iter().filter(behind).collect();
-    for some in cells.chunks(16) {
+    let behind = |cell: &Rc<PartitionCell>| cell.is_flushed() && cell.oldest_unflushed().is_some_and(|oldest| oldest <= target);
+    let mut cells: Vec<_> = store.partitions().into_iter().filter(behind).collect();
+    for some in cells.chunks(FLUSHES) {
         write_behind::flush_all(store, some.to_vec(), false).await;
     }
+    cells.retain(behind);
     // What is left are unfinished blocks: of a busy partition they are copied forward, a quiet one is flushed whole.
     let now = store.seconds.get();
-    let (busy, quiet): (Vec<_>, Vec<_>) = cells.into_iter().filter(behind).partition(|c| now.saturating_sub(c.last_append.get()) < 2);
-    for some in quiet.chunks(16) {
+    let quiet: Vec<_> = cells.iter().filter(|c| now.saturating_sub(c.last_append.get()) >= 2).cloned().collect();
+    for some in quiet.chunks(FLUSHES) {
         write_behind::flush_all(store, some.to_vec(), true).await;
     }
-    for cell in busy {
-        cell.enter_flush().await;
-        if cell.oldest_unflushed().is_some_and(|oldest| oldest <= target) {
-            write_behind::carry(store, &cell);
+    cells.retain(behind);
+    while !cells.is_empty() {
+        for cell in cells.iter().take_while(|_| store.journal.has_carry_room()) {
+            cell.enter_flush().await;
+            if behind(cell) {
+                write_behind::carry(store, cell);
+            }
+            cell.leave_flush();
         }
-        cell.leave_flush();
+        cells.retain(behind);
+        if cells.is_empty() {
+            return;
+        }
+        // Appends in flight have finished these blocks, or there is no room for copies: once durable, they can be flushed.
+        store.journal.wait_durable(store.journal.cut()).await;
+        let padded = !store.journal.has_carry_room();
+        for some in cells.chunks(FLUSHES) {
+            write_behind::flush_all(store, some.to_vec(), padded).await;
+        }
+        cells.retain(behind);
+        glommio::timer::sleep(RECHECK).await;
     }
 }

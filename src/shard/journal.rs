@@ -89,6 +89,8 @@ pub struct Journal {
     /// Somebody waits for a sync of what is written already.
     sync_wanted: Cell<bool>,
     stopping: Cell<bool>,
+    /// Bytes of groups that have no place in the ring yet.
+    unplaced: Cell<u64>,
     /// Capacity of all group buffers alive, bytes.
     accounted: Rc<Cell<usize>>,
     metrics: Arc<ShardMetrics>,
@@ -156,6 +158,7 @@ impl Journal {
             choice: RefCell::default(),
             sync_wanted: Cell::new(false),
             stopping: Cell::new(false),
+            unplaced: Cell::new(0),
             accounted,
             metrics,
         })
@@ -169,6 +172,16 @@ impl Journal {
     /// Highest sequence whose device write is done.
     pub fn written(&self) -> u64 {
         self.written.get()
+    }
+
+    /// Whether the ring has room for appends, with the groups that are on their way.
+    pub fn has_room(&self) -> bool {
+        self.ring.has_room(self.unplaced.get())
+    }
+
+    /// Whether the ring has room for copies of unfinished blocks, with the groups that are on their way.
+    pub fn has_carry_room(&self) -> bool {
+        self.ring.has_carry_room(self.unplaced.get())
     }
 
     /// Highest sequence that is synced.
@@ -234,6 +247,7 @@ impl Journal {
             let sequence = state.next_sequence;
             state.next_sequence += 1;
             state.newest = sequence;
+            self.unplaced.set(self.unplaced.get() + unplaced_bytes(GROUP_HEADER_LEN));
             state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
             self.work.notify();
         }
@@ -242,6 +256,7 @@ impl Journal {
         let payload = group.buffer.push_with(payload_len, fill);
         group.buffer.push_zeros(space - ENTRY_HEADER_LEN - payload_len);
         debug_assert_eq!(head.end, payload.start);
+        self.unplaced.set(self.unplaced.get() + space as u64);
         group.entries += 1;
         group.urgency = group.urgency.max(urgency);
         if let Some(cell) = touched
@@ -355,6 +370,7 @@ impl Journal {
                     self.ring.place(len, group.sequence).await
                 }
             };
+            self.unplaced.set(self.unplaced.get() - unplaced_bytes(group.buffer.filled()));
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
             self.metrics.add(Counter::JournalBytes, memory.len() as u64);
             if must_sync && groups.len() == 1 && place.is_alone && place.file.can_write_through() {
@@ -455,4 +471,9 @@ impl Journal {
         state.claimed = header.durable_sequence;
         front
     }
+}
+
+/// What a group of `filled` bytes counts before it has its place: a block more, for the padding.
+fn unplaced_bytes(filled: usize) -> u64 {
+    (filled + BLOCK) as u64
 }

@@ -188,17 +188,26 @@ impl PartitionCell {
     /// Refuses everything from now on: the topic was deleted, or the partition is quarantined.
     pub fn close(&self, refusal: Refusal) {
         *self.gone.borrow_mut() = Some(refusal.clone());
-        for waiting in self.in_flight.take().appends {
-            if let Some(completion) = waiting.completion {
-                completion.complete(Err(refusal.clone()));
-            }
-        }
+        // The appends stay in flight: what is not durable yet must not be flushed.
+        let waiting: Vec<_> = self.in_flight.borrow_mut().appends.iter_mut().filter_map(|append| append.completion.take()).collect();
+        waiting.into_iter().for_each(|completion| completion.complete(Err(refusal.clone())));
         self.committed.notify();
     }
 
     /// Why nothing is served, if so.
     pub fn gone(&self) -> Option<Refusal> {
         self.gone.borrow().clone()
+    }
+
+    /// Whether its topic was deleted.
+    pub fn is_deleted(&self) -> bool {
+        self.gone.borrow().as_ref().is_some_and(|refusal| refusal.code == Code::UnknownTopicOrPartition)
+    }
+
+    /// Whether what is in memory goes to the segments: not of a deleted partition, nor of one that was set aside at the start, which nothing touches. One
+    /// that turned out damaged later goes on: its bytes were acknowledged, and they would keep the journal from being used again.
+    pub fn is_flushed(&self) -> bool {
+        !self.is_deleted() && !self.machine.borrow().is_quarantined()
     }
 
     /// Open files of the segment that is appended to.

@@ -2,6 +2,10 @@
 //!
 //! A file that is full is *used* until no checkpoint slot needs any of its groups; then it is *ready* again. A file is
 //! prepared ahead of need, so the commit task does not wait for a new one while the ring keeps up.
+//!
+//! Files come back by a checkpoint, and a checkpoint needs the journal to go on: what it adds itself, and every group that was begun before it. So
+//! appends are refused a place in memory ([`Ring::has_room`]) while there is still room in the files for all of these: back pressure is there, not in
+//! [`Ring::place`], where it would keep away the checkpoint that ends it.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -10,7 +14,7 @@ use std::rc::Rc;
 
 use futures_util::future::try_join_all;
 
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, MAX_GROUP};
 use crate::log::file_header::{JournalHeader, encode_header};
 use crate::log::paths;
 use crate::shard::disk::{DataFile, Disk};
@@ -44,6 +48,10 @@ pub struct Ring {
     pressed: Cell<u64>,
     /// The group that waits for a place.
     blocked: Cell<u64>,
+    /// A file is full, or appends wait for room.
+    full: Event,
+    /// Appends wait for room: the next group that finds its place wakes them.
+    asked: Cell<bool>,
     stopping: Cell<bool>,
 }
 
@@ -123,6 +131,8 @@ impl Ring {
             changed: Event::default(),
             pressed: Cell::new(0),
             blocked: Cell::new(0),
+            full: Event::default(),
+            asked: Cell::new(false),
             stopping: Cell::new(false),
         };
         if ring.state.borrow().ready.is_empty() {
@@ -141,7 +151,7 @@ impl Ring {
         Ok(Rc::new(ring))
     }
 
-    /// A place for `len` bytes of the group `sequence`. Waits while every file is still needed: that is the back pressure of a disk that lags.
+    /// A place for `len` bytes of the group `sequence`. Waits for a file where there is none, which [`Ring::has_room`] keeps from happening.
     pub async fn place(&self, len: u64, sequence: u64) -> Place {
         loop {
             if let Some(place) = self.try_place(len, sequence) {
@@ -172,6 +182,7 @@ impl Ring {
             let (full, _) = state.current.take().expect("checked");
             state.used.push_back(full);
             self.changed.notify();
+            self.full.notify();
         }
         if state.current.is_none() {
             let next = state.ready.pop_front()?;
@@ -186,6 +197,9 @@ impl Ring {
         if !state.dirty.iter().any(|f| f.id == place.file_id) {
             let file = place.file.clone();
             state.dirty.push(file);
+        }
+        if self.asked.replace(false) {
+            self.changed.notify();
         }
         Some(place)
     }
@@ -226,6 +240,32 @@ impl Ring {
         (used as u64 * self.file_size, self.max_files as u64 * self.file_size)
     }
 
+    /// Whether appends may come in, with `unplaced` bytes of groups on their way: the reserve of a quarter of a file is left for what comes without asking.
+    pub fn has_room(&self, unplaced: u64) -> bool {
+        self.free_bytes() >= unplaced + self.file_size / 4
+    }
+
+    /// Whether a checkpoint may copy unfinished blocks forward: half of the reserve stays for what else it adds.
+    pub fn has_carry_room(&self, unplaced: u64) -> bool {
+        self.free_bytes() >= unplaced + self.file_size / 8
+    }
+
+    fn free_bytes(&self) -> u64 {
+        let state = self.state.borrow();
+        free_bytes(self.file_size, state.current.as_ref().map(|(_, position)| *position), state.ready.len())
+    }
+
+    /// Whether the oldest full file holds nothing that a checkpoint whose first needed group is `needed` needs.
+    pub fn would_release(&self, needed: u64) -> bool {
+        self.state.borrow().used.front().is_some_and(|f| f.last_sequence.get() < needed)
+    }
+
+    /// Appends wait for room: [`Ring::changed`] is notified whenever there may be.
+    pub fn ask_for_room(&self) {
+        self.asked.set(true);
+        self.full.notify();
+    }
+
     /// The last sequence in a file that is full.
     pub fn newest_used_sequence(&self) -> Option<u64> {
         self.state.borrow().used.back().map(|f| f.last_sequence.get())
@@ -234,6 +274,11 @@ impl Ring {
     /// Notified when a file is full or becomes ready.
     pub fn changed(&self) -> &Event {
         &self.changed
+    }
+
+    /// Notified when a file is full, or appends wait for room.
+    pub fn full(&self) -> &Event {
+        &self.full
     }
 
     /// The task that keeps one file ready ahead of need, and has the blocks of every other one that the ring may come to need. Ends on [`Ring::stop`].
@@ -318,6 +363,13 @@ impl Ring {
     }
 }
 
+/// Bytes of groups that surely find a place: in the current file, which is filled up to `current`, and in `ready` empty ones. A group that does not fit
+/// the rest of a file leaves it unused, so each file counts for a largest group less.
+fn free_bytes(file_size: u64, current: Option<u64>, ready: usize) -> u64 {
+    let usable = |from: u64| file_size.saturating_sub(from + MAX_GROUP as u64);
+    current.map_or(0, usable) + ready as u64 * usable(BLOCK as u64)
+}
+
 /// Aligned zeros.
 pub fn zeroed(len: usize) -> Rc<glommio::io::DmaBuffer> {
     let mut buffer = glommio::allocate_dma_buffer_global(len);
@@ -331,4 +383,61 @@ pub fn filled(bytes: &[u8]) -> Rc<glommio::io::DmaBuffer> {
     buffer.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
     buffer.as_bytes_mut()[bytes.len()..].fill(0);
     Rc::new(buffer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whether groups of these lengths find their places without another file.
+    fn all_fit(file_size: u64, current: Option<u64>, ready: usize, groups: &[u64]) -> bool {
+        let (mut current, mut ready) = (current, ready);
+        groups.iter().all(|len| {
+            if current.is_none_or(|position| position + len > file_size) {
+                if ready == 0 {
+                    return false;
+                }
+                ready -= 1;
+                current = Some(BLOCK as u64);
+            }
+            current = current.map(|position| position + len);
+            true
+        })
+    }
+
+    #[test]
+    fn what_is_free_is_enough_for_groups_of_any_lengths() {
+        let (block, largest) = (BLOCK as u64, MAX_GROUP as u64);
+        let mut random = 1_u64;
+        let mut below = |n: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (random >> 33) % n
+        };
+        for file_size in [2 * largest + block, 4 << 20, 32 << 20] {
+            for round in 0..2000 {
+                let current = (round % 3 > 0).then(|| (1 + below(file_size / block)) * block);
+                let ready = below(4) as usize;
+                let free = free_bytes(file_size, current, ready);
+                let longest = if round % 2 == 0 { largest / block } else { 3 };
+                let (mut groups, mut total) = (Vec::new(), 0);
+                loop {
+                    let len = (1 + below(longest)) * block;
+                    if total + len > free {
+                        break;
+                    }
+                    groups.push(len);
+                    total += len;
+                }
+                assert!(all_fit(file_size, current, ready, &groups), "{file_size} {current:?} {ready} {groups:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn unused_ends_of_files_count() {
+        // Three groups of 400 KiB do not fit two files of 768 KiB, though their bytes do: nothing may promise that.
+        let (file_size, group) = (768 << 10, 400 << 10);
+        assert!(!all_fit(file_size, None, 2, &[group; 3]) && 3 * group < 2 * (file_size - BLOCK as u64));
+        assert!(free_bytes(file_size, None, 2) < 3 * group);
+    }
 }

@@ -359,7 +359,7 @@ impl Store {
         let planned = cell.machine.borrow().plan(header, len, now, &cell.settings.get());
         match planned {
             Planned::Append(plan) => match cell.active_files() {
-                Some(files) if files.has_room(plan.position + len as u64) && self.budget.has_room() => Ok((plan, done)),
+                Some(files) if files.has_room(plan.position + len as u64) && self.has_room() => Ok((plan, done)),
                 _ => Err(Blocked::Room(done)),
             },
             Planned::Roll => Err(Blocked::Room(done)),
@@ -533,15 +533,24 @@ impl Store {
         result
     }
 
-    /// Waits while the shard's share of unflushed bytes is used up.
+    /// Whether an append may come in: there is room in memory, and in the journal.
+    fn has_room(&self) -> bool {
+        self.budget.has_room() && self.journal.has_room()
+    }
+
+    /// Waits while the shard's share of unflushed bytes is used up, in memory or in the journal.
     pub async fn wait_for_memory(&self) {
         loop {
-            let ticket = self.room.ticket();
-            if self.budget.has_room() {
+            let (memory, journal) = (self.room.ticket(), self.ring.changed().ticket());
+            if !self.budget.has_room() {
+                self.write_behind.notify();
+                self.room.wait(memory).await;
+            } else if !self.journal.has_room() {
+                self.ring.ask_for_room();
+                self.ring.changed().wait(journal).await;
+            } else {
                 return;
             }
-            self.write_behind.notify();
-            self.room.wait(ticket).await;
         }
     }
 

@@ -118,7 +118,7 @@ pub async fn flush(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) ->
 }
 
 async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) -> io::Result<()> {
-    while cell.gone().is_none() {
+    while cell.is_flushed() {
         let Some((info, from)) = cell.machine.borrow().unflushed() else { return Ok(()) };
         let durable = cell.durable_position(&info);
         let whole = durable == info.valid_end && (info.sealed || padded);
@@ -264,20 +264,23 @@ fn block_bytes(cell: &PartitionCell, segment: Offset, from: u64, to: u64) -> Opt
     {
         let at = (position - from) as usize;
         bytes[at..at + piece.len()].copy_from_slice(piece.bytes());
-        copied = copied.max(at + piece.len());
+        // A hole keeps it from the end.
+        if at <= copied {
+            copied = copied.max(at + piece.len());
+        }
     }
-    assert_eq!(copied, bytes.len(), "the unfinished block was flushed from memory just now");
+    assert_eq!(copied, bytes.len(), "the unfinished block is in memory");
     Some(bytes)
 }
 
 /// Copies the unfinished block of a partition into the present group, so that the old group is not needed for it.
 pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
-    let (segment, from) = cell.machine.borrow().flushed();
-    let end = match cell.machine.borrow().active() {
-        Some(active) if active.base_offset == segment => active.valid_end,
-        _ => return,
-    };
-    if end - from >= BLOCK as u64 || !from.is_multiple_of(BLOCK as u64) || end == from {
+    let Some((info, from)) = cell.machine.borrow().unflushed() else { return };
+    let (segment, end) = (info.base_offset, info.valid_end);
+    // A block that was flushed in part is copied whole: the first append behind that part carries it, so memory has it.
+    let from = from / BLOCK as u64 * BLOCK as u64;
+    // What is sealed, or a block that is complete, can be flushed.
+    if info.sealed || end - from >= BLOCK as u64 {
         return;
     }
     let Some(bytes) = block_bytes(cell, segment, from, end) else { return };

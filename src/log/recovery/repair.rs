@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 use super::journals::{self, FoundGroup, Scan};
 use super::{OpenError, newest_checkpoint, read_record};
 use crate::checksum::running_hash;
-use crate::limits::{ADOPT_APPEND, BLOCK, PARTITION_PRODUCERS};
+use crate::limits::{ADOPT_APPEND, BLOCK, MAX_PRODUCERS};
 use crate::log::checkpoint::{self, CheckpointBody, PartitionState};
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, CheckpointHeader, SegmentHeader};
@@ -221,7 +221,7 @@ impl<'a> Salvage<'a> {
             return Err(damage(paths::JOURNAL_DIR, 0, DamageKind::Continuity, detail));
         }
         let mut state = PartitionState::new(partition);
-        let mut producers = ProducerTable::new(PARTITION_PRODUCERS);
+        let mut producers = ProducerTable::new(MAX_PRODUCERS);
         let end = self.end();
         let dir = paths::partition_dir(partition);
         let bases = list_sorted(files, &dir)?.into_iter().filter_map(|DirEntry { name, .. }| match paths::parse_partition_file(&name) {
