@@ -67,7 +67,10 @@ impl Serve {
             let _ = tell.send(line);
             let _ = std::io::copy(&mut output, &mut std::io::sink());
         });
-        let line = told.recv_timeout(PATIENCE).map_err(|_| broker.words("is not ready", PATIENCE))?;
+        let line = told.recv_timeout(PATIENCE).map_err(|_| {
+            let threads = threads(broker.process.id());
+            format!("{}\nits threads:\n{threads}", broker.words("is not ready", PATIENCE))
+        })?;
         broker.ready_after = started.elapsed();
         if !line.contains("\"ready\":true") {
             let status = broker.process.wait().map_err(|e| e.to_string())?;
@@ -124,6 +127,20 @@ impl Drop for Broker {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// What the kernel says of each thread of a process that hangs: name, state, where it waits, in which system call.
+fn threads(process: u32) -> String {
+    let mut words = String::new();
+    for task in fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten() {
+        let read = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let status = read("status");
+        let field = |name: &str| status.lines().find(|line| line.starts_with(name)).unwrap_or_default().to_string();
+        let lines = [read("comm"), field("State:"), field("voluntary_ctxt"), field("nonvoluntary_ctxt"), read("wchan"), read("syscall")];
+        words.push_str(&lines.map(|line| line.trim().to_string()).join(" | "));
+        words.push('\n');
+    }
+    words
 }
 
 /// The end of a log.

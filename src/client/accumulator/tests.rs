@@ -241,14 +241,15 @@ fn a_refusal_from_before_an_earlier_acknowledgement_costs_nothing() {
     let mut a = accumulator(settings(), 1);
     let [first, second] = [b"one", b"two"].map(|value| (add(&mut a, 0, value, 0), poll(&mut a, 0).unwrap()));
     complete(a.handle_answer(BROKER, &keys(&second.1), Err(lost()), 0));
-    let again = poll(&mut a, 1_000_000).unwrap();
-    complete(a.handle_answer(BROKER, &keys(&first.1), Ok(vec![result(Ok(0))]), 1_000_000));
-    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 1_000_000));
+    complete(a.handle_time(100_000));
+    let again = poll(&mut a, 100_000).unwrap();
+    complete(a.handle_answer(BROKER, &keys(&first.1), Ok(vec![result(Ok(0))]), 100_000));
+    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 100_000));
     assert!(!a.needs_identity(), "the identity stays");
-    let again = poll(&mut a, 2_000_000).unwrap();
+    let again = poll(&mut a, 200_000).unwrap();
     assert_eq!(BatchHeader::parse(&again[0].2).unwrap().base_sequence, 1);
     // Refused once more, with nothing before it: the broker does not know the producer.
-    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 2_000_000));
+    complete(a.handle_answer(BROKER, &keys(&again), Ok(vec![result(Err(Code::OutOfOrderSequence))]), 200_000));
     assert!(a.needs_identity());
     assert!(first.0.try_result().unwrap().is_ok());
     assert_eq!(second.0.try_result().unwrap().unwrap_err().cause, ProduceFailure::Unknown, "it may have been appended at first");
