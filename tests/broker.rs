@@ -321,15 +321,18 @@ fn a_partition_that_was_set_aside_is_still_so_after_clean_restarts() {
     for n in 0..3 {
         connection.produce(partition, &batch_of([value(0, n, 5_000)])).outcome.expect("appended");
     }
+    assert_eq!(broker.stop(), 0);
+    let broker = Broker::start(directory.path(), &["--shards", "1"]);
+    broker.connect().produce(partition, &batch_of([value(0, 3, 10)])).outcome.expect("appended");
     broker.kill();
-    // The journal's bytes belong into a segment whose header is not one.
+    // The journal has bytes for a segment of which some are flushed, and whose header is not one.
     let log = directory.path().join(format!("topics/{}/0/00000000000000000000.log", partition.topic));
     let mut bytes = std::fs::read(&log).expect("a segment");
     bytes[..4096].fill(0);
     std::fs::write(&log, &bytes).expect("written");
     for start in 0..4 {
         let broker = Broker::start(directory.path(), &["--shards", "1"]);
-        let refused = broker.connect().produce(partition, &batch_of([value(0, 3, 10)])).outcome;
+        let refused = broker.connect().produce(partition, &batch_of([value(0, 4, 10)])).outcome;
         assert_eq!(refused.expect_err("set aside").code, Code::Quarantined, "start {start}");
         assert_eq!(broker.stop(), 0);
         assert!(std::fs::read(&log).expect("the segment stays") == bytes);
