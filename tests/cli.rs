@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -193,6 +193,26 @@ fn what_the_broker_refuses_is_4() {
         assert!(broker.refused(command).contains("UnknownTopicOrPartition"), "{command:?}");
     }
     assert!(broker.refused(&["consume", "a", "--from", "7", "--count", "1"]).contains("OffsetOutOfRange"));
+}
+
+#[test]
+fn a_broker_serves_from_a_relative_directory() {
+    let directory = scratch();
+    for data in [&[][..], &["--data", "below"]] {
+        let mut process = Command::new(env!("CARGO_BIN_EXE_corelane"))
+            .current_dir(directory.path())
+            .args(["serve", "--listen", "127.0.0.1:0", "--admin-listen", "none", "--memory", "64M", "--shards", "1", "--json"])
+            .args(data)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let _ = BufReader::new(process.stdout.take().unwrap()).read_line(&mut line);
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert!(line.contains("\"ready\":true"), "{data:?}: {line}");
+    }
+    assert!(directory.path().join("corelane-data/meta").exists() && directory.path().join("below/meta").exists());
 }
 
 #[test]

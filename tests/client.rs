@@ -42,6 +42,14 @@ impl Broker {
         (self.process, _) = spawn(&self.data, &self.address, shards);
     }
 
+    /// SIGTERM, then `between`, and again on the same data and address.
+    fn stop_and_start(&mut self, between: impl FnOnce(&Broker), shards: u16) {
+        let asked = Command::new("kill").args(["-TERM", &self.process.id().to_string()]).status().unwrap();
+        assert!(asked.success() && self.process.wait().unwrap().success());
+        between(self);
+        (self.process, _) = spawn(&self.data, &self.address, shards);
+    }
+
     async fn client(&self) -> Client {
         Client::builder(&self.address).retry_backoff(Duration::from_millis(5), Duration::from_millis(50)).connect().await.unwrap()
     }
@@ -378,6 +386,110 @@ fn the_blocking_facade_does_the_same() {
     let numbers: Vec<u64> = (&mut consumer).take(1000).map(|record| number(&record.unwrap())).collect();
     assert_eq!(numbers, (0..1000).collect::<Vec<_>>());
     assert!(consumer.poll(Duration::from_millis(50)).is_none());
+}
+
+/// Where a partition's files are; the topic is the only one.
+fn partition_files(broker: &Broker, partition: u32) -> Vec<std::path::PathBuf> {
+    let topics: Vec<_> = std::fs::read_dir(broker.data.path().join("data/topics")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [topic] = &topics[..] else { panic!("{topics:?}") };
+    let mut files: Vec<_> = std::fs::read_dir(topic.join(partition.to_string())).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.sort();
+    files
+}
+
+/// What a partition is asked for must be refused long before any time-out that is set to minutes.
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(30), what).await.expect("an answer in time")
+}
+
+/// A file of one partition is damaged while the broker is down: how, and whether the start sees it.
+async fn damaged_partition(damage: impl Fn(&[std::path::PathBuf]), is_seen_at_start: bool) {
+    let mut broker = Broker::start_shards(2);
+    let client = broker.client().await;
+    let new = NewTopic::new("t").partitions(3).config("segment.bytes", "1048576");
+    client.admin().create_topic(new).await.unwrap();
+    let producer = client.producer().build().unwrap();
+    let value = [7; 10_000];
+    for _ in 0..300 {
+        for partition in 0..3 {
+            drop(producer.send_nowait(ProducerRecord::to("t").partition(partition).value(&value)).await.unwrap());
+        }
+    }
+    producer.flush().await;
+    broker.stop_and_start(|broker| damage(&partition_files(broker, 1)), 1);
+
+    let refused = |error: ProduceFailure| {
+        assert!(matches!(&error, ProduceFailure::Client(e) if e.code() == Some(Code::Quarantined)), "{error}");
+    };
+    if is_seen_at_start {
+        // The producer that was there before, and one that begins now.
+        refused(soon(producer.send(ProducerRecord::to("t").partition(1).value("x"))).await.unwrap_err().cause);
+        let error = soon(client.admin().offset("t", 1, OffsetSpec::Latest)).await.unwrap_err();
+        assert_eq!(error.code(), Some(Code::Quarantined), "{error}");
+    }
+    let mut consumer = client.consumer().build().unwrap();
+    for partition in 0..3 {
+        consumer.assign("t", partition, SeekTo::Offset(0)).await.unwrap();
+    }
+    let (mut read, mut failed) = ([0; 3], 0);
+    while read[0] < 300 || read[2] < 300 || failed == 0 {
+        match soon(consumer.next_record()).await.unwrap() {
+            Ok(record) => {
+                assert_eq!((record.offset, record.value.as_deref()), (read[record.partition as usize], Some(&value[..])));
+                read[record.partition as usize] += 1;
+            }
+            Err(error) => {
+                assert_eq!((error.partition, error.cause.code()), (1, Some(Code::Quarantined)), "{error}");
+                failed += 1;
+            }
+        }
+    }
+    assert_eq!(failed, 1, "said once");
+    assert!(read[1] < 300, "what is damaged is not served");
+    let error = soon(consumer.seek("t", 1, SeekTo::Earliest)).await.unwrap_err();
+    assert_eq!(error.code(), Some(Code::Quarantined), "{error}");
+    let error = soon(consumer.value_reader("t", 1, 0)).await.err().unwrap();
+    assert_eq!(error.code(), Some(Code::Quarantined), "{error}");
+    refused(soon(producer.send(ProducerRecord::to("t").partition(1).value("x"))).await.unwrap_err().cause);
+    let fresh = client.producer().build().unwrap();
+    refused(soon(fresh.send(ProducerRecord::to("t").partition(1).value("x"))).await.unwrap_err().cause);
+    refused(soon(fresh.send(ProducerRecord::to("t").partition(1).value(&[1; 600_000]))).await.unwrap_err().cause);
+    for (producer, n) in [(&producer, 300), (&fresh, 301)] {
+        for partition in [0, 2] {
+            let at = soon(producer.send(ProducerRecord::to("t").partition(partition).value(&value))).await.unwrap();
+            assert_eq!(at.offset, n);
+        }
+    }
+    // It stays so over a restart, and a stop does not wait for it.
+    broker.stop_and_start(|_| (), 2);
+    let error = soon(fresh.send(ProducerRecord::to("t").partition(1).value("x"))).await;
+    if is_seen_at_start {
+        refused(error.unwrap_err().cause);
+    }
+    assert_eq!(soon(fresh.send(ProducerRecord::to("t").partition(0).value(&value))).await.unwrap().offset, 302);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_whose_closed_segment_is_damaged_is_refused_and_the_others_are_served() {
+    let flip = |files: &[std::path::PathBuf]| {
+        use std::os::unix::fs::FileExt;
+        let segments: Vec<_> = files.iter().filter(|file| file.extension().is_some_and(|e| e == "log")).collect();
+        assert!(segments.len() > 2, "{files:?}");
+        let file = std::fs::OpenOptions::new().read(true).write(true).open(segments[0]).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, 500_000).unwrap();
+        file.write_all_at(&[byte[0] ^ 1], 500_000).unwrap();
+    };
+    damaged_partition(flip, false).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_the_start_finds_damaged_is_refused_and_the_others_are_served() {
+    let remove = |files: &[std::path::PathBuf]| {
+        let segments: Vec<_> = files.iter().filter(|file| file.extension().is_some_and(|e| e == "log")).collect();
+        std::fs::remove_file(segments[1]).unwrap();
+    };
+    damaged_partition(remove, true).await;
 }
 
 #[tokio::test]

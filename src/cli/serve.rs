@@ -24,6 +24,9 @@ pub struct ServeArgs {
     /// Record every disk operation and acknowledgement here, for tests of crashes
     #[arg(long, value_name = "FILE", hide = true)]
     disk_trace: Option<PathBuf>,
+    /// Size of a journal file in bytes, for the same tests
+    #[arg(long, value_name = "BYTES", hide = true)]
+    journal_file: Option<u64>,
 }
 
 /// Serves until SIGTERM or SIGINT.
@@ -33,7 +36,7 @@ pub fn run(args: ServeArgs) -> Result<(), Failure> {
         None => args.settings,
     };
     let settings = raw.validate(&Cpus::read()?)?;
-    let options = ServeOptions { json: args.json, disk_trace: args.disk_trace };
+    let options = ServeOptions { json: args.json, disk_trace: args.disk_trace, journal_file: args.journal_file };
     server::serve(settings, &options).map_err(Failure::from)
 }
 

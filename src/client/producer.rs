@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::io::AsyncRead;
@@ -594,7 +594,16 @@ fn record_error(record: &ProducerRecord<'_>, cause: ProduceFailure) -> ProduceEr
     ProduceError { topic: record.topic.into(), partition: record.partition, cause }
 }
 
-/// Milliseconds since the Unix epoch.
+/// Milliseconds since the Unix epoch. The coarse clock is a few milliseconds behind at most and costs a fifth of the fine one, which was a tenth of
+/// a busy sender's time (measured with 100-byte records).
+#[cfg(target_os = "linux")]
 pub(super) fn timestamp_now() -> Timestamp {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as Timestamp)
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    now.tv_sec * 1000 + now.tv_nsec / 1_000_000
+}
+
+/// Milliseconds since the Unix epoch.
+#[cfg(not(target_os = "linux"))]
+pub(super) fn timestamp_now() -> Timestamp {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_millis() as Timestamp)
 }

@@ -57,9 +57,12 @@ pub enum FileStep<'a> {
     Committed(&'a Applied),
 }
 
+/// What hears of steps.
+type Hears = dyn Fn(FileStep<'_>) + Send + Sync;
+
 /// Hears of each [`FileStep`] in order, or nobody does: the door of the disk trace.
 #[derive(Clone, Default)]
-pub struct Witness(Option<Arc<dyn Fn(FileStep<'_>) + Send + Sync>>);
+pub struct Witness(Option<Arc<Hears>>);
 
 impl Witness {
     /// One that hears.

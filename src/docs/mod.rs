@@ -22,4 +22,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0004-what-a-group-claims.md")]
     pub mod what_a_group_claims {}
+
+    #[doc = include_str!("decisions/0005-what-an-acknowledgement-waits-for.md")]
+    pub mod what_an_acknowledgement_waits_for {}
 }

@@ -45,7 +45,9 @@ pub fn read(files: &mut impl ReadFiles) -> Result<Option<MetaSlot>, IdentityErro
     if len_if_exists(files, paths::META)?.unwrap_or(0) == 0 {
         return nothing_else(files).map(|()| None);
     }
-    let bytes = read_blocks(files, paths::META, 0, 2 * BLOCK)?;
+    // A first write that was cut short may have left a shorter file: what is not there was to be zero.
+    let mut bytes = read_blocks(files, paths::META, 0, 2 * BLOCK)?.to_vec();
+    bytes.resize(2 * BLOCK, 0);
     let slots = [decode_slot(&bytes, 0), decode_slot(&bytes, 1)];
     let newest = slots.iter().flatten().max_by_key(|slot| slot.sequence).copied();
     let Some(newest) = newest else {

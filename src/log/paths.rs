@@ -29,6 +29,22 @@ pub const RESERVE: &str = "reserve";
 pub(crate) const ROOT_NAMES: [&str; 10] =
     [LOCK, META, GENERATION, CATALOGUE, RESERVE, JOURNAL_DIR, CHECKPOINT_DIR, TOPICS_DIR, QUARANTINE_DIR, "lost+found"];
 
+/// A file with which a starting process tries what the file system can do.
+pub fn host_probe(process: u32) -> String {
+    format!("probe-{process}.tmp")
+}
+
+/// A file with which a starting shard settles how its device is used.
+pub fn shard_probe(shard: u32) -> String {
+    format!("probe-shard-{shard}.tmp")
+}
+
+/// Whether a name in the data directory is a probe's: a killed start leaves it, and nothing is in it.
+pub(crate) fn is_probe(name: &str) -> bool {
+    let number = name.strip_prefix("probe-").and_then(|rest| rest.strip_suffix(".tmp"));
+    number.is_some_and(|number| parse_decimal(number.strip_prefix("shard-").unwrap_or(number)).is_some())
+}
+
 /// One of the two checkpoint slots of a shard.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Slot {
@@ -179,6 +195,7 @@ mod tests {
         assert_eq!(parse_partition_dir(name(&partition_dir(PARTITION))), Some(12));
         assert_eq!(parent(&journal(1)), "journal");
         assert_eq!(parent(META), "");
+        assert!(is_probe(&host_probe(24_925)) && is_probe(&shard_probe(0)));
     }
 
     #[test]
@@ -186,6 +203,9 @@ mod tests {
         for odd in ["1.log", "+0000000000000000001.log", "00000000000000000001.log.bak", "99999999999999999999.log", "adopt-1.tmp", ".log"]
         {
             assert_eq!(parse_partition_file(odd), None, "{odd}");
+        }
+        for odd in ["probe-.tmp", "probe-x.tmp", "probe-1", "probe-shard-.tmp", META] {
+            assert!(!is_probe(odd), "{odd}");
         }
         assert_eq!(parse_journal("000000000000000G.journal"), None);
         assert_eq!(parse_checkpoint("0000000000000001-0001-c.checkpoint"), None);

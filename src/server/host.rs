@@ -13,6 +13,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::settings::{ServeSettings, Size};
 use crate::limits::{self, BLOCK};
+use crate::log::paths;
 
 /// Keeps freed memory in the process instead of giving it back to the kernel block by block: buffers of appends and reads come and go by the megabyte, and
 /// fresh pages for each were a fifth of a loaded shard's time (measured). What is used is bounded by the shards' budgets.
@@ -274,7 +275,7 @@ struct Probe(PathBuf);
 
 impl Probe {
     fn create(directory: &Path) -> io::Result<Probe> {
-        let path = directory.join(format!("probe-{}.tmp", std::process::id()));
+        let path = directory.join(paths::host_probe(std::process::id()));
         File::create(&path)?;
         Ok(Probe(path))
     }

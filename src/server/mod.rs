@@ -1,5 +1,6 @@
 //! The assembly of a broker: settings, the host it runs on, recovery, the two planes, and the end of all of it.
 
+mod catalogue_trace;
 pub mod host;
 pub mod settings;
 mod start;

@@ -16,11 +16,12 @@ use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
 use crate::limits;
 use crate::log::file_header::MetaSlot;
-use crate::log::files::StoreFiles;
+use crate::log::files::{ReadFiles, StoreFiles};
 use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
 use crate::log::{identity, paths};
 use crate::metrics::ShardMetrics;
 use crate::request::Broker;
+use crate::server::catalogue_trace::witness;
 use crate::server::host;
 use crate::server::settings::ServeSettings;
 use crate::shard::blocking_files::BlockingFiles;
@@ -32,7 +33,7 @@ use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
-use crate::shard::trace::Trace;
+use crate::shard::trace::{Trace, TraceEvent};
 use crate::types::TopicPartition;
 
 /// How `serve` is run, besides the broker's settings.
@@ -42,6 +43,8 @@ pub struct ServeOptions {
     pub json: bool,
     /// Record everything that is done to the disk here (for tests of crashes).
     pub disk_trace: Option<std::path::PathBuf>,
+    /// Size of a journal file, bytes, instead of the one that follows from the memory: with small files a short trace has laps.
+    pub journal_file: Option<u64>,
 }
 
 /// Why a broker does not serve, or ended badly.
@@ -76,9 +79,6 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let mut termination = Termination::install().map_err(|e| failed("signals", &e))?;
     let host = host::check(&settings)?;
     tracing::debug!(descriptors = host.descriptors, "host checked");
-    // The runtime opens directories relative to no directory at all: a relative path would not be found.
-    let data = std::path::absolute(&settings.data).map_err(|e| failed("the data directory's path", &e))?;
-    let settings = ServeSettings { data, ..settings };
     let lock = lock_data(&settings.data)?;
     let mut listeners = Vec::new();
     for shard in settings.per_shard() {
@@ -92,13 +92,17 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
         None => None,
     };
+    if let Some(trace) = &trace {
+        trace.record(&TraceEvent::Mark { name: "start".into() });
+    }
     let reserve = Arc::new(Reserve::open(&settings.data, settings.buffered_io).map_err(store_error)?);
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
     drop_unfinished_catalogue(&mut files)?;
-    let catalogue = open_catalogue(&settings.data, &meta, fresh, Witness::default())?;
+    let catalogue = open_catalogue(&settings.data, &meta, fresh, witness(trace.clone(), settings.data.clone()))?;
     let view = catalogue.view();
-    let recovered = recover(&mut files, &settings, &meta, &view)?;
+    let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
+    let recovered = recover(&mut files, &settings, ring, &meta, &view)?;
     meta = mark(&mut files, &meta, false)?;
 
     let shards = settings.shards();
@@ -122,7 +126,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let mut threads = Vec::new();
-    let mut journals = share_of(&recovered, settings.memory_bytes, shards);
+    let mut journals = share_of(&recovered, ring, shards);
     let places = mesh(shards);
     let RecoveredStore { generation, salt, shards: images, next_journal_id, .. } = recovered;
     let parts = settings.per_shard().zip(images).zip(listeners).zip(places).zip(shard_ends).zip(&metrics);
@@ -133,6 +137,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             buffered: shard.buffered_io,
             trace: trace.clone(),
             memory: shard.memory_bytes,
+            ring,
             durability: shard.durability,
             generation,
             salt,
@@ -264,9 +269,10 @@ fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Res
 
 /// A compaction of the catalogue that was cut short before its rename counts for nothing.
 fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError> {
-    match files.unlink(paths::CATALOGUE_TMP) {
-        Err(error) if !error.is_not_found() => Err(store_error(error)),
-        _ => Ok(()),
+    match files.len(paths::CATALOGUE_TMP) {
+        Ok(_) => files.unlink(paths::CATALOGUE_TMP).map_err(store_error),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(store_error(error)),
     }
 }
 
@@ -286,6 +292,7 @@ fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool, witness: Witness) -
 fn recover(
     files: &mut BlockingFiles,
     settings: &ServeSettings,
+    ring: (u64, usize),
     meta: &MetaSlot,
     view: &crate::cluster::CatalogueView,
 ) -> Result<RecoveredStore, ServeError> {
@@ -318,13 +325,13 @@ fn recover(
     for damage in report.torn_checkpoints.iter().chain(&report.damage) {
         tracing::error!(file = damage.file, offset = damage.offset, kind = ?damage.kind, detail = damage.detail, "damage");
     }
-    drop_surplus_journals(files, &recovered, settings)?;
+    drop_surplus_journals(files, &recovered, ring, shards)?;
     Ok(recovered)
 }
 
 /// Journal files that the new number of shards does not use are removed.
-fn drop_surplus_journals(files: &mut BlockingFiles, recovered: &RecoveredStore, settings: &ServeSettings) -> Result<(), ServeError> {
-    let used: Vec<_> = share_of(recovered, settings.memory_bytes, settings.shards()).into_iter().flatten().collect();
+fn drop_surplus_journals(files: &mut BlockingFiles, recovered: &RecoveredStore, ring: (u64, usize), shards: u32) -> Result<(), ServeError> {
+    let used: Vec<_> = share_of(recovered, ring, shards).into_iter().flatten().collect();
     let mut removed = false;
     for journal in recovered.journals.iter().filter(|j| !used.iter().any(|u| u.id == j.id)) {
         files.unlink(&journal.path).map_err(store_error)?;
@@ -366,8 +373,7 @@ fn print_ready(options: &ServeOptions, meta: &MetaSlot, places: &[ShardPlace], a
     let _ = writeln!(out, "{line}").and_then(|()| out.flush());
 }
 
-fn share_of(recovered: &RecoveredStore, memory: u64, shards: u32) -> Vec<Vec<JournalFile>> {
-    let (size, files) = runtime::ring_size(memory / u64::from(shards), shards);
+fn share_of(recovered: &RecoveredStore, (size, files): (u64, usize), shards: u32) -> Vec<Vec<JournalFile>> {
     let mut shares = vec![Vec::new(); shards as usize];
     let fitting = recovered.journals.iter().filter(|j| j.size == size);
     for (at, journal) in fitting.take(files * shards as usize).enumerate() {

@@ -14,6 +14,7 @@ use crate::log::file_header::CheckpointHeader;
 use crate::log::journal::EntryKind;
 use crate::log::paths::{self, Slot};
 use crate::metrics::{Counter, Gauge};
+use crate::shard::event::Event;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::ring::filled;
 use crate::shard::store::Store;
@@ -29,16 +30,42 @@ pub struct Checkpoints {
     /// For the slot written last and the one before: first group still needed.
     needed: Cell<(u64, u64)>,
     created: Cell<bool>,
+    /// One is being taken: two at a time would write the same slot.
+    is_taking: Cell<bool>,
+    taken: Event,
 }
 
 impl Checkpoints {
     /// For a shard whose first checkpoint (slot a, sequence 0) was written when the store was opened.
     pub fn new(cluster: [u8; 16], generation: u64, shard: u32) -> Checkpoints {
-        Checkpoints { cluster, generation, shard, next: Cell::new(Slot::B), needed: Cell::new((1, 1)), created: Cell::new(false) }
+        Checkpoints {
+            cluster,
+            generation,
+            shard,
+            next: Cell::new(Slot::B),
+            needed: Cell::new((1, 1)),
+            created: Cell::new(false),
+            is_taking: Cell::new(false),
+            taken: Event::default(),
+        }
     }
 
-    /// Takes a checkpoint of the store as it is now.
+    /// Takes a checkpoint of the store as it is now, after the one that is being taken, if there is one: a drain may come in the middle of it.
     pub async fn take(&self, store: &Rc<Store>) -> io::Result<()> {
+        loop {
+            let ticket = self.taken.ticket();
+            if !self.is_taking.replace(true) {
+                break;
+            }
+            self.taken.wait(ticket).await;
+        }
+        let result = self.take_alone(store).await;
+        self.is_taking.set(false);
+        self.taken.notify();
+        result
+    }
+
+    async fn take_alone(&self, store: &Rc<Store>) -> io::Result<()> {
         let sequence = store.journal.cut();
         let cells = store.partitions();
         let body = CheckpointBody {

@@ -33,6 +33,8 @@ pub struct Disk {
 impl Disk {
     /// Access below `root`; `buffered` goes through the page cache where the file system has no direct I/O.
     pub fn new(root: PathBuf, buffered: bool, trace: Option<Arc<Trace>>) -> Rc<Disk> {
+        // The runtime opens directories relative to no directory at all, which is refused unless the path is absolute.
+        let root = std::path::absolute(&root).unwrap_or(root);
         Rc::new(Disk { root, buffered, trace, written: Cell::new(0), syncs: Cell::new(0), read: Cell::new(0) })
     }
 
@@ -46,8 +48,11 @@ impl Disk {
         }
         let path = self.root.join(name);
         let probe = DmaFile::create(&path).await?;
+        self.note(|| TraceEvent::Create { path: name.into() });
         probe.close().await?;
-        std::fs::remove_file(&path)
+        std::fs::remove_file(&path)?;
+        self.note(|| TraceEvent::Unlink { path: name.into() });
+        Ok(())
     }
 
     /// The data directory.

@@ -70,14 +70,14 @@ impl Event {
     }
 }
 
-/// Returns true once any of the events was notified after its ticket, false at the deadline. Leaves nothing behind in the events.
+/// Returns true once any of the events was notified after its ticket, false at the deadline. Leaves nothing behind in the events, also when it is dropped.
 pub async fn wait_any(events: &[(&Event, Ticket)], deadline: Instant) -> bool {
-    let mut mine: Option<Waker> = None;
+    let waiting = Waiting { events, waker: RefCell::new(None) };
     let notified = poll_fn(|context| {
         if events.iter().any(|(event, ticket)| event.count.get() != ticket.0) {
             return Poll::Ready(());
         }
-        mine = Some(context.waker().clone());
+        *waiting.waker.borrow_mut() = Some(context.waker().clone());
         for (event, _) in events {
             let mut waiting = event.waiting.borrow_mut();
             if !waiting.iter().any(|w| w.will_wake(context.waker())) {
@@ -89,9 +89,19 @@ pub async fn wait_any(events: &[(&Event, Ticket)], deadline: Instant) -> bool {
     futures_util::pin_mut!(notified);
     let timer = glommio::timer::Timer::new(deadline.saturating_duration_since(Instant::now()));
     futures_util::pin_mut!(timer);
-    let outcome = matches!(futures_util::future::select(notified, timer).await, futures_util::future::Either::Left(_));
-    if let Some(waker) = mine {
-        events.iter().for_each(|(event, _)| event.forget(&waker));
+    matches!(futures_util::future::select(notified, timer).await, futures_util::future::Either::Left(_))
+}
+
+/// One waker in several events.
+struct Waiting<'a> {
+    events: &'a [(&'a Event, Ticket)],
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            self.events.iter().for_each(|(event, _)| event.forget(&waker));
+        }
     }
-    outcome
 }

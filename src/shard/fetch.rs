@@ -106,6 +106,13 @@ async fn read_partition(
             Some(_) => break,
             None => {}
         }
+        if let Some(refusal) = cell.gone() {
+            // It went while an earlier part was read.
+            if taken > 0 {
+                break;
+            }
+            return Err(refusal);
+        }
         let adopted = cell.machine.borrow().segment_of(offset).filter(|s| s.adopted).copied();
         if let Some(info) = adopted {
             if at_least_one {
@@ -116,7 +123,12 @@ async fn read_partition(
             }
             break;
         }
-        let run = context.store.reader.run(cell, offset).await?;
+        let run = match context.store.reader.run(cell, offset).await {
+            Ok(run) => run,
+            // The pieces before it are in the answer already, and are good; the next fetch hears of it.
+            Err(_) if taken > 0 => break,
+            Err(refusal) => return Err(refusal),
+        };
         context.store.reader.read_ahead(&context.store, cell, &run);
         let (data, range) = run.from(offset, left.max(1));
         if !at_least_one && range.len() > left {

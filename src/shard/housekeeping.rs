@@ -79,7 +79,9 @@ pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
 async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i64) {
     let store = &context.store;
     cell.enter_flush().await;
-    let gone = match cell.machine.borrow_mut().raise_log_start(start) {
+    let unflushed = cell.unflushed_bytes();
+    let raised = cell.machine.borrow_mut().raise_log_start(start);
+    let gone = match raised {
         Ok(gone) => gone,
         Err(refusal) => {
             tracing::warn!(partition = %cell.id, %refusal, "retention");
@@ -88,7 +90,9 @@ async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i6
         }
     };
     let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
-    store.budget.sub_unflushed(cell.forget_below(start));
+    cell.forget_below(start);
+    // What was deleted before it was flushed is no longer to be.
+    store.budget.sub_unflushed(unflushed.saturating_sub(cell.unflushed_bytes()));
     store.reader.forget_below(cell.id, start);
     store.journal.wait_durable(sequence).await;
     cell.leave_flush();

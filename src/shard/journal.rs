@@ -32,7 +32,7 @@ use crate::shard::sync_choice::{SyncChoice, SyncWay};
 use crate::types::Durability;
 
 /// Smallest buffer of a group, bytes.
-const MIN_BUFFER: usize = 8 * 1024;
+const MIN_BUFFER: usize = BLOCK;
 /// Buffer of a group under load, bytes: small enough that a partition that lags pins little.
 const MAX_BUFFER: usize = 256 * 1024;
 
@@ -234,8 +234,7 @@ impl Journal {
             let sequence = state.next_sequence;
             state.next_sequence += 1;
             state.newest = sequence;
-            state.open =
-                Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
+            state.open = Some(Group { buffer, sequence, entries: 0, touched: Vec::new(), urgency: Urgency::Lazy, opened: Instant::now() });
             self.work.notify();
         }
         let group = state.open.as_mut().expect("opened above");

@@ -131,6 +131,8 @@ pub struct Sender {
     /// Bytes of the first queued item that are gone already.
     sent_of_first: Cell<usize>,
     queued_bytes: Cell<usize>,
+    /// The writer task is at the first queued item and waits for socket or disk: nobody else sends meanwhile, or bytes would go twice or before their turn.
+    is_writing: Cell<bool>,
     /// The writer task waits for this when there is nothing that it has to push.
     blocked: Event,
     drained: Event,
@@ -150,6 +152,7 @@ impl Sender {
             queue: RefCell::default(),
             sent_of_first: Cell::new(0),
             queued_bytes: Cell::new(0),
+            is_writing: Cell::new(false),
             blocked: Event::default(),
             drained: Event::default(),
             closed: Cell::new(false),
@@ -197,7 +200,7 @@ impl Sender {
 
     /// Sends what the socket takes now. The rest is left to the writer task.
     pub fn flush(&self) {
-        if self.closed.get() || self.queued_bytes.get() == 0 {
+        if self.closed.get() || self.queued_bytes.get() == 0 || self.is_writing.get() {
             return;
         }
         match self.send_queued() {
@@ -277,7 +280,10 @@ impl Sender {
                     self.blocked.wait(ticket).await;
                 }
                 Ok(false) if self.segment_is_next() => {
-                    if self.read_segment_piece().await.is_err() {
+                    self.is_writing.set(true);
+                    let read = self.read_segment_piece().await;
+                    self.is_writing.set(false);
+                    if read.is_err() {
                         return self.close();
                     }
                 }
@@ -289,7 +295,10 @@ impl Sender {
                         let bytes = &first.bytes()[self.sent_of_first.get()..];
                         bytes[..bytes.len().min(4096)].to_vec()
                     };
-                    match socket.write(&part).await {
+                    self.is_writing.set(true);
+                    let written = socket.write(&part).await;
+                    self.is_writing.set(false);
+                    match written {
                         Ok(sent) if !self.closed.get() => self.forget(sent),
                         _ => return self.close(),
                     }

@@ -327,13 +327,9 @@ impl PartitionCell {
         self.tail.borrow().unflushed_bytes(flushed)
     }
 
-    /// Lets batches below `offset` go from memory (they were deleted); returns how many of their bytes were in no segment.
-    pub fn forget_below(&self, offset: Offset) -> usize {
-        let flushed = self.machine.borrow().flushed();
-        let mut tail = self.tail.borrow_mut();
-        let before = tail.unflushed_bytes(flushed);
-        tail.forget_below(offset);
-        before - tail.unflushed_bytes(flushed)
+    /// Lets batches below `offset` go from memory (they were deleted).
+    pub fn forget_below(&self, offset: Offset) {
+        self.tail.borrow_mut().forget_below(offset);
     }
 
     /// Excludes other slow changes until [`PartitionCell::leave`].

@@ -83,14 +83,15 @@ struct Place {
     segment: Offset,
     offset: Offset,
     position: u64,
-    hash: u64,
+    /// Unknown where nothing is left that says it.
+    hash: Option<u64>,
     /// Size of the next read, bytes.
     read: usize,
 }
 
 impl Place {
     fn at(info: &SegmentInfo, entry: &IndexEntry, read: usize) -> Place {
-        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: entry.running_hash, read }
+        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: Some(entry.running_hash), read }
     }
 }
 
@@ -237,6 +238,8 @@ impl Reader {
         let after = self.run_before(cell.id, offset);
         self.runs.borrow_mut().insert(key, Slot::Loading(event.clone(), stretch.and_then(|s| s.end_offset())));
         self.metrics.add(Counter::CacheMisses, 1);
+        // A request that is given up in the middle leaves nothing behind that others would wait for.
+        let place = LoadingPlace { reader: self, key, event };
         let loaded = async {
             let stretch = match stretch {
                 Some(stretch) => stretch,
@@ -245,9 +248,8 @@ impl Reader {
             self.read_checked(cell, offset, &stretch).await
         }
         .await;
-        self.runs.borrow_mut().remove(&key);
-        event.notify();
-        let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, fault))?);
+        drop(place);
+        let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, offset, fault))?);
         self.keep(cell.id, run.clone());
         Ok(run)
     }
@@ -265,7 +267,7 @@ impl Reader {
             }
             Ok((file, (info.valid_end - FIRST_POSITION) as usize))
         };
-        checked.await.map_err(|fault| self.refusal(cell, fault))
+        checked.await.map_err(|fault| self.refusal(cell, info.base_offset, fault))
     }
 
     async fn check_whole(&self, file: &DataFile, info: &SegmentInfo) -> Result<(), Fault> {
@@ -304,6 +306,10 @@ impl Reader {
         let (mut next, mut after) = (run.end_offset, Some(run.after));
         for _ in 0..AHEAD {
             if next >= on_disk || self.ahead.get() > self.capacity / 4 {
+                return;
+            }
+            // An adopted batch is too large for memory: it is sent from its file.
+            if cell.machine.borrow().segment_of(next).is_none_or(|segment| segment.adopted) {
                 return;
             }
             let stretch = match self.cached(cell.id, next) {
@@ -348,7 +354,8 @@ impl Reader {
         })?
     }
 
-    /// As [`Reader::stretch_now`], reading the index if need be; from the nearest entry before `offset` where no run ended there.
+    /// As [`Reader::stretch_now`], reading the index if need be; where no run ended at `offset` from the nearest entry before it, or from the segment's start
+    /// where the index does not have one (any more).
     async fn stretch(&self, cell: &Rc<PartitionCell>, offset: Offset, after: Option<Place>) -> Result<Stretch, Fault> {
         let segment = cell.machine.borrow().segment_of(offset).copied();
         let Some(info) = segment else {
@@ -356,11 +363,17 @@ impl Reader {
         };
         let known = after.filter(|p| p.segment == info.base_offset);
         let limit = self.limit(cell, &info);
-        let stretch = self.ask_index(cell, &info, |index| {
-            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ)))?;
-            Some(Stretch::new(info, place, limit, index))
-        });
-        stretch.await?.ok_or_else(|| Fault::Damaged(format!("segment {} has no index entry for offset {offset}", info.base_offset)))
+        let start = || {
+            let machine = cell.machine.borrow();
+            let previous = machine.segments().iter().rev().find(|other| other.base_offset < info.base_offset);
+            let hash = previous.map(|previous| previous.running_hash).or((info.base_offset == 0).then_some(0));
+            Place { segment: info.base_offset, offset: info.base_offset, position: FIRST_POSITION, hash, read: MIN_READ }
+        };
+        self.ask_index(cell, &info, |index| {
+            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ))).unwrap_or_else(start);
+            Stretch::new(info, place, limit, index)
+        })
+        .await
     }
 
     /// Bytes of the segment before this position are on disk.
@@ -419,6 +432,10 @@ impl Reader {
         let file = self.file(cell.id, info.base_offset).await?;
         let mut read = if planned.is_some() { (limit - place.position / BLOCK as u64 * BLOCK as u64) as usize } else { place.read };
         loop {
+            if limit <= place.position {
+                let what = format!("segment {} ends at {limit}, wanted from {}", info.base_offset, place.position);
+                return Err(Fault::Io(io::Error::new(io::ErrorKind::UnexpectedEof, what)));
+            }
             let start = place.position / BLOCK as u64 * BLOCK as u64;
             let len = (read as u64).min(limit.next_multiple_of(BLOCK as u64).saturating_sub(start)) as usize;
             let data = file.read(start, len.next_multiple_of(BLOCK)).await?;
@@ -426,12 +443,15 @@ impl Reader {
             let from = (place.position - start) as usize;
             let to = data.len().min((limit - start) as usize);
             match self.check(cell, info, place, &data, from, to, offset)? {
-                Checked::Run { end_offset, end, hash, base_offset } => {
-                    if let Some(entry) = planned.filter(|e| e.position == start + end as u64 && (e.running_hash, e.offset) != (hash, end_offset)) {
-                        return Err(Fault::Damaged(format!(
-                            "segment {} at {}: offset {end_offset} and running hash {hash:016x}, the index has {} and {:016x}",
-                            info.base_offset, entry.position, entry.offset, entry.running_hash
-                        )));
+                Checked::Run { end_offset, end, mut hash, base_offset } => {
+                    if let Some(entry) = planned.filter(|e| e.position == start + end as u64) {
+                        if entry.offset != end_offset || hash.is_some_and(|hash| hash != entry.running_hash) {
+                            return Err(Fault::Damaged(format!(
+                                "segment {} at {}: offset {end_offset} and running hash {hash:016x?}, the index has {} and {:016x}",
+                                info.base_offset, entry.position, entry.offset, entry.running_hash
+                            )));
+                        }
+                        hash = Some(entry.running_hash);
                     }
                     let grown = (place.read * 2).min(MAX_READ);
                     let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
@@ -441,7 +461,7 @@ impl Reader {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
                         return Err(Fault::TooLarge(needed));
                     }
-                    read = needed.next_multiple_of(BLOCK);
+                    read = needed.max(2 * read).next_multiple_of(BLOCK);
                 }
                 Checked::TooShort(needed) => {
                     return Err(Fault::Damaged(format!(
@@ -478,9 +498,10 @@ impl Reader {
                 break;
             }
             if let Some(entry) = entries.get(entry_at).filter(|e| e.position == start + at as u64) {
-                if entry.running_hash != hash {
+                if let Some(hash) = hash.filter(|hash| *hash != entry.running_hash) {
                     return Err(damaged(format!("running hash {hash:016x}, the index has {:016x}", entry.running_hash)));
                 }
+                hash = Some(entry.running_hash);
                 entry_at += 1;
             }
             let header = BatchHeader::parse(&data[at..to]).map_err(|e| damaged(e.to_string()))?;
@@ -494,11 +515,11 @@ impl Reader {
             batch::check_stored(&data[at..at + len]).map_err(|e| damaged(e.to_string()))?;
             let mut head = [0; HEADER_LEN];
             head.copy_from_slice(&data[at..at + HEADER_LEN]);
-            hash = running_hash(hash, &head);
+            hash = hash.map(|before| running_hash(before, &head));
             offset = header.next_offset();
             at += len;
         }
-        if start + at as u64 == info.valid_end && hash != info.running_hash {
+        if let Some(hash) = hash.filter(|hash| start + at as u64 == info.valid_end && *hash != info.running_hash) {
             return Err(Fault::Damaged(format!(
                 "segment {}: running hash {hash:016x} at its end, expected {:016x}",
                 info.base_offset, info.running_hash
@@ -516,14 +537,17 @@ impl Reader {
     }
 
     /// Asks the index of a segment, reading it if it is not in memory.
-    async fn ask_index<T>(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> Option<T>) -> Result<Option<T>, Fault> {
+    async fn ask_index<T>(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, ask: impl Fn(&Index) -> T) -> Result<T, Fault> {
         if let Some(answer) = self.with_index(cell, info, &ask) {
             return Ok(answer);
         }
         let file = self.disk.open(&paths::index(cell.id, info.base_offset)).await?;
         let index = Rc::new(read_index(&file, info).await?);
         file.close().await?;
-        self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
+        if info.sealed {
+            // That of an open segment grows; as it is now it would be short for ever.
+            self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
+        }
         Ok(ask(&index))
     }
 
@@ -545,7 +569,7 @@ impl Reader {
     /// # Errors
     /// When the index can't be read.
     pub async fn offset_before_time(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, timestamp: i64) -> Result<Offset, Refusal> {
-        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, fault))?;
+        let entry = self.ask_index(cell, info, |index| index.lookup_time(timestamp)).await.map_err(|fault| self.refusal(cell, info.base_offset, fault))?;
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 
@@ -559,7 +583,16 @@ impl Reader {
         Ok(file)
     }
 
-    fn refusal(&self, cell: &PartitionCell, fault: Fault) -> Refusal {
+    /// What a reader at `offset` is told. What was deleted while it was read is no damage.
+    fn refusal(&self, cell: &PartitionCell, offset: Offset, fault: Fault) -> Refusal {
+        if let Some(refusal) = cell.gone() {
+            return refusal;
+        }
+        let log_start = cell.machine.borrow().log_start();
+        if offset < log_start {
+            let message = format!("partition {} begins at offset {log_start} now, {offset} was deleted", cell.id);
+            return Refusal::new(Code::OffsetOutOfRange, message);
+        }
         match fault {
             Fault::Io(error) => {
                 tracing::error!(partition = %cell.id, %error, "read failed");
@@ -579,8 +612,27 @@ impl Reader {
     }
 }
 
+/// A slot that others wait at; it goes when the load ends or is given up.
+struct LoadingPlace<'a> {
+    reader: &'a Reader,
+    key: (TopicPartition, Offset),
+    event: Rc<Event>,
+}
+
+impl Drop for LoadingPlace<'_> {
+    fn drop(&mut self) {
+        let mut runs = self.reader.runs.borrow_mut();
+        // A run that another load has put there meanwhile stays.
+        if matches!(runs.get(&self.key), Some(Slot::Loading(event, _)) if Rc::ptr_eq(event, &self.event)) {
+            runs.remove(&self.key);
+        }
+        drop(runs);
+        self.event.notify();
+    }
+}
+
 enum Checked {
-    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: u64 },
+    Run { base_offset: Offset, end_offset: Offset, end: usize, hash: Option<u64> },
     TooShort(usize),
 }
 

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 use crate::bridge::{ShardEnd, ShardEvent};
 use crate::cluster::CatalogueView;
-use crate::limits::{self, JOURNAL_FILE, MAX_JOURNAL};
+use crate::limits::{self, BLOCK, JOURNAL_FILE, MAX_GROUP, MAX_JOURNAL};
+use crate::log::paths;
 use crate::log::recovery::PartitionImage;
 use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::shard::budget::Budget;
@@ -29,7 +30,9 @@ use crate::types::Durability;
 
 /// Journal files of a shard's ring.
 const RING_FILES: u64 = 4;
-/// Smallest journal file, bytes.
+/// Smallest journal file that may be asked for, bytes: header block and a group.
+const LEAST_JOURNAL_FILE: u64 = (BLOCK + 2 * MAX_GROUP) as u64;
+/// Smallest journal file otherwise, bytes.
 const MIN_JOURNAL_FILE: u64 = 4 << 20;
 /// While a shard opens, its executor wakes up so often.
 const OPEN_TICK: Duration = Duration::from_millis(5);
@@ -50,6 +53,8 @@ pub struct ShardParts {
     pub trace: Option<Arc<Trace>>,
     /// Memory, bytes.
     pub memory: u64,
+    /// Size of its journal's files, bytes, and their number: [`ring_size`].
+    pub ring: (u64, usize),
     /// The broker's default.
     pub durability: Durability,
     /// The generation in force.
@@ -80,8 +85,12 @@ pub struct ShardParts {
     pub ready: async_channel::Sender<Result<u32, String>>,
 }
 
-/// Size of a shard's journal files, bytes, and their number; `shards` share [`MAX_JOURNAL`].
-pub fn ring_size(memory: u64, shards: u32) -> (u64, usize) {
+/// Size of a shard's journal files, bytes, and their number; `shards` share [`MAX_JOURNAL`]. `file`: files of that size instead, as few as there may be.
+pub fn ring_size(memory: u64, shards: u32, file: Option<u64>) -> (u64, usize) {
+    if let Some(size) = file {
+        let size = size.clamp(LEAST_JOURNAL_FILE, JOURNAL_FILE).next_multiple_of(BLOCK as u64);
+        return (size, RING_FILES as usize);
+    }
     let most = MAX_JOURNAL / u64::from(shards);
     let all = Budget::new(memory as usize).journal_size(most);
     let file = (all / RING_FILES).clamp(MIN_JOURNAL_FILE, JOURNAL_FILE) >> 20 << 20;
@@ -121,10 +130,10 @@ struct Opened {
 
 async fn open(parts: ShardParts) -> io::Result<Opened> {
     let disk = Disk::new(parts.data, parts.buffered, parts.trace);
-    disk.prepare(&format!(".probe-{}", parts.shard)).await?;
+    disk.prepare(&paths::shard_probe(parts.shard)).await?;
     let budget = Budget::new(parts.memory as usize);
     parts.metrics.set(Gauge::MemoryBudget, parts.memory);
-    let (file_size, files) = ring_size(parts.memory, parts.mesh.shards());
+    let (file_size, files) = parts.ring;
     let usable: Vec<_> = parts.journals.into_iter().filter(|j| j.size == file_size).take(files).collect();
     let ring = Ring::open(disk.clone(), parts.identity.cluster, file_size, files, &usable, parts.journal_ids).await?;
     let identity = JournalIdentity { generation: parts.generation, salt: parts.salt, shard: parts.shard as u16 };

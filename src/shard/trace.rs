@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::types::TopicPartition;
+use crate::types::{TopicId, TopicPartition};
 
 /// One event. Starts are recorded before the operation is submitted, ends after it completed: what lies between may or may not be on disk.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -97,6 +97,13 @@ pub enum TraceEvent {
         /// The CRC-32C that it carries.
         crc: u32,
     },
+    /// A change of a topic is durable and is about to be acknowledged.
+    Topic {
+        /// Which.
+        topic: TopicId,
+        /// Its partitions; 0: it is deleted.
+        partitions: u32,
+    },
     /// Something that the store did, by name, for counting (`lap`, `roll`, `checkpoint`, ...).
     Mark {
         /// Its name.
@@ -165,6 +172,11 @@ impl TraceEvent {
                 out.extend_from_slice(&crc.to_le_bytes());
             }
             TraceEvent::Mark { name } => (kind(&mut out, 13), text(&mut out, name)).1,
+            TraceEvent::Topic { topic, partitions } => {
+                kind(&mut out, 14);
+                out.extend_from_slice(&topic.0);
+                out.extend_from_slice(&partitions.to_le_bytes());
+            }
         }
         let len = (out.len() - 4) as u32;
         out[..4].copy_from_slice(&len.to_le_bytes());

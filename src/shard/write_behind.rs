@@ -16,8 +16,8 @@ use crate::limits::BLOCK;
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::segment::SegmentInfo;
 use crate::metrics::{Counter, Gauge};
-use crate::shard::journal::Urgency;
 use crate::shard::buffer::Piece;
+use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::Store;
 use crate::types::Offset;
@@ -137,7 +137,7 @@ async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: boo
         let start = from / BLOCK as u64 * BLOCK as u64;
         let writes = gather(cell, info.base_offset, start, target)?;
         let bytes: usize = writes.iter().map(|(_, memory)| memory.len()).sum();
-        let copied: u64 = writes.iter().map(|(at, memory)| (at + memory.len() as u64).min(target).saturating_sub((*at).max(from))).sum();
+        let spans: Vec<_> = writes.iter().map(|(at, memory)| (*at, at + memory.len() as u64)).collect();
         store.metrics.raise(Gauge::WriteBehind, bytes as u64);
         let written = stream::iter(writes.into_iter().map(|(position, memory)| Ok(files.log.write(memory, position))))
             .try_buffer_unordered(WRITES_IN_FLIGHT)
@@ -148,8 +148,9 @@ async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: boo
         cell.write_index(&files, &info, target).await?;
         files.sync().await?;
         store.metrics.add(Counter::SegmentBytes, bytes as u64);
+        let reached = flushed(store, cell, &info, from, target);
+        let copied: u64 = spans.iter().map(|(start, end)| (*end).min(reached).saturating_sub((*start).max(from))).sum();
         store.budget.sub_unflushed(copied as usize);
-        flushed(store, cell, &info, from, target);
     }
     Ok(())
 }
@@ -227,23 +228,18 @@ impl Gathered {
     }
 }
 
-/// Everything of the segment up to `target` is on disk.
-fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u64, target: u64) {
+/// Everything of the segment up to `target` is on disk; returns up to where that holds from now on.
+fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u64, target: u64) -> u64 {
     let mut target = target;
     {
         let mut machine = cell.machine.borrow_mut();
-        if !machine.segments().iter().any(|s| s.base_offset == info.base_offset) {
-            return;
-        }
-        let unaligned = !target.is_multiple_of(BLOCK as u64);
-        if unaligned && machine.active().is_some_and(|a| a.base_offset == info.base_offset) {
-            if machine.next_position() == Some(target) {
-                let block = target / BLOCK as u64 * BLOCK as u64;
-                *cell.remainder.borrow_mut() = block_bytes(cell, info.base_offset, block, target);
-            } else {
-                // An append came meanwhile: its entry starts in the middle of this block, so the block stays with the journal.
-                target = (target / BLOCK as u64 * BLOCK as u64).max(from);
-            }
+        let Some(present) = machine.segments().iter().find(|s| s.base_offset == info.base_offset).copied() else { return target };
+        let block = target / BLOCK as u64 * BLOCK as u64;
+        if block < target && target < present.valid_end {
+            // An append came meanwhile (and maybe a seal after it): its entry starts in the middle of this block, so the block stays with the journal.
+            target = block.max(from);
+        } else if block < target && !present.sealed {
+            *cell.remainder.borrow_mut() = block_bytes(cell, info.base_offset, block, target);
         }
         if target > from {
             machine.flushed_to(info.base_offset, target);
@@ -256,13 +252,16 @@ fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u6
     if done {
         cell.drop_files(info.base_offset);
     }
+    target
 }
 
 /// The bytes [from, to) of a segment, from the memory tail.
 fn block_bytes(cell: &PartitionCell, segment: Offset, from: u64, to: u64) -> Option<Vec<u8>> {
     let mut bytes = vec![0; (to - from) as usize];
     let mut copied = 0;
-    for (position, piece) in cell.tail.borrow().reaching_past(segment, from).take_while(|c| c.segment == segment).flat_map(|c| c.range(from, to)) {
+    for (position, piece) in
+        cell.tail.borrow().reaching_past(segment, from).take_while(|c| c.segment == segment).flat_map(|c| c.range(from, to))
+    {
         let at = (position - from) as usize;
         bytes[at..at + piece.len()].copy_from_slice(piece.bytes());
         copied = copied.max(at + piece.len());

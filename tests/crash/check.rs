@@ -1,16 +1,20 @@
 //! Recovers what a crash left, and compares it with what was acknowledged.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
 
 use corelane::batch::{HEADER_LEN, check_stored};
 use corelane::checksum::running_hash;
+use corelane::limits::BLOCK;
 use corelane::log::checkpoint::PartitionState;
 use corelane::log::file_header::{self, MetaSlot};
 use corelane::log::identity;
+use corelane::log::index::{Index, IndexEntry};
 use corelane::log::inspect::verify;
 use corelane::log::paths;
 use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
-use corelane::log::segment::FIRST_POSITION;
+use corelane::log::segment::{FIRST_POSITION, SegmentInfo};
 use corelane::shard::trace::TraceEvent;
 use corelane::types::{Offset, TopicPartition};
 
@@ -44,41 +48,112 @@ pub fn open(image: &mut Image, catalogue: &[TopicPartition], shards: u32, salt: 
     open_store(image, &request).map_err(|error| format!("the store does not open: {error}"))
 }
 
+/// A batch as it is in a log.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    /// Its first offset.
+    pub base_offset: Offset,
+    /// What was acknowledged of it, if it was.
+    pub kept: Kept,
+    /// Idempotent producer's id, epoch and first sequence.
+    pub producer: Option<(i64, i16, i32)>,
+}
+
+/// A segment that checks: its batches, the offset after them, and the running hash, if the one before it was known.
+type CheckedSegment = (Arc<Vec<Stored>>, Offset, Option<u64>);
+
+/// All that the result depends on: the file's bytes, its partition, base offset, valid end, and the running hash before it.
+type SegmentKey = (u64, TopicPartition, Offset, u64, Option<u64>);
+
+thread_local! {
+    /// Segments that were read and check: most segments are the same in very many images.
+    static CHECKED: RefCell<HashMap<SegmentKey, CheckedSegment>> = RefCell::default();
+}
+
 /// Reads a whole partition as its state says it is: every batch must check and follow the one before it, and the running hash must lead to the state's.
 pub fn read_partition(image: &Image, state: &PartitionState) -> Result<BTreeMap<Offset, Kept>, String> {
-    let mut batches = BTreeMap::new();
+    Ok(read_stored(image, state)?.iter().map(|batch| (batch.base_offset, batch.kept)).collect())
+}
+
+/// As [`read_partition`], with more of each batch.
+pub fn read_stored(image: &Image, state: &PartitionState) -> Result<Vec<Stored>, String> {
+    let mut batches = Vec::new();
     let mut next = state.segments.first().map_or(state.log_end, |segment| segment.base_offset);
     // Where the log no longer starts at 0, its hash is known from the end of its first segment on.
     let mut hash = (next == 0).then_some(0);
     for segment in &state.segments {
         let path = paths::segment(state.partition, segment.base_offset);
-        let bytes = image.bytes(&path);
-        file_header::decode_expecting(&bytes, &segment.header(state.partition)).map_err(|error| format!("{path}: {error}"))?;
+        let data = image.data(&path).ok_or_else(|| format!("{path} is not there"))?;
         if segment.base_offset != next {
             return Err(format!("{path}: the segment starts at {}, the log goes on at {next}", segment.base_offset));
         }
-        let mut at = FIRST_POSITION as usize;
-        let end = segment.valid_end as usize;
-        while at < end {
-            let rest = bytes.get(at..end).ok_or_else(|| format!("{path}: {} bytes, the log needs {end}", bytes.len()))?;
-            let header = check_stored(rest).map_err(|error| format!("{path} at {at}: {error}"))?;
-            if header.base_offset != next {
-                return Err(format!("{path} at {at}: a batch of offset {}, expected {next}", header.base_offset));
+        if segment.valid_end > FIRST_POSITION {
+            expect_first_entry(image, state, segment, hash)?;
+        }
+        let key = (data.fingerprint(), state.partition, segment.base_offset, segment.valid_end, hash);
+        let known = CHECKED.with_borrow(|checked| checked.get(&key).cloned());
+        let (found, end, after) = match known {
+            Some(known) => known,
+            None => {
+                let read = read_segment(&path, &image.bytes(&path), state.partition, segment, hash)?;
+                CHECKED.with_borrow_mut(|checked| checked.insert(key, read.clone()));
+                read
             }
-            batches.insert(header.base_offset, Kept { count: header.record_count as u32, crc: header.crc });
-            hash = hash.map(|before| running_hash(before, &rest[..HEADER_LEN]));
-            next = header.next_offset();
-            at += header.total_len();
+        };
+        if after.is_some_and(|hash| hash != segment.running_hash) || end != segment.end_offset {
+            return Err(format!("{path}: end offset {end} or running hash are not the state's: {segment:?}"));
         }
-        if hash.is_some_and(|hash| hash != segment.running_hash) || next != segment.end_offset {
-            return Err(format!("{path}: end offset {next} or running hash are not the state's: {segment:?}"));
-        }
-        hash = Some(segment.running_hash);
+        batches.extend(found.iter().copied());
+        (next, hash) = (end, Some(segment.running_hash));
     }
     if next != state.log_end || hash.is_some_and(|hash| hash != state.running_hash) {
         return Err(format!("{}: ends at {next}, the state says {}", state.partition, state.log_end));
     }
     Ok(batches)
+}
+
+/// The index has the segment's first batch: reads of whatever comes before its second entry start there.
+fn expect_first_entry(image: &Image, state: &PartitionState, segment: &SegmentInfo, hash: Option<u64>) -> Result<(), String> {
+    let path = paths::index(state.partition, segment.base_offset);
+    let bytes = image.bytes(&path);
+    let (index, _) = Index::load(segment.base_offset, bytes.get(BLOCK..).unwrap_or_default(), segment.index_entries);
+    let first = index.entries().first();
+    let is_right = |entry: &IndexEntry| {
+        (entry.offset, entry.position) == (segment.base_offset, FIRST_POSITION) && hash.is_none_or(|hash| entry.running_hash == hash)
+    };
+    // What is before the log's first segment may be gone, and its running hash with it: a reader then begins at the segment's start.
+    let is_unknown = first.is_none_or(|entry| entry.position > FIRST_POSITION) && hash.is_none();
+    if is_unknown || first.is_some_and(is_right) {
+        Ok(())
+    } else {
+        Err(format!("{path}: the first of {} entries is {first:?}", segment.index_entries))
+    }
+}
+
+fn read_segment(
+    path: &str,
+    bytes: &[u8],
+    partition: TopicPartition,
+    segment: &SegmentInfo,
+    mut hash: Option<u64>,
+) -> Result<CheckedSegment, String> {
+    file_header::decode_expecting(bytes, &segment.header(partition)).map_err(|error| format!("{path}: {error}"))?;
+    let (mut at, end) = (FIRST_POSITION as usize, segment.valid_end as usize);
+    let (mut batches, mut next) = (Vec::new(), segment.base_offset);
+    while at < end {
+        let rest = bytes.get(at..end).ok_or_else(|| format!("{path}: {} bytes, the log needs {end}", bytes.len()))?;
+        let header = check_stored(rest).map_err(|error| format!("{path} at {at}: {error}"))?;
+        if header.base_offset != next {
+            return Err(format!("{path} at {at}: a batch of offset {}, expected {next}", header.base_offset));
+        }
+        let producer = (header.producer_id >= 0).then_some((header.producer_id, header.producer_epoch, header.base_sequence));
+        let kept = Kept { count: header.record_count as u32, crc: header.crc };
+        batches.push(Stored { base_offset: header.base_offset, kept, producer });
+        hash = hash.map(|before| running_hash(before, &rest[..HEADER_LEN]));
+        next = header.next_offset();
+        at += header.total_len();
+    }
+    Ok((Arc::new(batches), next, hash))
 }
 
 /// Compares a recovered store with what was acknowledged.
@@ -214,6 +289,7 @@ fn name(event: &TraceEvent) -> &'static str {
         TraceEvent::Rename { .. } => "rename",
         TraceEvent::Unlink { .. } => "unlink",
         TraceEvent::Acknowledge { .. } => "acknowledge",
+        TraceEvent::Topic { .. } => "topic",
         TraceEvent::Mark { .. } => "mark",
     }
 }

@@ -3,7 +3,7 @@
 //! Rules: a write, a length and an allocation are durable when a sync of *that file* began after they ended and has ended itself; a name is when a sync of
 //! *its directory* has. Until then each may be there or not, in any combination, and a write may be there in part (units of 512 B or 4 KiB).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::sync::Arc;
@@ -27,6 +27,8 @@ struct Block {
 pub struct FileData {
     len: u64,
     blocks: BTreeMap<u64, Arc<Block>>,
+    /// Over all blocks and their places, kept up to date by each change.
+    hash: u64,
 }
 
 impl FileData {
@@ -53,12 +55,24 @@ impl FileData {
 
     fn put(&mut self, block: u64, bytes: Vec<u8>) {
         if bytes.iter().all(|byte| *byte == 0) {
-            self.blocks.remove(&block);
-            return;
+            return self.drop_block(block);
         }
-        let mut hasher = DefaultHasher::new();
-        bytes.hash(&mut hasher);
-        self.blocks.insert(block, Arc::new(Block { hash: hasher.finish(), bytes }));
+        let hash = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, &bytes);
+        self.hash ^= placed(block, hash);
+        if let Some(old) = self.blocks.insert(block, Arc::new(Block { hash, bytes })) {
+            self.hash ^= placed(block, old.hash);
+        }
+    }
+
+    fn drop_block(&mut self, block: u64) {
+        if let Some(old) = self.blocks.remove(&block) {
+            self.hash ^= placed(block, old.hash);
+        }
+    }
+
+    /// The same for equal files.
+    pub fn fingerprint(&self) -> u64 {
+        placed(self.len, self.hash)
     }
 
     /// Reads until `into` is full or the file ends.
@@ -80,7 +94,8 @@ impl FileData {
 
     /// Cuts or extends the file.
     pub fn set_len(&mut self, len: u64) {
-        self.blocks.retain(|block, _| block * UNIT < len);
+        let behind: Vec<u64> = self.blocks.range(len.div_ceil(UNIT)..).map(|(block, _)| *block).collect();
+        behind.into_iter().for_each(|block| self.drop_block(block));
         let within = (len % UNIT) as usize;
         if len < self.len
             && within > 0
@@ -97,6 +112,11 @@ impl FileData {
     pub fn written_blocks(&self) -> impl Iterator<Item = u64> + '_ {
         self.blocks.keys().map(|block| block * UNIT)
     }
+}
+
+/// A hash that depends on content and place alike.
+fn placed(place: u64, hash: u64) -> u64 {
+    Numbers(hash ^ place.wrapping_mul(0xd6e8_feb8_6659_fd93)).draw()
 }
 
 /// What a name leads to.
@@ -180,7 +200,7 @@ enum Sync {
 pub struct CrashDisk {
     names: BTreeMap<String, Node>,
     durable_names: BTreeMap<String, Node>,
-    durable: HashMap<u64, FileData>,
+    durable: HashMap<u64, Arc<FileData>>,
     pending: BTreeMap<u64, Vec<PendingData>>,
     pending_names: Vec<PendingName>,
     syncs: HashMap<u64, Sync>,
@@ -257,7 +277,12 @@ impl CrashDisk {
             TraceEvent::SyncEnd { id } => return self.end_sync(*id),
             TraceEvent::Rename { from, to } => self.name(NameOp::Rename { from: from.clone(), to: to.clone() }),
             TraceEvent::Unlink { path } => self.name(NameOp::Unlink { path: path.clone() }),
-            TraceEvent::Acknowledge { .. } | TraceEvent::Mark { .. } => return false,
+            TraceEvent::Mark { name } if name == "start" => {
+                // The broker before it was killed: what it had under way has ended one way or the other, before this one reads.
+                self.pending.values_mut().flatten().for_each(|pending| pending.ended = true);
+                return false;
+            }
+            TraceEvent::Acknowledge { .. } | TraceEvent::Topic { .. } | TraceEvent::Mark { .. } => return false,
         }
         true
     }
@@ -290,7 +315,7 @@ impl CrashDisk {
     fn end_sync(&mut self, id: u64) -> bool {
         match self.syncs.remove(&id) {
             Some(Sync::File { inode, covers }) => {
-                let data = self.durable.entry(inode).or_default();
+                let data = Arc::make_mut(self.durable.entry(inode).or_default());
                 let pending = self.pending.entry(inode).or_default();
                 let before = pending.len();
                 for done in pending.iter().filter(|pending| covers.contains(&pending.number)) {
@@ -325,11 +350,11 @@ impl CrashDisk {
                 pending.op.apply(&mut names);
             }
         }
-        let dirs: Vec<String> = names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.clone()).collect();
+        let dirs: HashSet<&str> = names.iter().filter(|(_, node)| **node == Node::Dir).map(|(path, _)| path.as_str()).collect();
         let reachable = |path: &str| {
             let mut dir = parent(path);
             while !dir.is_empty() {
-                if !dirs.iter().any(|known| known == dir) {
+                if !dirs.contains(dir) {
                     return false;
                 }
                 dir = parent(dir);
@@ -347,9 +372,14 @@ impl CrashDisk {
         image
     }
 
-    fn content(&self, inode: u64, chance: &mut Chance) -> FileData {
-        let mut data = self.durable.get(&inode).cloned().unwrap_or_default();
-        for pending in self.pending.get(&inode).into_iter().flatten() {
+    fn content(&self, inode: u64, chance: &mut Chance) -> Arc<FileData> {
+        let mut shared = self.durable.get(&inode).cloned().unwrap_or_default();
+        let pending = self.pending.get(&inode).map(Vec::as_slice).unwrap_or_default();
+        if pending.is_empty() || chance.loss == Loss::Everything {
+            return shared;
+        }
+        let data = Arc::make_mut(&mut shared);
+        for pending in pending {
             match (&pending.op, chance.torn_unit()) {
                 (DataOp::Write { at, bytes }, Some(unit)) => {
                     for (part, piece) in bytes.chunks(unit).enumerate() {
@@ -358,11 +388,11 @@ impl CrashDisk {
                         }
                     }
                 }
-                (op, _) if chance.keeps() => apply_data(&mut data, op),
+                (op, _) if chance.keeps() => apply_data(data, op),
                 _ => {}
             }
         }
-        data
+        shared
     }
 }
 
@@ -411,7 +441,7 @@ impl Chance {
 #[derive(Clone, Debug)]
 enum Entry {
     Dir,
-    File(FileData),
+    File(Arc<FileData>),
 }
 
 /// A directory tree in memory: what is there after a crash. As a [`StoreFiles`] it records what is done to it.
@@ -435,8 +465,7 @@ impl Image {
         for (path, entry) in &self.names {
             path.hash(&mut hasher);
             if let Entry::File(data) = entry {
-                data.len.hash(&mut hasher);
-                data.blocks.iter().for_each(|(block, content)| (block, content.hash).hash(&mut hasher));
+                data.fingerprint().hash(&mut hasher);
             }
         }
         hasher.finish()
@@ -445,7 +474,7 @@ impl Image {
     /// All files, by path.
     pub fn files(&self) -> impl Iterator<Item = (&str, &FileData)> {
         self.names.iter().filter_map(|(path, entry)| match entry {
-            Entry::File(data) => Some((path.as_str(), data)),
+            Entry::File(data) => Some((path.as_str(), &**data)),
             Entry::Dir => None,
         })
     }
@@ -453,7 +482,7 @@ impl Image {
     /// A file's bytes, to damage them.
     pub fn file_mut(&mut self, path: &str) -> &mut FileData {
         match self.names.get_mut(path) {
-            Some(Entry::File(data)) => data,
+            Some(Entry::File(data)) => Arc::make_mut(data),
             other => panic!("{path}: {other:?}"),
         }
     }
@@ -467,7 +496,15 @@ impl Image {
         }
         let mut data = FileData::default();
         data.write(0, bytes);
-        self.names.insert(path.into(), Entry::File(data));
+        self.names.insert(path.into(), Entry::File(Arc::new(data)));
+    }
+
+    /// A file.
+    pub fn data(&self, path: &str) -> Option<&FileData> {
+        match self.names.get(path) {
+            Some(Entry::File(data)) => Some(data),
+            _ => None,
+        }
     }
 
     /// A whole file.
@@ -496,7 +533,7 @@ impl Image {
 
     fn file(&mut self, operation: &'static str, path: &str) -> Result<&mut FileData, FileError> {
         match self.names.get_mut(path) {
-            Some(Entry::File(data)) => Ok(data),
+            Some(Entry::File(data)) => Ok(Arc::make_mut(data)),
             _ => Err(not_found(operation, path)),
         }
     }
@@ -509,7 +546,7 @@ impl Image {
     fn create(&mut self, path: &str) -> Result<(), FileError> {
         self.expect_parent("create", path)?;
         if !self.names.contains_key(path) {
-            self.names.insert(path.into(), Entry::File(FileData::default()));
+            self.names.insert(path.into(), Entry::File(Arc::default()));
             self.record(TraceEvent::Create { path: path.into() });
         }
         Ok(())
@@ -554,7 +591,7 @@ impl ReadFiles for Image {
 
     fn read(&mut self, path: &str, offset: u64, into: &mut [u8]) -> Result<usize, FileError> {
         assert!(offset.is_multiple_of(UNIT) && into.len().is_multiple_of(BLOCK), "{path}: read of {} bytes at {offset}", into.len());
-        Ok(self.file("read", path)?.read(offset, into))
+        self.data(path).map(|data| data.read(offset, into)).ok_or_else(|| not_found("read", path))
     }
 }
 

@@ -3,18 +3,17 @@
 use corelane::shard::trace::TraceEvent;
 use corelane::types::{TopicId, TopicPartition};
 
-/// The events of a trace file. A last record that is cut (the broker was killed) is left out.
+/// The events of a trace file, each with where it starts in the file. A last record that is cut (the broker was killed) is left out.
 ///
 /// # Panics
 /// When a record can't be read: the trace and this reader are not of one version.
-pub fn parse(mut bytes: &[u8]) -> Vec<TraceEvent> {
-    let mut events = Vec::new();
-    while bytes.len() >= 4 {
-        let (len, rest) = bytes.split_at(4);
-        let len = u32::from_le_bytes(len.try_into().expect("four bytes")) as usize;
-        let Some(record) = rest.get(..len) else { break };
-        events.push(event(record));
-        bytes = &rest[len..];
+pub fn parse(bytes: &[u8]) -> Vec<(usize, TraceEvent)> {
+    let (mut events, mut at) = (Vec::new(), 0);
+    while let Some(len) = bytes[at..].first_chunk() {
+        let len = u32::from_le_bytes(*len) as usize;
+        let Some(record) = bytes.get(at + 4..at + 4 + len) else { break };
+        events.push((at, event(record)));
+        at += 4 + len;
     }
     events
 }
@@ -40,6 +39,7 @@ fn event(record: &[u8]) -> TraceEvent {
             crc: fields.u32(),
         },
         13 => TraceEvent::Mark { name: fields.text() },
+        14 => TraceEvent::Topic { topic: TopicId(fields.take()), partitions: fields.u32() },
         kind => panic!("a trace record of kind {kind}"),
     }
 }

@@ -84,6 +84,10 @@ pub struct Shard {
     slot: Slot,
     needed: (u64, u64),
     pub partitions: Vec<Partition>,
+    /// Size of its journal files, bytes.
+    pub journal_file: u64,
+    /// Bytes that a new segment has blocks for.
+    pub allocation: u64,
     unacknowledged: Vec<TraceEvent>,
     epoch: i32,
     next_adopt: u64,
@@ -116,6 +120,8 @@ impl Shard {
                 slot: Slot::B,
                 needed: (1, 1),
                 partitions: images.into_iter().map(|image| Partition::new(image.state, image.remainder)).collect(),
+                journal_file: JOURNAL_FILE,
+                allocation: 65536,
                 unacknowledged: Vec::new(),
                 epoch: store.generation as i32,
                 next_adopt: 1,
@@ -182,7 +188,7 @@ impl Shard {
 
     fn write_group(&mut self, files: &mut Image) {
         let space = (self.group.len().next_multiple_of(BLOCK)) as u64;
-        let full = self.files.is_empty() || self.position + space > JOURNAL_FILE;
+        let full = self.files.is_empty() || self.position + space > self.journal_file;
         if full {
             let next = self.next_journal(files);
             // A mark in the old file may be unsynced: nothing after it is durable before it is.
@@ -223,9 +229,10 @@ impl Shard {
         }
         let (id, path) = (self.next_file, paths::journal(self.next_file));
         self.next_file += 1;
-        files.allocate(&path, JOURNAL_FILE).unwrap();
-        files.write(&path, 0, &vec![0; JOURNAL_FILE as usize]).unwrap();
-        files.write(&path, 0, &encode_header(&JournalHeader { cluster: CLUSTER, file: id, size: JOURNAL_FILE })).unwrap();
+        let size = self.journal_file;
+        files.allocate(&path, size).unwrap();
+        files.write(&path, 0, &vec![0; size as usize]).unwrap();
+        files.write(&path, 0, &encode_header(&JournalHeader { cluster: CLUSTER, file: id, size })).unwrap();
         files.sync(&path).unwrap();
         files.sync_dir(paths::JOURNAL_DIR).unwrap();
         id
@@ -257,7 +264,7 @@ impl Shard {
             files.sync_dir(&paths::topic_dir(partition.topic)).unwrap();
         }
         self.seal(at);
-        files.allocate(&paths::segment(partition, base), 65536).unwrap();
+        files.allocate(&paths::segment(partition, base), self.allocation).unwrap();
         files.write(&paths::segment(partition, base), 0, &info.header_block(partition)).unwrap();
         files.write(&paths::index(partition, base), 0, &info.index_header_block(partition)).unwrap();
         let header = self.entry(at, EntryKind::SegmentOpen, base, FIRST_POSITION, base);
@@ -611,10 +618,12 @@ impl Partition {
             bytes: remainder.clone(),
             chunks: Vec::new(),
         });
-        // An index that was not read: entries go on behind those that are in the file.
         let tails = tails.collect();
+        // An index that has entries is not read: what is appended gets none, and is found from the last one on.
+        let indexes =
+            open.iter().filter(|last| last.end_offset == last.base_offset).map(|last| (Index::new(last.base_offset), 0)).collect();
         let hashes = BTreeMap::from([(state.log_end, state.running_hash)]);
-        Partition { tails, indexes: Vec::new(), producers, named, hashes, state }
+        Partition { tails, indexes, producers, named, hashes, state }
     }
 
     /// Gives a batch its place at the log's end. Returns its offset and position.

@@ -38,6 +38,8 @@ pub struct Round<'a> {
     pub seed: u64,
     /// Empty at the start of a run, removed at its end; on the disk of the build directory.
     pub scratch: &'a Path,
+    /// Of the short form, which `cargo test` runs.
+    pub is_short: bool,
     /// Sums over the rounds, by name, for the result.
     counts: &'a mut BTreeMap<String, u64>,
 }
@@ -95,6 +97,7 @@ pub struct Run {
     counts: BTreeMap<String, u64>,
     failure: Option<String>,
     result_file: PathBuf,
+    is_short: bool,
 }
 
 /// The words behind `--long` to an exit code: 0 passed, 1 failed, 2 wrong usage.
@@ -152,6 +155,7 @@ fn short_form(entry: Entry) -> Trial {
     Trial::test(entry.name, move || {
         let directory = directory().join("short");
         let mut run = Run::new(entry, 1, &directory);
+        run.is_short = true;
         run.go(Until::Rounds(entry.short_rounds), &mut |_| ());
         match run.failure {
             None => Ok(()),
@@ -164,7 +168,7 @@ impl Run {
     /// A run from round 0.
     pub fn new(entry: Entry, seed: u64, directory: &Path) -> Run {
         let result_file = directory.join(format!("{}.json", entry.name));
-        Run { entry, seed, next_round: 0, seconds_before: 0.0, counts: BTreeMap::new(), failure: None, result_file }
+        Run { entry, seed, next_round: 0, seconds_before: 0.0, counts: BTreeMap::new(), failure: None, result_file, is_short: false }
     }
 
     /// A run that goes on behind the last whole round of the result file.
@@ -219,7 +223,7 @@ impl Run {
         let seed = mix(self.seed, self.next_round);
         // Counts of a failed round don't count: it is run again on --resume.
         let mut counts = self.counts.clone();
-        check.round(&mut Round { number: self.next_round, seed, scratch, counts: &mut counts })?;
+        check.round(&mut Round { number: self.next_round, seed, scratch, is_short: self.is_short, counts: &mut counts })?;
         self.counts = counts;
         Ok(())
     }

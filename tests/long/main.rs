@@ -7,23 +7,38 @@
 //! After each round the result is written to `target/long/NAME.json` (whole, by rename), so that an interrupted run loses
 //! one round at most and `--resume` goes on behind it.
 
+mod broker;
+#[path = "../crash/mod.rs"]
+mod crash;
+mod crash_everywhere;
+mod flips;
 mod harness;
+mod kill;
+#[path = "../lived/mod.rs"]
+mod lived;
 mod selftest;
+mod start;
+#[path = "../support/mod.rs"]
+mod support;
 
 use std::process::ExitCode;
 
 use harness::Entry;
 
 /// Every check, in the order of `--help`.
-const CHECKS: &[Entry] = &[];
+const CHECKS: &[Entry] = &[kill::ENTRY, start::ENTRY, crash_everywhere::ENTRY, flips::ENTRY];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
+    if arguments.get(1).is_some_and(|first| first == kill::worker::WORD) {
+        return kill::worker::run(&arguments[2..]);
+    }
     if arguments.get(1).is_some_and(|first| first == "--long") {
         arguments.remove(1);
         return harness::run_long(CHECKS, arguments);
     }
     let mut trials = harness::short_forms(CHECKS);
     trials.extend(selftest::trials());
+    trials.extend(kill::trials());
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
 }

@@ -30,7 +30,22 @@ pub struct Broker {
 impl Broker {
     /// Starts a broker on free ports and waits until it is ready.
     pub fn start(data: &Path, flags: &[&str]) -> Broker {
+        Broker::try_start(data, flags).unwrap_or_else(|said| panic!("not ready: {said:?}"))
+    }
+
+    /// As [`Broker::start`]; what it says instead where it does not start.
+    pub fn try_start(data: &Path, flags: &[&str]) -> Result<Broker, String> {
+        Broker::try_start_in(Path::new("."), data, flags)
+    }
+
+    /// As [`Broker::start`], with a current directory of its own.
+    pub fn start_in(current: &Path, data: &Path, flags: &[&str]) -> Broker {
+        Broker::try_start_in(current, data, flags).unwrap_or_else(|said| panic!("not ready: {said:?}"))
+    }
+
+    fn try_start_in(current: &Path, data: &Path, flags: &[&str]) -> Result<Broker, String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_corelane"))
+            .current_dir(current)
             .args(["serve", "--json", "--listen", "127.0.0.1:0", "--memory", "256M", "--data"])
             .arg(data)
             .args(if flags.contains(&"--admin-listen") { &[][..] } else { &["--admin-listen", "none"][..] })
@@ -42,13 +57,18 @@ impl Broker {
             .expect("the broker's binary starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("the broker says something");
-        let ready: serde_json::Value = serde_json::from_str(&line).unwrap_or_else(|e| panic!("not ready: {line:?}: {e}"));
+        let ready = serde_json::from_str::<serde_json::Value>(&line).ok().filter(|ready| ready["ready"] == true);
+        let Some(ready) = ready else {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(line);
+        };
         let shards = ready["shards"].as_array().expect("a list of shards");
-        Broker {
+        Ok(Broker {
             child,
             addresses: shards.iter().map(|s| s["address"].as_str().expect("an address").into()).collect(),
             admin: ready["admin"].as_str().map(Into::into),
-        }
+        })
     }
 
     /// Its process id.
@@ -131,6 +151,12 @@ impl Connection {
         let mut payload = vec![0; parsed.payload_len()];
         self.socket.read_exact(&mut payload).expect("a payload");
         (header, payload)
+    }
+
+    /// A second handle of the same connection, for sending while this one receives.
+    pub fn sender(&self) -> Connection {
+        let socket = self.socket.try_clone().expect("a descriptor");
+        Connection { socket, encoder: RequestEncoder::new(), next: self.next }
     }
 
     /// Sends a request.

@@ -3,11 +3,12 @@
 //! A running broker changes files while they are read. What looks damaged is therefore looked at again as long as checkpoints have moved meanwhile;
 //! what is still there then is damage.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::tail::{Place, Tail};
 use crate::batch::{BatchHeader, HEADER_LEN};
 use crate::checksum::running_hash;
+use crate::cluster::{Catalogue, command_log};
 use crate::limits::BLOCK;
 use crate::log::checkpoint::{CheckpointBody, PartitionState};
 use crate::log::damage::{Damage, DamageKind};
@@ -21,7 +22,7 @@ use crate::log::recovery::journals::{self, Chain, Scan};
 use crate::log::recovery::read_checkpoint;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::log::segment_walk::{Found, Pieces};
-use crate::types::{Timestamp, TopicPartition};
+use crate::types::{Timestamp, TopicId, TopicPartition};
 
 /// Rounds of looking again at a store that changes.
 const ROUNDS: usize = 4;
@@ -62,7 +63,7 @@ pub fn verify(files: &mut impl ReadFiles, progress: &mut dyn FnMut(VerifyProgres
     let mut confirmed: Option<Vec<Damage>> = None;
     for round in 1.. {
         let before = versions(files)?;
-        let mut verification = Verification { files, progress, report: VerifyReport::default() };
+        let mut verification = Verification { files, progress, report: VerifyReport::default(), topics: None };
         verification.run()?;
         let mut report = verification.report;
         let moved = versions(files)? != before;
@@ -96,6 +97,8 @@ struct Verification<'a, F> {
     files: &'a mut F,
     progress: &'a mut dyn FnMut(VerifyProgress),
     report: VerifyReport,
+    /// Those of the catalogue, where it can be read.
+    topics: Option<BTreeSet<TopicId>>,
 }
 
 impl<F: ReadFiles> Verification<'_, F> {
@@ -146,7 +149,7 @@ impl<F: ReadFiles> Verification<'_, F> {
             let is_known = paths::ROOT_NAMES.contains(&entry.name.as_str()) || entry.name == paths::GENERATION_TMP;
             // One that is being made or compacted, or was when the broker was killed; the next start removes it.
             let is_known = is_known || entry.name == paths::CATALOGUE_TMP;
-            if !is_known {
+            if !is_known && !paths::is_probe(&entry.name) {
                 self.damage(&entry.name, 0, DamageKind::Unknown, "not a name of the store");
             }
         }
@@ -168,8 +171,9 @@ impl<F: ReadFiles> Verification<'_, F> {
             self.damage(paths::META, 0, DamageKind::Missing, "the store's identity is not there");
             return Ok(());
         }
-        let bytes = read_blocks(self.files, paths::META, 0, 2 * BLOCK)?;
+        let mut bytes = read_blocks(self.files, paths::META, 0, 2 * BLOCK)?.to_vec();
         self.count(bytes.len() as u64);
+        bytes.resize(2 * BLOCK, 0);
         let slot = |slot: usize| bytes.get(slot * BLOCK..(slot + 1) * BLOCK).unwrap_or_default();
         let slots = [0, 1].map(|number| file_header::decode::<MetaSlot>(slot(number)));
         let none = slots.iter().all(Result::is_err);
@@ -187,12 +191,13 @@ impl<F: ReadFiles> Verification<'_, F> {
         Ok(())
     }
 
-    /// Header and records of the command log; the commands themselves are the catalogue's matter.
+    /// Header and records of the command log, and which topics there are by it.
     fn catalogue(&mut self) -> Result<(), FileError> {
         const FILE: &str = paths::CATALOGUE;
         let Some(len) = len_if_exists(self.files, FILE)? else { return Ok(()) };
         let bytes = read_blocks(self.files, FILE, 0, len as usize)?;
         self.count(bytes.len() as u64);
+        self.topics = topics(&bytes);
         if let Err(error) = file_header::decode::<CatalogueHeader>(&bytes) {
             self.damage(FILE, 0, DamageKind::Header, error);
             return Ok(());
@@ -316,7 +321,10 @@ impl<F: ReadFiles> Verification<'_, F> {
     }
 
     fn partitions(&mut self, known: BTreeMap<TopicPartition, Tail>) -> Result<(), FileError> {
-        for mut tail in known.into_values() {
+        // Of a topic that is deleted in the catalogue, checkpoints and journals may still speak, and its files may be there or not.
+        let exists = |tail: &Tail| self.topics.as_ref().is_none_or(|topics| topics.contains(&tail.state.partition.topic));
+        let known: Vec<Tail> = known.into_values().filter(exists).collect();
+        for mut tail in known {
             self.report.partitions += 1;
             if tail.state.quarantined {
                 self.damage(paths::partition_dir(tail.state.partition), 0, DamageKind::Quarantined, "the partition is quarantined");
@@ -414,8 +422,12 @@ impl<F: ReadFiles> Verification<'_, F> {
                 let Some((place, entry)) = index.next() else { break };
                 let wrong = if entry.position < at {
                     Some((DamageKind::Index, format!("no batch starts at {}", entry.position)))
-                } else if entry.offset != header.base_offset || entry.max_timestamp < largest {
-                    Some((DamageKind::Index, format!("{entry:?} for a batch of offset {} after timestamp {largest}", header.base_offset)))
+                } else if entry.offset != header.base_offset {
+                    // The entry has a checksum over its offset, the batch has none over its own.
+                    let detail = format!("a batch of offset {}, the index has {} there", header.base_offset, entry.offset);
+                    Some((DamageKind::Continuity, detail))
+                } else if entry.max_timestamp < largest {
+                    Some((DamageKind::Index, format!("{entry:?} for a batch after timestamp {largest}")))
                 } else if hash.is_some_and(|hash| hash != entry.running_hash) {
                     Some((DamageKind::RunningHash, format!("the log's running hash at {at} is not the index's")))
                 } else {
@@ -424,7 +436,7 @@ impl<F: ReadFiles> Verification<'_, F> {
                 };
                 if let Some((kind, detail)) = wrong {
                     let (file, offset) = match kind {
-                        DamageKind::RunningHash => (path.clone(), at),
+                        DamageKind::RunningHash | DamageKind::Continuity => (path.clone(), at),
                         _ => (paths::index(state.partition, info.base_offset), place),
                     };
                     found_damage.push(Damage::new(file, offset, kind, detail));
@@ -494,6 +506,15 @@ impl<F: ReadFiles> Verification<'_, F> {
         }
         Ok(entries)
     }
+}
+
+/// The topics of a command log; `None` where it can't be read.
+fn topics(log: &[u8]) -> Option<BTreeSet<TopicId>> {
+    let mut catalogue = Catalogue::new(u16::MAX);
+    for (_, command) in &command_log::decode_log(log).ok()?.commands {
+        catalogue.apply(command).ok()?;
+    }
+    Some(catalogue.view().topics().map(|topic| topic.id).collect())
 }
 
 /// The end of the command record with this sequence at a position, if one is there that checks.

@@ -246,7 +246,9 @@ impl<F: StoreFiles> Cleanup<'_, F> {
 
     fn root(&mut self) -> Result<(), FileError> {
         for entry in list_sorted(self.files, "")? {
-            if !paths::ROOT_NAMES.contains(&entry.name.as_str()) {
+            if paths::is_probe(&entry.name) && !entry.is_dir {
+                self.files.unlink(&entry.name)?;
+            } else if !paths::ROOT_NAMES.contains(&entry.name.as_str()) {
                 self.quarantine(&entry.name, "not a name of the store")?;
             }
         }

@@ -594,7 +594,13 @@ impl Replay {
         }
         let flushed = (self.state.flushed_segment, self.state.flushed_position);
         let before = self.hash_before(segment);
-        self.indexes.push(IndexTail::load(files, self.state.partition, segment, flushed, before)?);
+        let mut tail = IndexTail::load(files, self.state.partition, segment, flushed, before)?;
+        // The first batch's entry follows from the state alone, and its journal entry may be gone: that of an adopted batch, or of one whose bytes were carried
+        // forward. Without it, whatever is before the next entry could not be found.
+        if let Some(hash) = before {
+            tail.offer(segment.base_offset, FIRST_POSITION, Timestamp::MIN, hash);
+        }
+        self.indexes.push(tail);
         Ok(self.indexes.len() - 1)
     }
 
@@ -638,7 +644,7 @@ impl Replay {
     /// Of segments that were not flushed whole the checkpoint may count index entries that were never written.
     fn count_partial_indexes(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
         for base in std::mem::take(&mut self.partial) {
-            if let Some(segment) = self.segment(base).copied() {
+            if let Some(segment) = self.segment(base).filter(|segment| segment.end_offset > segment.base_offset).copied() {
                 self.index_of(files, &segment)?;
             }
         }
