@@ -350,7 +350,7 @@ fn small_life() -> Image {
     some_appends(&mut image, shard, 2, &mut sequence);
     shard.mark(&mut image);
     // The writer has no command log: one as a broker makes it.
-    let mut log = command_log::encode_header(check::CLUSTER).to_vec();
+    let mut log = command_log::encode_header(check::CLUSTER, &command_log::Snapshot::default()).to_vec();
     for (at, topic) in [0x11, 0x22].into_iter().enumerate() {
         let (id, name) = (TopicId([topic; 16]), format!("topic-{topic}"));
         let create = Command::CreateTopic { id, name, partitions: 2 - at as u32, replication_factor: 1, config: vec![] };

@@ -52,7 +52,7 @@ pub fn open(image: &mut Image, shards: u32, salt: u64) -> Result<Opened, String>
 fn open_catalogue(image: &mut Image, meta: &MetaSlot, fresh: bool) -> Result<Arc<CatalogueView>, String> {
     const FILE: &str = paths::CATALOGUE;
     if fresh || (image.data(FILE).is_none() && image.data(paths::GENERATION).is_none()) {
-        image.put(FILE, &command_log::encode_header(meta.cluster));
+        image.put(FILE, &command_log::encode_header(meta.cluster, &command_log::Snapshot::default()));
     }
     if image.data(FILE).is_none() {
         return Err("the catalogue is not there".into());
