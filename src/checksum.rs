@@ -188,7 +188,7 @@ mod tests {
 
     #[test]
     fn a_running_hash_is_followed_back_to_its_start() {
-        let headers: Vec<Vec<u8>> = (0..9u8).map(|n| (0..61).map(|at| at * 3 ^ n).collect()).collect();
+        let headers: Vec<Vec<u8>> = (0..9u8).map(|n| (0..61).map(|at| (at * 3) ^ n).collect()).collect();
         for start in [0, 1, 0xdead_beef_0123_4567, u64::MAX] {
             for batches in 0..=headers.len() {
                 let run = |from| headers[..batches].iter().fold(from, |hash, header| running_hash(hash, header));

@@ -20,7 +20,7 @@ fn produce_names_durability_latencies_and_limits() {
     let plot = tempfile::NamedTempFile::new().unwrap();
     let file = plot.path().to_str().unwrap();
     let result =
-        json(&["produce", "--in-flight", "1", "--record-size", "100", "--warm-up", "0.1", "--duration", "0.5", "--json", "--plot", file]);
+        json(&["produce", "--in-flight", "1", "--record-size", "100", "--warm-up", "0.1", "--duration", "5", "--json", "--plot", file]);
     assert_eq!(result["durability"], "durable");
     assert!(result["produce"]["records"].as_u64().unwrap() > 0);
     assert_eq!(result["produce"]["failed"], 0);

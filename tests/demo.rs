@@ -74,7 +74,7 @@ fn a_demo_that_is_told_to_stop_leaves_nothing_behind() {
         let broker = said.by_ref().map(|line| line.expect("words")).find(|line| line.starts_with("broker: ")).expect("it starts a broker");
         let address = broker.split(" at ").nth(1).and_then(|rest| rest.split(',').next()).expect("an address").to_string();
         TcpStream::connect(&address).expect("the broker listens");
-        said.by_ref().map(|line| line.expect("words")).find(|line| line.contains("records/s")).expect("records flow");
+        said.by_ref().map(|line| line.expect("words")).find(|line| line.contains(", in flight ")).expect("records flow");
         let sent = Command::new("kill").args([signal, &child.id().to_string()]).status().expect("kill runs");
         assert!(sent.success());
         said.for_each(drop);

@@ -16,7 +16,7 @@ use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
 use crate::limits;
 use crate::log::file_header::MetaSlot;
-use crate::log::files::StoreFiles;
+use crate::log::files::{ReadFiles, StoreFiles};
 use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
 use crate::log::{identity, paths};
 use crate::metrics::ShardMetrics;
@@ -269,9 +269,10 @@ fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Res
 
 /// A compaction of the catalogue that was cut short before its rename counts for nothing.
 fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError> {
-    match files.unlink(paths::CATALOGUE_TMP) {
-        Err(error) if !error.is_not_found() => Err(store_error(error)),
-        _ => Ok(()),
+    match files.len(paths::CATALOGUE_TMP) {
+        Ok(_) => files.unlink(paths::CATALOGUE_TMP).map_err(store_error),
+        Err(error) if error.is_not_found() => Ok(()),
+        Err(error) => Err(store_error(error)),
     }
 }
 

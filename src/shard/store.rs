@@ -158,10 +158,15 @@ impl Store {
         }
     }
 
-    /// After a failure of something that must be done though the disk is full: true if space was given up for it, so that it may be tried again.
+    /// After a failure of something that must be done though the disk is full: true if that was for want of space, so that it is to be tried once more: the
+    /// reserve is given up for it, and what another try for room had in its hands just then is back.
     pub async fn make_space(&self, error: &io::Error) -> bool {
+        if !is_no_space(error) {
+            return false;
+        }
         let reserve = self.reserve.clone();
-        is_no_space(error) && glommio::executor().spawn_blocking(move || reserve.give_up()).await
+        glommio::executor().spawn_blocking(move || reserve.give_up()).await;
+        true
     }
 
     /// Waits for [`Store::fail`].

@@ -82,6 +82,9 @@ pub fn repair(files: &mut impl StoreFiles, request: &RepairRequest<'_>) -> Resul
                 Ok(state) => (state, None),
                 Err(damage) => (PartitionState { quarantined: true, ..PartitionState::new(*partition) }, Some(damage)),
             };
+            if request.apply && damage.is_none() {
+                flush_carried(files, &state, entries.get(partition))?;
+            }
             let (log_end, segments) = (state.log_end, state.segments.len());
             repaired.push(RepairedPartition { shard, partition: *partition, log_end, segments, damage });
             partitions.push(state);
@@ -107,6 +110,24 @@ fn write_checkpoint(files: &mut impl StoreFiles, path: &str, bytes: &[u8]) -> Re
     files.set_len(path, bytes.len() as u64)?;
     files.sync(path)?;
     files.sync_dir(paths::CHECKPOINT_DIR)
+}
+
+/// Puts what the walk took from the journal's carried bytes into the segment: the checkpoint counts it as flushed. The bytes behind it in its block stay: they may be
+/// flushed ones that the journal only says so of.
+fn flush_carried(files: &mut impl StoreFiles, state: &PartitionState, told: Option<&Told>) -> Result<(), FileError> {
+    let Some((segment, position, bytes)) = told.and_then(|told| told.carried.as_ref()) else { return Ok(()) };
+    if state.segments.last().is_none_or(|last| last.base_offset != *segment || last.sealed) {
+        return Ok(());
+    }
+    let path = paths::segment(state.partition, *segment);
+    let mut block = read_blocks(files, &path, *position, BLOCK)?.to_vec();
+    block.resize(BLOCK, 0);
+    if block[..bytes.len()] == bytes[..] {
+        return Ok(());
+    }
+    block[..bytes.len()].copy_from_slice(bytes);
+    files.write(&path, *position, &block)?;
+    files.sync(&path)
 }
 
 /// The groups of a shard that lead without a gap to its last one.
@@ -259,12 +280,6 @@ impl<'a> Salvage<'a> {
         state.producers = producers.snapshot();
         (state.flushed_segment, state.flushed_position) =
             state.segments.last().map_or((state.log_end, 0), |last| (last.base_offset, last.valid_end));
-        if let Some((segment, position, _)) =
-            self.told.and_then(|told| told.carried.as_ref()).filter(|(segment, ..)| *segment == state.flushed_segment)
-        {
-            // From there on the journal has the bytes.
-            (state.flushed_segment, state.flushed_position) = (*segment, state.flushed_position.min(*position));
-        }
         Ok(state)
     }
 

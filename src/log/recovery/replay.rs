@@ -594,7 +594,13 @@ impl Replay {
         }
         let flushed = (self.state.flushed_segment, self.state.flushed_position);
         let before = self.hash_before(segment);
-        self.indexes.push(IndexTail::load(files, self.state.partition, segment, flushed, before)?);
+        let mut tail = IndexTail::load(files, self.state.partition, segment, flushed, before)?;
+        // The first batch's entry follows from the state alone, and its journal entry may be gone: that of an adopted batch, or of one whose bytes were carried
+        // forward. Without it, whatever is before the next entry could not be found.
+        if let Some(hash) = before {
+            tail.offer(segment.base_offset, FIRST_POSITION, Timestamp::MIN, hash);
+        }
+        self.indexes.push(tail);
         Ok(self.indexes.len() - 1)
     }
 
