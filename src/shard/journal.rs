@@ -374,7 +374,7 @@ impl Journal {
             let memory = group.buffer.seal(|entries| self.front(group.sequence, group.entries, place.file_id, place.position, entries));
             self.metrics.add(Counter::JournalBytes, memory.len() as u64);
             if must_sync && groups.len() == 1 && place.is_alone && place.file.can_write_through() {
-                way = Some(self.choice.borrow_mut().next());
+                way = Some(self.choice.borrow_mut().choose());
             }
             let through = way == Some(SyncWay::Through);
             writes.push(async move {

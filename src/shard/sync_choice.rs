@@ -29,7 +29,7 @@ pub struct SyncChoice {
 
 impl SyncChoice {
     /// The way of the next group.
-    pub fn next(&mut self) -> SyncWay {
+    pub fn choose(&mut self) -> SyncWay {
         self.groups = self.groups.wrapping_add(1);
         let faster = match self.smoothed {
             [Some(separate), Some(through)] if through < separate => SyncWay::Through,
@@ -66,7 +66,7 @@ mod tests {
         let mut choice = SyncChoice::default();
         let mut through = 0;
         for _ in 0..1000 {
-            let way = choice.next();
+            let way = choice.choose();
             let us = if way == SyncWay::Through { through_us } else { separate_us };
             through += u32::from(way == SyncWay::Through);
             choice.took(way, Duration::from_micros(us));
@@ -86,12 +86,12 @@ mod tests {
     fn one_stall_does_not_turn_it() {
         let mut choice = SyncChoice::default();
         for _ in 0..200 {
-            let way = choice.next();
+            let way = choice.choose();
             choice.took(way, Duration::from_micros(if way == SyncWay::Through { 100 } else { 200 }));
         }
         choice.took(SyncWay::Through, Duration::from_millis(50));
         choice.groups = 1;
         choice.groups += FIRST_PROBES;
-        assert_eq!(choice.next(), SyncWay::Through);
+        assert_eq!(choice.choose(), SyncWay::Through);
     }
 }
