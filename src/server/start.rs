@@ -26,7 +26,6 @@ use crate::server::host;
 use crate::server::settings::ServeSettings;
 use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
-use crate::shard::executor;
 use crate::shard::mesh::mesh;
 use crate::shard::net::listen;
 use crate::shard::reserve::Reserve;
@@ -34,6 +33,7 @@ use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
 use crate::shard::trace::{Trace, TraceEvent};
+use crate::shard::{executor, kick};
 use crate::types::TopicPartition;
 
 /// How `serve` is run, besides the broker's settings.
@@ -126,6 +126,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let mut threads = Vec::new();
+    let before = kick::Known::now().map_err(|e| failed("/proc", &e))?;
     let mut journals = share_of(&recovered, ring, shards);
     let places = mesh(shards);
     let RecoveredStore { generation, salt, shards: images, next_journal_id, .. } = recovered;
@@ -162,6 +163,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         threads.push(thread.map_err(|e| failed("executor", &e))?);
     }
     drop((ready, gone));
+    let _kicks = kick::start(&before).map_err(|e| failed("the thread that wakes the shards", &e))?;
     for _ in 0..shards {
         match started.recv_blocking() {
             Ok(Ok(_)) => {}

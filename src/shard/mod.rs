@@ -16,6 +16,7 @@ pub mod executor;
 pub mod fetch;
 pub mod housekeeping;
 pub mod journal;
+pub mod kick;
 pub mod mesh;
 pub mod net;
 pub mod offsets;

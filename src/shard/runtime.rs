@@ -34,8 +34,6 @@ const RING_FILES: u64 = 4;
 const LEAST_JOURNAL_FILE: u64 = (BLOCK + 2 * MAX_GROUP) as u64;
 /// Smallest journal file otherwise, bytes.
 const MIN_JOURNAL_FILE: u64 = 4 << 20;
-/// While a shard opens, its executor wakes up so often.
-const OPEN_TICK: Duration = Duration::from_millis(5);
 /// Another journal file is tried again after this long.
 const RING_RETRY: Duration = Duration::from_secs(1);
 /// A drain waits no longer for answers that are still going out.
@@ -101,15 +99,7 @@ pub fn ring_size(memory: u64, shards: u32, file: Option<u64>) -> (u64, usize) {
 pub async fn run(parts: ShardParts) -> Result<(), String> {
     let ready = parts.ready.clone();
     let shard = parts.shard;
-    // A shard was seen that hung before its first file was open, with nothing to wake its executor (decision 0004): a timer does.
-    let ticker = glommio::spawn_local(async {
-        loop {
-            glommio::timer::sleep(OPEN_TICK).await;
-        }
-    });
-    let opened = open(parts).await;
-    ticker.cancel().await;
-    match opened {
+    match open(parts).await {
         Ok(opened) => {
             let _ = ready.send(Ok(shard)).await;
             serve(opened).await
