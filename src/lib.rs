@@ -56,6 +56,7 @@ pub mod cluster;
 pub mod control;
 pub mod docs;
 pub mod limits;
+#[cfg(feature = "server")]
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
