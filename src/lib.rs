@@ -50,13 +50,11 @@ pub mod checksum;
 pub mod cli;
 #[cfg(feature = "client")]
 pub mod client;
-#[cfg(feature = "server")]
 pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
 pub mod limits;
-#[cfg(feature = "server")]
 pub mod log;
 #[cfg(feature = "server")]
 pub mod metrics;
