@@ -120,13 +120,13 @@ impl Checkpoints {
     async fn write(&self, store: &Store, bytes: &[u8]) -> io::Result<()> {
         let slot = self.next.get();
         let path = paths::checkpoint(self.generation, self.shard, slot);
-        let exists = slot == Slot::A || self.created.get();
-        let file = if exists {
+        let file = if slot == Slot::A || self.created.get() {
             store.disk.open(&path).await?
         } else {
-            // What an attempt without space left.
-            store.disk.remove(&path).await?;
-            store.disk.create(&path).await?
+            let file = store.disk.create(&path).await?;
+            // From here on it is there, whatever fails below: the next attempt opens it.
+            self.created.set(true);
+            file
         };
         file.allocate((bytes.len() as u64).next_multiple_of(BLOCK as u64)).await?;
         file.write(filled(bytes), 0).await?;
