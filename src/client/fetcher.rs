@@ -254,7 +254,8 @@ impl Fetcher {
         let reserved = room.max(least).min(self.settings.max_bytes as usize).min(asked.len() * least);
         asked.first_mut()?.reserved = reserved;
         self.reserved += reserved;
-        self.next_in_turn = (asked[asked.len() - 1].at + 1) % count;
+        // Each partition is at the front in its turn: what is too large for the room behind others comes only there.
+        self.next_in_turn = (asked[0].at + 1) % count;
         *self.in_flight.entry(broker).or_default() += 1;
         let Settings { max_wait_ms, min_bytes, .. } = self.settings;
         Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions }, asked))
@@ -512,6 +513,17 @@ mod tests {
     fn offsets(taken: &TakenBatch) -> Vec<Offset> {
         let set = decode(taken.bytes.clone(), 10_000).unwrap();
         set.records().map(|r| r.unwrap().offset).filter(|offset| *offset >= taken.from).collect()
+    }
+
+    #[test]
+    fn each_partition_is_at_the_front_in_its_turn() {
+        let mut f = fetcher(3, 10_000);
+        for front in [0, 1, 2, 0] {
+            let (request, asked) = f.poll_request(BROKER, 0).unwrap();
+            let order: Vec<_> = request.partitions.iter().map(|p| p.partition.partition).collect();
+            assert_eq!(order, [front, (front + 1) % 3, (front + 2) % 3]);
+            f.handle_answer(BROKER, &asked, answer(&[]), 0);
+        }
     }
 
     #[test]
