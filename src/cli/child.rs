@@ -67,7 +67,6 @@ impl ChildBroker {
             .args(["serve", "--json", "--listen", listen, "--admin-listen", "none", "--data"])
             .arg(&settings.data)
             .args(&settings.arguments)
-            .env("CORELANE_LOG", std::env::var_os("CORELANE_LOG").unwrap_or_else(|| "warn".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::piped());
         if std::env::var_os(logging::VARIABLE).is_none() {
