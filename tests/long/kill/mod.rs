@@ -26,9 +26,10 @@ use corelane::client::{Client, NewTopic};
 use libtest_mimic::Trial;
 
 use crate::broker::{Broker, Serve, free_ports, verify, wait_quiet};
+use crate::crash::Numbers;
 use crate::harness::{Check, Entry, Round};
 use ledger::Ledger;
-use records::{KINDS, Random, TOPICS};
+use records::{KINDS, TOPICS};
 use worker::{AckList, Worker};
 
 /// Rounds on one store.
@@ -65,7 +66,7 @@ struct Kill {
 
 impl Check for Kill {
     fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
-        let mut random = Random(round.seed);
+        let mut random = Numbers(round.seed);
         let mut life = match self.life.take().filter(|_| !round.number.is_multiple_of(LIFE)) {
             Some(life) => life,
             None => Life::begin(round.scratch.with_extension("life"), &mut random)?,
@@ -113,22 +114,22 @@ async fn create_topics(addresses: &str) -> Result<(), String> {
 }
 
 impl Life {
-    fn begin(directory: PathBuf, random: &mut Random) -> Result<Life, String> {
+    fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Life, String> {
         let _ = fs::remove_dir_all(&directory);
         fs::create_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))?;
-        let listen = free_ports(SHARDS, random.next())?;
+        let listen = free_ports(SHARDS, random.draw())?;
         let serve = Serve { data: directory.join("data"), log: directory.join("broker.log"), listen, shards: 2 };
         let broker = serve.start()?;
         block_on(create_topics(&serve.listen))?;
         let addresses = bootstrap(&serve.listen);
-        let start = |number| Worker::start(&directory, number as u8, &addresses, random.next());
+        let start = |number| Worker::start(&directory, number as u8, &addresses, random.draw());
         let workers = (0..KINDS.len()).map(start).collect::<Result<_, _>>()?;
         let ledger = Ledger::new(KINDS.len(), &kept_bytes());
         Ok(Life { directory, serve, broker, workers, ledger, acks: 0, ready_at: Instant::now() })
     }
 
     /// One round.
-    fn crash(&mut self, round: &mut Round<'_>, random: &mut Random) -> Result<(), String> {
+    fn crash(&mut self, round: &mut Round<'_>, random: &mut Numbers) -> Result<(), String> {
         self.wait_for_acks()?;
         if random.below(ONE_LONG_IN) == 0 {
             std::thread::sleep(LONG.saturating_sub(self.ready_at.elapsed()));

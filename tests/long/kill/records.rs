@@ -6,6 +6,7 @@ use std::time::Duration;
 use corelane::batch::Compression;
 
 use super::ledger::Id;
+use crate::crash::Numbers;
 
 /// Bytes at the front of a value: producer and sequence.
 const ID_BYTES: usize = 9;
@@ -120,28 +121,9 @@ pub const KINDS: &[Kind] = &[
     },
 ];
 
-/// Numbers from a seed (SplitMix64).
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// Below `end`.
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end.max(1)
-    }
-}
-
 impl Kind {
     /// Where the next record goes, and its size, bytes.
-    pub fn draw(&self, random: &mut Random) -> (usize, usize) {
+    pub fn draw(&self, random: &mut Numbers) -> (usize, usize) {
         let place = random.below(PLACES as u64) as usize;
         if place >= LARGE && self.one_huge_in > 0 && random.below(self.one_huge_in) == 0 {
             return (place, (8 << 20) + random.below(3 << 20) as usize);
@@ -162,9 +144,9 @@ pub fn value(id: Id, len: usize, out: &mut Vec<u8>) {
     out.clear();
     out.push(id.producer);
     out.extend_from_slice(&id.sequence.to_le_bytes());
-    let mut random = Random(id.sequence << 8 | u64::from(id.producer));
+    let mut random = Numbers(id.sequence << 8 | u64::from(id.producer));
     while out.len() < len {
-        let word = random.next();
+        let word = random.draw();
         let word = if word & 0x800 == 0 { u64::from(word as u8) } else { word };
         out.extend_from_slice(&word.to_le_bytes());
     }

@@ -15,7 +15,8 @@ use corelane::client::{Client, DeliveryFuture, Producer, ProducerRecord};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::ledger::{Ack, Id};
-use super::records::{KINDS, Kind, PLACES, Random, hash, place_name, value};
+use super::records::{KINDS, Kind, PLACES, hash, place_name, value};
+use crate::crash::Numbers;
 use crate::broker::last_words;
 
 /// The word that makes the program a worker.
@@ -245,7 +246,7 @@ async fn send_until(
     seed: u64,
     pending: &[UnboundedSender<Pending>],
 ) -> Result<(), String> {
-    let mut random = Random(seed ^ u64::from(number) << 56);
+    let mut random = Numbers(seed ^ u64::from(number) << 56);
     let mut bytes = Vec::new();
     let (mut begin, mut steps) = (Instant::now(), 0u64);
     // A few records at a time, as a clock ticks no finer.
