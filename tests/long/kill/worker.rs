@@ -16,8 +16,8 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::ledger::{Ack, Id};
 use super::records::{KINDS, Kind, PLACES, hash, place_name, value};
-use crate::crash::Numbers;
 use crate::broker::last_words;
+use crate::crash::Numbers;
 
 /// The word that makes the program a worker.
 pub const WORD: &str = "--kill-worker";
