@@ -70,9 +70,10 @@ impl Budget {
         self.unflushed.get() < self.unflushed_share && self.accounted.get() < self.tail_share
     }
 
-    /// Whether write-behind should work: from half of a share on.
+    /// Whether write-behind should work: from half of the unflushed share on, or where eviction alone can't keep the tail at its half. A tail full
+    /// of flushed batches asks for nothing: flushes would go on all the time, each of a few blocks.
     pub fn wants_flush(&self) -> bool {
-        self.unflushed.get() > self.unflushed_share / 2 || self.accounted.get() > self.tail_share / 2
+        self.unflushed.get() > self.unflushed_share / 2 || self.accounted.get() > self.tail_share / 4 * 3
     }
 
     /// Whether flushed batches should leave the tail memory.
@@ -115,6 +116,10 @@ mod tests {
         assert!(!budget.has_room());
         budget.sub_unflushed(8 << 20);
         assert!(budget.has_room());
+        budget.accounted().set(9 << 20);
+        assert!(budget.wants_eviction() && !budget.wants_flush(), "flushed batches fill the tail");
+        budget.accounted().set(13 << 20);
+        assert!(budget.wants_flush(), "eviction does not get it down");
         assert!(budget.begin_receive(100 << 20), "one request may be larger than the share");
         assert!(!budget.begin_receive(1));
         budget.end_receive(100 << 20);

@@ -37,6 +37,7 @@ use crate::shard::reserve::{Reserve, is_no_space};
 use crate::shard::ring::Ring;
 use crate::shard::segment_files::SegmentFiles;
 use crate::shard::tail::Chunk;
+use crate::shard::write_behind;
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 /// The store of one shard.
@@ -483,6 +484,7 @@ impl Store {
         if !cell.queued_for_flush.replace(true) {
             self.unflushed.borrow_mut().push_back(cell.clone());
         }
+        write_behind::make_way(self);
         if self.budget.wants_flush() {
             self.write_behind.notify();
         }

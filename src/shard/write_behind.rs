@@ -30,10 +30,12 @@ const WRITES_IN_FLIGHT: usize = 4;
 const FLUSHES: usize = 16;
 /// Pause when nothing could be flushed.
 const RETRY: Duration = Duration::from_millis(1);
+/// Batches that leave the memory tail for one that comes: more than one, so that memory falls back to its bound.
+const EVICTED_PER_APPEND: usize = 4;
 /// A partition without an append for so long is flushed whole, s.
 const IDLE_SECONDS: u64 = 10;
 
-/// The write-behind task: flushes, oldest first, while memory is more than half used.
+/// The write-behind task: flushes, oldest first, while too much is in memory only.
 pub async fn run(store: Rc<Store>) {
     loop {
         let ticket = store.write_behind.ticket();
@@ -309,15 +311,30 @@ pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
 }
 
 /// Lets flushed batches leave the memory tail, oldest first, until half of its share is used. Unflushed ones that pin a large buffer are copied out.
-pub fn evict(store: &Store) {
+fn evict(store: &Store) {
     let mut rounds = store.tails.borrow().len();
     while store.budget.wants_eviction() && rounds > 0 {
         rounds -= 1;
         let Some(cell) = store.tails.borrow_mut().pop_front() else { return };
-        let flushed = cell.machine.borrow().flushed();
-        let gone = cell.tail.borrow_mut().pop_flushed(flushed);
-        if gone.is_none() && cell.tail.borrow_mut().copy_out_first(store.budget.accounted()) {
+        if !evict_first(&cell) && cell.tail.borrow_mut().copy_out_first(store.budget.accounted()) {
             store.tails.borrow_mut().push_back(cell);
         }
     }
+}
+
+/// After an append: lets a few of the oldest go, as long as they are flushed.
+pub fn make_way(store: &Store) {
+    for _ in 0..EVICTED_PER_APPEND {
+        let Some(cell) = store.tails.borrow().front().filter(|_| store.budget.wants_eviction()).cloned() else { return };
+        if !evict_first(&cell) && cell.tail.borrow().first_offset().is_some() {
+            return;
+        }
+        store.tails.borrow_mut().pop_front();
+    }
+}
+
+/// Lets the partition's oldest batch go if it is flushed.
+fn evict_first(cell: &PartitionCell) -> bool {
+    let flushed = cell.machine.borrow().flushed();
+    cell.tail.borrow_mut().pop_flushed(flushed).is_some()
 }
