@@ -143,6 +143,10 @@ pub const MAX_CONNECTIONS: usize = 10_000;
 pub const MAX_IN_FLIGHT: u32 = 1024;
 /// Bytes of answers that may wait for a slow reader before its requests wait too.
 pub const MAX_QUEUED_ANSWER: usize = 8 * 1024 * 1024;
+/// A connection whose peer takes nothing of what waits for it is closed after this long, s.
+pub const ANSWER_DEADLINE_S: u64 = 30;
+/// The same while memory is short: what waits pins memory that appends need, s.
+pub const ANSWER_DEADLINE_PRESSED_S: u64 = 5;
 /// A frame is to be complete after this long and a second for each [`MIN_FRAME_RATE`] bytes, s.
 pub const FRAME_DEADLINE_S: u64 = 30;
 /// Slowest rate of a frame, bytes per second.

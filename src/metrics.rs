@@ -51,6 +51,7 @@ enumerated! {
         ConnectionsAccepted = "connections_accepted", "Connections accepted.";
         ConnectionsRefused = "connections_refused", "Connections closed at once, over the limit.";
         FramesRefused = "frames_refused", "Frames that did not check or came too slowly; their connection was closed.";
+        SlowPeersClosed = "slow_peers_closed", "Connections closed because their peer took nothing of what it had asked for.";
         MeshSent = "mesh_sent", "Requests forwarded to the shard that owns the partition.";
         MeshServed = "mesh_served", "Requests served for another shard.";
         LongPolls = "long_polls", "Fetches that had to wait for records.";

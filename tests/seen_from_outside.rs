@@ -5,8 +5,6 @@ mod support;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -162,26 +160,9 @@ fn files(dir: &Path) -> Vec<(PathBuf, u64, u64)> {
     found
 }
 
-/// The sum over all shards of a counter at the admin port.
-fn counter(admin: &str, name: &str) -> u64 {
-    let mut socket = TcpStream::connect(admin).expect("the admin port");
-    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket option");
-    write!(socket, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").expect("a request");
-    let mut text = String::new();
-    socket.read_to_string(&mut text).expect("an answer");
-    let name = format!("corelane_{name}_total{{");
-    let values: Vec<u64> = text
-        .lines()
-        .filter(|line| line.starts_with(&name))
-        .map(|line| line.rsplit_once(' ').and_then(|(_, value)| value.parse().ok()).unwrap_or_else(|| panic!("no count in {line:?}")))
-        .collect();
-    assert_eq!(values.len(), SHARDS, "{name} once for each shard");
-    values.iter().sum()
-}
-
 /// Requests that went through the mesh, counted at both of its ends.
-fn mesh(admin: &str) -> (u64, u64) {
-    (counter(admin, "mesh_sent"), counter(admin, "mesh_served"))
+fn mesh(broker: &Broker) -> (u64, u64) {
+    (broker.metric("mesh_sent_total"), broker.metric("mesh_served_total"))
 }
 
 #[test]
@@ -205,11 +186,7 @@ fn a_loaded_broker_is_pinned_direct_and_uncached() {
         look(&broker, &data);
         over.store(true, Ordering::Relaxed);
     });
-    assert_eq!(
-        mesh(broker.admin.as_deref().expect("an admin port")),
-        (0, 0),
-        "the native client goes to the shard that owns the partition"
-    );
+    assert_eq!(mesh(&broker), (0, 0), "the native client goes to the shard that owns the partition");
     assert_eq!(broker.stop(), 0);
 }
 
@@ -262,7 +239,7 @@ fn one_advertised_endpoint_makes_the_mesh_carry_requests() {
     client.admin().create_topic(NewTopic::new("meshed").partitions(PARTITIONS)).expect("a topic");
     load(&client, "meshed", 1 << 20);
     read(&client, "meshed", (1 << 20) / RECORD);
-    let (sent, served) = mesh(broker.admin.as_deref().expect("an admin port"));
+    let (sent, served) = mesh(&broker);
     assert!(sent > 0 && served > 0, "shard 0 hands on what is not its own: {sent} sent, {served} served");
     assert_eq!(broker.stop(), 0);
 }

@@ -34,6 +34,9 @@ const PIECE: usize = 1 << 20;
 /// Pieces that are being written while the next is received.
 const IN_FLIGHT: usize = 2;
 
+/// Memory of one batch on its way, bytes.
+pub const MEMORY: usize = PIECE * (IN_FLIGHT + 1);
+
 /// A batch on its way into a file.
 pub struct Adoption {
     store: Rc<Store>,

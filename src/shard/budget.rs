@@ -14,6 +14,9 @@ pub struct Budget {
     cache_share: usize,
     receive_share: usize,
     receiving: Cell<usize>,
+    /// Bytes in memory that wait for their peers to take them.
+    answers: Rc<Cell<usize>>,
+    answer_share: usize,
 }
 
 /// Smallest memory of a shard, bytes.
@@ -21,7 +24,7 @@ pub const MIN_SHARD_MEMORY: usize = 32 << 20;
 
 impl Budget {
     /// Divides `memory` bytes: an eighth for bytes that are not in segments yet, a quarter for these and the tail together, three eighths for the read cache,
-    /// an eighth for requests being received; the rest is for everything small.
+    /// an eighth for requests being received, an eighth for answers that wait for their peers; the rest is for everything small.
     pub fn new(memory: usize) -> Budget {
         let memory = memory.max(MIN_SHARD_MEMORY);
         Budget {
@@ -32,6 +35,8 @@ impl Budget {
             cache_share: memory / 8 * 3,
             receive_share: memory / 8,
             receiving: Cell::new(0),
+            answers: Rc::default(),
+            answer_share: memory / 8,
         }
     }
 
@@ -73,7 +78,7 @@ impl Budget {
     /// Whether write-behind should work: from half of the unflushed share on, or where eviction alone can't keep the tail at its half. A tail full
     /// of flushed batches asks for nothing: flushes would go on all the time, each of a few blocks.
     pub fn wants_flush(&self) -> bool {
-        self.unflushed.get() > self.unflushed_share / 2 || self.accounted.get() > self.tail_share / 4 * 3
+        self.unflushed.get() > self.unflushed_share / 2 || self.is_tail_pressed()
     }
 
     /// Whether flushed batches should leave the tail memory.
@@ -94,6 +99,21 @@ impl Budget {
     /// Gives it back.
     pub fn end_receive(&self, bytes: usize) {
         self.receiving.set(self.receiving.get() - bytes);
+    }
+
+    /// Counter for bytes that wait for their peers.
+    pub fn answers(&self) -> &Rc<Cell<usize>> {
+        &self.answers
+    }
+
+    /// Bytes that another answer may hold. With none left an answer still gets one batch: a reader that takes what it is sent goes on, slowly.
+    pub fn answer_room(&self) -> usize {
+        self.answer_share.saturating_sub(self.answers.get())
+    }
+
+    /// Whether what waits for slow peers is in the way of appends.
+    pub fn is_tail_pressed(&self) -> bool {
+        self.accounted.get() > self.tail_share / 4 * 3
     }
 
     /// Bytes of requests being received.
@@ -124,5 +144,8 @@ mod tests {
         assert!(!budget.begin_receive(1));
         budget.end_receive(100 << 20);
         assert!(budget.begin_receive(1));
+        assert_eq!(budget.answer_room(), 8 << 20);
+        budget.answers().set(9 << 20);
+        assert_eq!(budget.answer_room(), 0);
     }
 }

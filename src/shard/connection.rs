@@ -26,7 +26,7 @@ use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Request, Respon
 use crate::shard::adoption;
 use crate::shard::buffer::AppendBuffer;
 use crate::shard::context::{ConnectionState, Context};
-use crate::shard::net::{Outgoing, Sender};
+use crate::shard::net::{OpenRequest, Outgoing, Sender};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, PendingProduce};
 use crate::shard::produce::{self, append_large, batch_refusal};
@@ -58,7 +58,7 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     if stream.set_nodelay(true).is_err() {
         return;
     }
-    let sender = Sender::new(&stream, context.metrics.clone());
+    let sender = Sender::new(&stream, context.store.budget.answers().clone(), context.metrics.clone());
     let (read, write) = stream.split();
     let writer = glommio::spawn_local(sender.clone().run(write)).detach();
     let state =
@@ -122,7 +122,11 @@ impl Connection {
             }
             match wire::peek(&self.buffer[self.start..self.end], limits::MAX_FRAME)? {
                 Some(prefix) if prefix.total_len() > RECEIVE_BUFFER => self.long_frame(prefix).await?,
-                Some(prefix) if prefix.total_len() <= self.end - self.start => self.short_frame(prefix).await?,
+                Some(prefix) if prefix.total_len() <= self.end - self.start => {
+                    // It came in time; how long it waits for room is not the client's doing.
+                    self.state.deadline.set(0);
+                    self.short_frame(prefix).await?;
+                }
                 _ => {
                     self.fill().await?;
                     continue;
@@ -184,6 +188,10 @@ impl Connection {
         } else if self.end == self.buffer.len() {
             self.buffer.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, self.end - self.start);
+        }
+        if self.start < self.end && self.state.deadline.get() == 0 {
+            // The beginning of a frame came with the end of the one before.
+            self.state.deadline.set(self.context.store.seconds.get() + limits::FRAME_DEADLINE_S);
         }
         let received = poll_fn(|task| {
             if self.buffer.is_empty() {
@@ -254,7 +262,8 @@ impl Connection {
     /// A frame that gets memory of its own.
     async fn long_frame(&mut self, prefix: FramePrefix) -> Result<(), End> {
         let allowed = limits::FRAME_DEADLINE_S + prefix.total_len() as u64 / limits::MIN_FRAME_RATE;
-        let in_memory = prefix.header_len() + if prefix.payload_len() > ADOPT_APPEND { 0 } else { prefix.payload_len() };
+        let payload = if prefix.payload_len() > ADOPT_APPEND { adoption::MEMORY } else { prefix.payload_len() };
+        let in_memory = prefix.header_len() + payload;
         let _lease = ReceiveLease::take(&self.context, in_memory).await;
         self.state.deadline.set(self.context.store.seconds.get() + allowed);
         self.start += PREFIX_LEN.min(self.end - self.start);
@@ -449,7 +458,13 @@ impl Connection {
     }
 
     fn answer(&self, correlation: u64, acks: Acks) -> Box<dyn Answer> {
-        Box::new(ProduceAnswer { context: self.context.clone(), sender: self.sender.clone(), correlation, silent: acks == Acks::None })
+        Box::new(ProduceAnswer {
+            context: self.context.clone(),
+            sender: self.sender.clone(),
+            correlation,
+            silent: acks == Acks::None,
+            _open: self.sender.begin_request(),
+        })
     }
 
     /// Answers a request that can't be read, if it can be told which it is.
@@ -507,6 +522,7 @@ struct ProduceAnswer {
     sender: Rc<Sender>,
     correlation: u64,
     silent: bool,
+    _open: OpenRequest,
 }
 
 impl Answer for ProduceAnswer {

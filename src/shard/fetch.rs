@@ -13,7 +13,7 @@ use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal,
 use crate::shard::context::Context;
 use crate::shard::event::{Event, Ticket, wait_any};
 use crate::shard::mesh::{MeshReply, shard_gone};
-use crate::shard::net::Outgoing;
+use crate::shard::net::{Outgoing, Sender, Turn};
 use crate::shard::partition_cell::PartitionCell;
 
 /// An answer: one result for each partition asked, and the bytes in the same order.
@@ -34,37 +34,88 @@ impl FetchAnswer {
     }
 }
 
-/// Answers a fetch whose partitions may be anywhere on this node.
-pub async fn fetch(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
-    if request.partitions.iter().all(|p| context.is_mine(&p.partition)) {
-        return fetch_mine(context, request).await;
+/// Answers a fetch whose partitions may be anywhere on this node. What is answered is read in the connection's turn, which ends when the answer is queued;
+/// a wait for more takes no turn. `None` if the connection is over.
+pub async fn fetch(context: &Rc<Context>, sender: &Rc<Sender>, request: &Fetch) -> Option<(FetchAnswer, Turn)> {
+    let cells = match request.partitions.iter().all(|p| context.is_mine(&p.partition)) {
+        true => Some(cells(context, request)),
+        false => None,
+    };
+    let mut wait = Wait::begin(request);
+    loop {
+        let turn = sender.turn().await?;
+        let tickets = tickets(cells.as_deref().unwrap_or_default());
+        let answer = match &cells {
+            Some(cells) => read_now(context, request, cells).await,
+            None => ask_everywhere(context, request).await,
+        };
+        if wait.is_over(context) || answer.is_enough(request.min_bytes as usize) {
+            return Some((answer, turn));
+        }
+        drop((answer, turn));
+        wait.count(context);
+        match &cells {
+            Some(_) => drop(wait_any(&tickets, wait.deadline).await),
+            None => wait_everywhere(context, request, wait.left_ms()).await,
+        }
     }
-    fetch_everywhere(context, request).await
 }
 
 /// Answers a fetch of this shard's partitions: at once with what is there if that is enough, else when it is or the wait is over.
 pub async fn fetch_mine(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
-    let deadline = Instant::now() + Duration::from_millis(u64::from(request.max_wait_ms.min(limits::MAX_FETCH_WAIT_MS)));
-    let cells: Vec<_> = request.partitions.iter().map(|p| context.store.partition(&p.partition)).collect();
-    let mut waited = false;
+    let cells = cells(context, request);
+    let mut wait = Wait::begin(request);
     loop {
-        let tickets: Vec<(&Event, Ticket)> = cells.iter().flatten().map(|c| (&c.committed, c.committed.ticket())).collect();
+        let tickets = tickets(&cells);
         let answer = read_now(context, request, &cells).await;
-        let in_time = Instant::now() < deadline && !context.draining.get();
-        if answer.is_enough(request.min_bytes as usize) || !in_time {
+        if wait.is_over(context) || answer.is_enough(request.min_bytes as usize) {
             return answer;
         }
         drop(answer);
-        if !std::mem::replace(&mut waited, true) {
+        wait.count(context);
+        wait_any(&tickets, wait.deadline).await;
+    }
+}
+
+fn cells(context: &Context, request: &Fetch) -> Vec<Option<Rc<PartitionCell>>> {
+    request.partitions.iter().map(|p| context.store.partition(&p.partition)).collect()
+}
+
+fn tickets(cells: &[Option<Rc<PartitionCell>>]) -> Vec<(&Event, Ticket)> {
+    cells.iter().flatten().map(|c| (&c.committed, c.committed.ticket())).collect()
+}
+
+/// The wait of a fetch for as much as it wants.
+struct Wait {
+    deadline: Instant,
+    counted: bool,
+}
+
+impl Wait {
+    fn begin(request: &Fetch) -> Wait {
+        let most = Duration::from_millis(u64::from(request.max_wait_ms.min(limits::MAX_FETCH_WAIT_MS)));
+        Wait { deadline: Instant::now() + most, counted: false }
+    }
+
+    fn is_over(&self, context: &Context) -> bool {
+        Instant::now() >= self.deadline || context.draining.get()
+    }
+
+    fn left_ms(&self) -> u32 {
+        self.deadline.saturating_duration_since(Instant::now()).as_millis() as u32
+    }
+
+    /// It goes on: a request counts once.
+    fn count(&mut self, context: &Context) {
+        if !std::mem::replace(&mut self.counted, true) {
             context.metrics.add(Counter::LongPolls, 1);
         }
-        wait_any(&tickets, deadline).await;
     }
 }
 
 async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<PartitionCell>>]) -> FetchAnswer {
     let mut answer = FetchAnswer::default();
-    let most = request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize;
+    let most = (request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize).min(context.store.budget.answer_room());
     for (wanted, cell) in request.partitions.iter().zip(cells) {
         let outcome = match cell {
             None => Err(context.unknown(&wanted.partition)),
@@ -130,13 +181,13 @@ async fn read_partition(
             Err(refusal) => return Err(refusal),
         };
         context.store.reader.read_ahead(&context.store, cell, &run);
-        let (data, range) = run.from(offset, left.max(1));
+        let range = run.from(offset, left.max(1));
         if !at_least_one && range.len() > left {
             break;
         }
         let end = run.offset_after(&range);
         taken += range.len();
-        answer.pieces.push(Outgoing::Disk(data, range));
+        answer.pieces.push(Outgoing::Run(run, range));
         records += end - offset;
         offset = end;
     }
@@ -191,29 +242,32 @@ fn read_tail(
     Some((taken, end))
 }
 
-/// Asks every shard concerned. The first with something to say ends the wait of all.
-async fn fetch_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
+/// Asks every shard concerned for what it has now.
+async fn ask_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
     let mut parts: Vec<Option<FetchAnswer>> = (0..context.mesh.shards()).map(|_| None).collect();
-    let first = Fetch { max_wait_ms: 0, ..request.clone() };
-    let mut enough = 0;
+    let now = Fetch { max_wait_ms: 0, ..request.clone() };
     for shard in 0..context.mesh.shards() {
-        if let Some(part) = of_shard(context, &first, shard) {
-            let answer = ask(context, shard, part).await;
-            enough += if answer.is_enough(usize::MAX) { request.min_bytes as usize } else { answer.bytes };
-            parts[shard as usize] = Some(answer);
-        }
-    }
-    if enough < request.min_bytes as usize && request.max_wait_ms > 0 {
-        context.metrics.add(Counter::LongPolls, 1);
-        let waits: FuturesUnordered<_> = (0..context.mesh.shards())
-            .filter_map(|shard| of_shard(context, request, shard).map(|part| async move { (shard, ask(context, shard, part).await) }))
-            .collect();
-        futures_util::pin_mut!(waits);
-        if let Some((shard, answer)) = waits.next().await {
-            parts[shard as usize] = Some(answer);
+        if let Some(part) = of_shard(context, &now, shard) {
+            parts[shard as usize] = Some(ask(context, shard, part).await);
         }
     }
     join(context, request, parts)
+}
+
+/// Ends when one of the shards has enough, after `max_wait_ms` at the latest.
+async fn wait_everywhere(context: &Rc<Context>, request: &Fetch, max_wait_ms: u32) {
+    let request = Fetch { max_wait_ms, ..request.clone() };
+    let waits: FuturesUnordered<_> = (0..context.mesh.shards())
+        .filter_map(|shard| of_shard(context, &request, shard).map(|part| (shard, part)))
+        .map(|(shard, part)| async move {
+            match shard == context.mesh.shard() {
+                true => drop(fetch_mine(context, &part).await),
+                false => drop(context.mesh.probe(shard, part).await.recv().await),
+            }
+        })
+        .collect();
+    futures_util::pin_mut!(waits);
+    waits.next().await;
 }
 
 fn of_shard(context: &Context, request: &Fetch, shard: u32) -> Option<Fetch> {

@@ -42,10 +42,19 @@ async fn keep_reserve(context: &Context) {
     }
 }
 
-/// Closes connections whose frame is overdue.
+/// Closes connections whose frame is overdue, and those whose peer takes nothing of what waits for it.
 fn sweep_connections(context: &Context) {
     let now = context.store.seconds.get();
+    let patience = match context.store.budget.is_tail_pressed() {
+        true => limits::ANSWER_DEADLINE_PRESSED_S,
+        false => limits::ANSWER_DEADLINE_S,
+    };
     for state in context.connections.borrow().values() {
+        if !state.sender.is_closed() && state.sender.stalled() >= Duration::from_secs(patience) {
+            context.metrics.add(Counter::SlowPeersClosed, 1);
+            tracing::warn!(bytes = state.sender.queued_bytes(), "a connection is closed: its peer does not take what it asked for");
+            state.sender.close();
+        }
         if state.deadline.get() != 0 && state.deadline.get() < now && !state.sender.is_closed() {
             context.metrics.add(Counter::FramesRefused, 1);
             tracing::warn!("a connection is closed: its frame did not come in time");
@@ -115,7 +124,7 @@ fn gauges(context: &Context) {
     metrics.set(Gauge::MemoryUnflushed, unflushed);
     metrics.set(Gauge::MemoryTail, (store.budget.accounted().get() as u64).saturating_sub(unflushed));
     metrics.set(Gauge::MemoryCache, store.reader.used() as u64);
-    metrics.set(Gauge::MemorySend, context.connections.borrow().values().map(|c| c.sender.queued_bytes() as u64).sum());
+    metrics.set(Gauge::MemorySend, store.budget.answers().get() as u64);
     let (used, capacity) = store.ring.occupancy_bytes();
     metrics.set(Gauge::JournalUsed, used);
     metrics.set(Gauge::JournalCapacity, capacity);

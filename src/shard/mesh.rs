@@ -7,7 +7,7 @@ use async_channel::{Receiver, Sender, bounded};
 use bytes::Bytes;
 
 use crate::limits::MESH_QUEUE;
-use crate::request::{Code, Refusal, Request, Response};
+use crate::request::{Code, Fetch, Refusal, Request, Response};
 
 /// A request for another shard.
 pub struct MeshRequest {
@@ -15,6 +15,8 @@ pub struct MeshRequest {
     pub request: Request,
     /// What the request's ranges point into.
     pub payload: Bytes,
+    /// Of a fetch: answer when there is enough, without the batches.
+    pub is_probe: bool,
     /// Where the answer goes.
     pub reply: Sender<MeshReply>,
 }
@@ -54,9 +56,18 @@ impl Mesh {
 
     /// Hands a request to another shard; requests to one shard arrive in the order in which this returned.
     pub async fn send(&self, shard: u32, request: Request, payload: Bytes) -> Receiver<MeshReply> {
+        self.hand_over(shard, request, payload, false).await
+    }
+
+    /// As [`Mesh::send`] of a fetch whose batches are not wanted, only the moment from which they are there.
+    pub async fn probe(&self, shard: u32, fetch: Fetch) -> Receiver<MeshReply> {
+        self.hand_over(shard, Request::Fetch(fetch), Bytes::new(), true).await
+    }
+
+    async fn hand_over(&self, shard: u32, request: Request, payload: Bytes, is_probe: bool) -> Receiver<MeshReply> {
         let (reply, answer) = bounded(1);
         // A shard that has ended drops the request, and so the sender of the answer: the caller sees that.
-        let _ = self.others[shard as usize].send(MeshRequest { request, payload, reply }).await;
+        let _ = self.others[shard as usize].send(MeshRequest { request, payload, is_probe, reply }).await;
         answer
     }
 

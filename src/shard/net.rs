@@ -7,10 +7,11 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, RawFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::AsyncWriteExt;
@@ -18,11 +19,12 @@ use glommio::io::ReadResult;
 use glommio::net::{TcpListener, TcpStream};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use crate::limits::BLOCK;
+use crate::limits::{self, BLOCK};
 use crate::metrics::{ShardMetrics, Stage};
 use crate::shard::buffer::Piece;
 use crate::shard::disk::DataFile;
 use crate::shard::event::Event;
+use crate::shard::reader::Run;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -56,8 +58,10 @@ pub enum Outgoing {
     Owned(Vec<u8>),
     /// Record batches from the tail.
     Tail(Piece),
-    /// Record batches from disk: the result and the range of it.
-    Disk(ReadResult, std::ops::Range<usize>),
+    /// Record batches from disk: checked ones, and the range of them.
+    Run(Rc<Run>, Range<usize>),
+    /// A piece of a segment that is too large for memory: the result and the range of it.
+    Disk(ReadResult, Range<usize>),
     /// From another shard.
     Shared(Bytes),
     /// A part of a segment that is too large for memory; the writer task reads and sends it piece by piece.
@@ -76,6 +80,7 @@ impl Outgoing {
         match self {
             Outgoing::Owned(bytes) => bytes,
             Outgoing::Tail(piece) => piece.bytes(),
+            Outgoing::Run(run, range) => run.part(range),
             Outgoing::Disk(result, range) => &result[range.clone()],
             Outgoing::Shared(bytes) => bytes,
             Outgoing::Segment { .. } => &[],
@@ -95,6 +100,11 @@ impl Outgoing {
         self.len() == 0
     }
 
+    /// Bytes of it that are in memory.
+    pub fn in_memory(&self) -> usize {
+        self.bytes().len()
+    }
+
     /// Its first `at` bytes, and what is left if that is not all.
     pub fn split(self, at: usize) -> (Outgoing, Option<Outgoing>) {
         if at >= self.len() {
@@ -106,6 +116,10 @@ impl Outgoing {
                 (Outgoing::Owned(bytes), Some(Outgoing::Owned(rest)))
             }
             Outgoing::Tail(piece) => (Outgoing::Tail(piece.part(0..at)), Some(Outgoing::Tail(piece.part(at..piece.len())))),
+            Outgoing::Run(run, range) => {
+                let middle = range.start + at;
+                (Outgoing::Run(run.clone(), range.start..middle), Some(Outgoing::Run(run, middle..range.end)))
+            }
             Outgoing::Disk(data, range) => {
                 let middle = range.start + at;
                 (Outgoing::Disk(data.clone(), range.start..middle), Some(Outgoing::Disk(data, middle..range.end)))
@@ -136,6 +150,14 @@ pub struct Sender {
     /// The writer task waits for this when there is nothing that it has to push.
     blocked: Event,
     drained: Event,
+    /// Requests of the connection that are not answered.
+    open_requests: Cell<u32>,
+    /// A fetch of the connection is being answered: others wait, so that no more than one answer is built beyond what may be queued.
+    is_answering: Cell<bool>,
+    /// The shard's counter of bytes in memory that wait for their peers.
+    answers: Rc<Cell<usize>>,
+    /// When the peer last took something, while anything waits.
+    progress_at: Cell<Option<Instant>>,
     closed: Cell<bool>,
     /// It is among the connections that are flushed next.
     pub(super) listed: Cell<bool>,
@@ -144,9 +166,32 @@ pub struct Sender {
     metrics: Arc<ShardMetrics>,
 }
 
+/// The right to answer a fetch; ends when dropped.
+pub struct Turn(Rc<Sender>);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.0.is_answering.set(false);
+        self.0.drained.notify();
+    }
+}
+
+/// A request that is not answered; ends when dropped.
+pub struct OpenRequest(Rc<Sender>);
+
+impl Drop for OpenRequest {
+    fn drop(&mut self) {
+        let open = self.0.open_requests.get();
+        self.0.open_requests.set(open - 1);
+        if open == limits::MAX_IN_FLIGHT {
+            self.0.drained.notify();
+        }
+    }
+}
+
 impl Sender {
-    /// For the socket of `stream`; `close` before the stream is dropped.
-    pub fn new(stream: &TcpStream, metrics: Arc<ShardMetrics>) -> Rc<Sender> {
+    /// For the socket of `stream`; `close` before the stream is dropped. `answers` counts the bytes in memory that wait, of all connections.
+    pub fn new(stream: &TcpStream, answers: Rc<Cell<usize>>, metrics: Arc<ShardMetrics>) -> Rc<Sender> {
         Rc::new(Sender {
             fd: stream.as_raw_fd(),
             queue: RefCell::default(),
@@ -155,6 +200,10 @@ impl Sender {
             is_writing: Cell::new(false),
             blocked: Event::default(),
             drained: Event::default(),
+            open_requests: Cell::new(0),
+            is_answering: Cell::new(false),
+            answers,
+            progress_at: Cell::new(None),
             closed: Cell::new(false),
             listed: Cell::new(false),
             waiting_since: Cell::new(None),
@@ -168,15 +217,43 @@ impl Sender {
             return;
         }
         if self.waiting_since.get().is_none() {
-            self.waiting_since.set(Some(Instant::now()));
+            let now = Some(Instant::now());
+            self.waiting_since.set(now);
+            self.progress_at.set(now);
         }
         self.queued_bytes.set(self.queued_bytes.get() + item.len());
+        self.answers.set(self.answers.get() + item.in_memory());
         self.queue.borrow_mut().push_back(item);
+    }
+
+    /// Counts a request until what is returned is dropped.
+    pub fn begin_request(self: &Rc<Sender>) -> OpenRequest {
+        self.open_requests.set(self.open_requests.get() + 1);
+        OpenRequest(self.clone())
     }
 
     /// Bytes that wait.
     pub fn queued_bytes(&self) -> usize {
         self.queued_bytes.get()
+    }
+
+    /// How long the peer has taken nothing of what waits.
+    pub fn stalled(&self) -> Duration {
+        self.progress_at.get().map_or(Duration::ZERO, |at| at.elapsed())
+    }
+
+    /// Waits until a fetch may be answered: no other is, and not too much is queued. `None` if the connection is over.
+    pub async fn turn(self: &Rc<Sender>) -> Option<Turn> {
+        loop {
+            let ticket = self.drained.ticket();
+            if self.closed.get() {
+                return None;
+            }
+            if self.queued_bytes.get() <= limits::MAX_QUEUED_ANSWER && !self.is_answering.replace(true) {
+                return Some(Turn(self.clone()));
+            }
+            self.drained.wait(ticket).await;
+        }
     }
 
     /// Whether the connection is over.
@@ -190,8 +267,11 @@ impl Sender {
         if self.closed.replace(true) {
             return;
         }
-        self.queue.borrow_mut().clear();
+        for item in self.queue.take() {
+            self.release(item);
+        }
         self.queued_bytes.set(0);
+        self.progress_at.set(None);
         // SAFETY: shutdown on a descriptor that is open: the owner of the stream calls `close` before it drops it.
         unsafe { libc::shutdown(self.fd, libc::SHUT_RDWR) };
         self.blocked.notify();
@@ -211,6 +291,7 @@ impl Sender {
     }
 
     fn all_sent(&self) {
+        self.progress_at.set(None);
         if let Some(since) = self.waiting_since.take() {
             self.metrics.record(Stage::Respond, since.elapsed().as_nanos() as u64);
         }
@@ -255,18 +336,33 @@ impl Sender {
     }
 
     fn forget(&self, mut sent: usize) {
-        self.queued_bytes.set(self.queued_bytes.get() - sent);
+        let before = self.queued_bytes.get();
+        self.queued_bytes.set(before - sent);
         let mut queue = self.queue.borrow_mut();
         while let Some(first) = queue.front() {
             let left = first.len() - self.sent_of_first.get();
             if sent < left {
                 self.sent_of_first.set(self.sent_of_first.get() + sent);
-                return;
+                break;
             }
             sent -= left;
             self.sent_of_first.set(0);
-            queue.pop_front();
+            if let Some(gone) = queue.pop_front() {
+                self.release(gone);
+            }
         }
+        if !queue.is_empty() {
+            self.progress_at.set(Some(Instant::now()));
+        }
+        drop(queue);
+        if before > limits::MAX_QUEUED_ANSWER && self.queued_bytes.get() <= limits::MAX_QUEUED_ANSWER {
+            self.drained.notify();
+        }
+    }
+
+    /// An item leaves the queue.
+    fn release(&self, item: Outgoing) {
+        self.answers.set(self.answers.get() - item.in_memory());
     }
 
     /// The writer task: pushes what `flush` could not send whenever the socket is writable again. Ends when the connection is closed.
@@ -328,15 +424,17 @@ impl Sender {
         if len > taken {
             queue.push_front(Outgoing::Segment { file, position: position + taken as u64, len: len - taken });
         }
+        self.answers.set(self.answers.get() + taken);
         queue.push_front(Outgoing::Disk(read, skip..skip + taken));
         Ok(())
     }
 
-    /// Waits until at most `bytes` are queued or the connection is over.
+    /// Waits until at most `bytes` are queued and another request may be open, or the connection is over.
     pub async fn wait_below(&self, bytes: usize) {
         loop {
             let ticket = self.drained.ticket();
-            if self.closed.get() || self.queued_bytes.get() <= bytes {
+            let has_room = self.queued_bytes.get() <= bytes && self.open_requests.get() < limits::MAX_IN_FLIGHT;
+            if self.closed.get() || has_room {
                 return;
             }
             self.drained.wait(ticket).await;

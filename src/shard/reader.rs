@@ -49,6 +49,8 @@ pub struct Reader {
     metrics: Arc<ShardMetrics>,
     capacity: usize,
     used: Cell<usize>,
+    /// Bytes of all runs that are in memory: those of the cache, and those that wait for slow peers.
+    alive: Rc<Cell<usize>>,
     /// Bytes of reads ahead that are under way.
     ahead: Cell<usize>,
     runs: RefCell<BTreeMap<(TopicPartition, Offset), Slot>>,
@@ -75,6 +77,13 @@ pub struct Run {
     data: ReadResult,
     range: Range<usize>,
     after: Place,
+    alive: Rc<Cell<usize>>,
+}
+
+impl Drop for Run {
+    fn drop(&mut self) {
+        self.alive.set(self.alive.get() - self.data.len());
+    }
 }
 
 /// Where a read starts, and what is known there.
@@ -148,8 +157,8 @@ impl<T> Handles<T> {
 }
 
 impl Run {
-    /// The bytes from the batch that holds `offset`: as many whole batches as fit `max_bytes`, at least one.
-    pub fn from(&self, offset: Offset, max_bytes: usize) -> (ReadResult, Range<usize>) {
+    /// Where the bytes from the batch that holds `offset` are: as many whole batches as fit `max_bytes`, at least one.
+    pub fn from(&self, offset: Offset, max_bytes: usize) -> Range<usize> {
         let mut start = self.range.start;
         let mut header = self.header_at(start);
         while header.next_offset() <= offset {
@@ -164,12 +173,17 @@ impl Run {
             }
             end += next;
         }
-        (self.data.clone(), start..end)
+        start..end
     }
 
     /// The offset after the batches of a range that [`Run::from`] returned.
     pub fn offset_after(&self, range: &Range<usize>) -> Offset {
         if range.end == self.range.end { self.end_offset } else { self.header_at(range.end).base_offset }
+    }
+
+    /// The bytes of a range that [`Run::from`] returned, or of a part of it.
+    pub fn part(&self, range: &Range<usize>) -> &[u8] {
+        &self.data[range.clone()]
     }
 
     fn header_at(&self, at: usize) -> BatchHeader {
@@ -190,6 +204,7 @@ impl Reader {
             metrics,
             capacity,
             used: Cell::new(0),
+            alive: Rc::default(),
             ahead: Cell::new(0),
             runs: RefCell::default(),
             order: RefCell::default(),
@@ -219,6 +234,11 @@ impl Reader {
                 None => return self.load(cell, offset, None).await,
             }
         }
+    }
+
+    /// Whether runs that the cache has let go fill as much memory as a third of it: reads are small then, and none goes ahead.
+    fn is_pressed(&self) -> bool {
+        self.alive.get().saturating_sub(self.used.get()) > self.capacity / 3
     }
 
     fn cached(&self, partition: TopicPartition, offset: Offset) -> Option<Slot> {
@@ -299,7 +319,7 @@ impl Reader {
 
     /// Reads the runs after `run` in the background, as far as they are on disk and not there already.
     pub fn read_ahead(self: &Reader, store: &Rc<crate::shard::store::Store>, cell: &Rc<PartitionCell>, run: &Run) {
-        if run.after.read <= MIN_READ {
+        if run.after.read <= MIN_READ || self.is_pressed() {
             return;
         }
         let on_disk = cell.tail.borrow().first_offset().unwrap_or(Offset::MAX).min(cell.machine.borrow().ladder().committed());
@@ -386,7 +406,10 @@ impl Reader {
         let runs = self.runs.borrow();
         let (_, slot) = runs.range(..(partition, offset)).next_back().filter(|((p, _), _)| *p == partition)?;
         match slot {
-            Slot::Loaded(run) if run.end_offset == offset => Some(run.after),
+            Slot::Loaded(run) if run.end_offset == offset => match self.is_pressed() {
+                true => Some(Place { read: MIN_READ, ..run.after }),
+                false => Some(run.after),
+            },
             _ => None,
         }
     }
@@ -455,7 +478,8 @@ impl Reader {
                     }
                     let grown = (place.read * 2).min(MAX_READ);
                     let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
-                    return Ok(Run { base_offset, end_offset, data, range: from..end, after });
+                    self.alive.set(self.alive.get() + data.len());
+                    return Ok(Run { base_offset, end_offset, data, range: from..end, after, alive: self.alive.clone() });
                 }
                 Checked::TooShort(needed) if needed > len && start + needed as u64 <= limit.next_multiple_of(BLOCK as u64) => {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {

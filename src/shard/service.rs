@@ -27,10 +27,11 @@ const DEFAULT_PARTITIONS: u32 = 1;
 /// Answers a request; never a produce.
 pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
     context.metrics.count_request(kind(&request));
-    let (context, sender) = (context.clone(), sender.clone());
+    let (context, sender, open) = (context.clone(), sender.clone(), sender.begin_request());
     glommio::spawn_local(async move {
+        let _open = open;
         if let Request::Fetch(request) = &request {
-            let answer = fetch(&context, request).await;
+            let Some((answer, _turn)) = fetch(&context, &sender, request).await else { return };
             for refusal in answer.results.iter().filter_map(|r| r.outcome.as_ref().err()) {
                 context.metrics.count_error(refusal.code.value());
             }
@@ -176,7 +177,7 @@ fn unknown(name: &str) -> Refusal {
 
 /// The task that serves the other shards' requests, in the order in which they come.
 pub async fn serve_mesh(context: Rc<Context>) {
-    while let Some(MeshRequest { request, payload, reply }) = context.mesh.receive().await {
+    while let Some(MeshRequest { request, payload, is_probe, reply }) = context.mesh.receive().await {
         context.metrics.add(Counter::MeshServed, 1);
         match request {
             Request::Produce(produce) => {
@@ -186,7 +187,7 @@ pub async fn serve_mesh(context: Rc<Context>) {
             request => {
                 let context = context.clone();
                 glommio::spawn_local(async move {
-                    let _ = reply.send(serve_one(&context, request).await).await;
+                    let _ = reply.send(serve_one(&context, request, is_probe).await).await;
                 })
                 .detach();
             }
@@ -194,9 +195,12 @@ pub async fn serve_mesh(context: Rc<Context>) {
     }
 }
 
-async fn serve_one(context: &Rc<Context>, request: Request) -> MeshReply {
+async fn serve_one(context: &Rc<Context>, request: Request, is_probe: bool) -> MeshReply {
     if let Request::Fetch(request) = &request {
         let mut answer = fetch_mine(context, request).await;
+        if is_probe {
+            return MeshReply { response: Response::Fetch(answer.results), payload: Bytes::new() };
+        }
         if answer.pieces.iter().any(|piece| matches!(piece, Outgoing::Segment { .. })) {
             answer = too_large_for_the_mesh(request);
         }

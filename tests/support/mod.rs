@@ -83,6 +83,21 @@ impl Broker {
         named.map(|path| path.to_string_lossy().into_owned()).collect()
     }
 
+    /// The sum over all shards of a counter or gauge at the admin port.
+    pub fn metric(&self, name: &str) -> u64 {
+        let admin = self.admin.as_deref().expect("started with an admin port");
+        let mut socket = TcpStream::connect(admin).expect("the admin port");
+        socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket option");
+        write!(socket, "GET /metrics HTTP/1.1\r\nHost: {admin}\r\nConnection: close\r\n\r\n").expect("a request");
+        let mut text = String::new();
+        socket.read_to_string(&mut text).expect("an answer");
+        let start = format!("corelane_{name}{{");
+        let lines: Vec<&str> = text.lines().filter(|line| line.starts_with(&start)).collect();
+        assert_eq!(lines.len(), self.addresses.len(), "{name} once for each shard");
+        let value = |line: &str| line.rsplit_once(' ').and_then(|(_, value)| value.parse::<u64>().ok());
+        lines.iter().map(|line| value(line).unwrap_or_else(|| panic!("no number in {line:?}"))).sum()
+    }
+
     /// SIGKILL.
     pub fn kill(mut self) {
         self.child.kill().expect("our child");
