@@ -99,6 +99,9 @@ impl Partition {
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
             epochs.push((epoch, state.log_end));
         }
+        // When the open segment got its first batch is not kept. Its largest timestamp is what retention goes by, so an idle segment comes to its roll in time.
+        let first_append = |s: &SegmentInfo| if s.max_timestamp < 0 { now } else { s.max_timestamp.min(now) };
+        let segment_started = state.segments.last().filter(|s| !s.sealed && s.valid_end > FIRST_POSITION).map(first_append);
         Partition {
             id: state.partition,
             epoch,
@@ -109,7 +112,7 @@ impl Partition {
             max_timestamp: state.max_timestamp,
             segments: state.segments.into(),
             index: Index::new(0),
-            segment_started: None,
+            segment_started,
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(max_producers, &state.producers, now),
             quarantined: state.quarantined,
@@ -429,6 +432,27 @@ mod tests {
                 assert_eq!(machine.is_quarantined(), quarantined);
                 state = machine.state();
                 assert_eq!(state.quarantined, quarantined);
+            }
+        }
+    }
+
+    #[test]
+    fn an_open_segment_comes_to_its_roll_by_age_after_a_restart_too() {
+        const NOW: Timestamp = 1_000_000;
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        let settings = Settings { segment_ms: 1000, ..Settings::default() };
+        // Valid end, largest timestamp, and when it is overdue.
+        for (valid_end, max_timestamp, overdue_at) in [
+            (FIRST_POSITION + 100, NOW - 900, Some(NOW + 100)),
+            (FIRST_POSITION + 100, NOW + 5000, Some(NOW + 1000)),
+            (FIRST_POSITION + 100, -1, Some(NOW + 1000)),
+            (FIRST_POSITION, -1, None),
+        ] {
+            let segment = SegmentInfo { valid_end, max_timestamp, ..SegmentInfo::new(0, 0, 0) };
+            let machine = Partition::open(PartitionState { segments: vec![segment], ..PartitionState::new(id) }, 1, 10, NOW);
+            match overdue_at {
+                Some(at) => assert!(machine.is_overdue(at, &settings) && !machine.is_overdue(at - 1, &settings), "{segment:?}"),
+                None => assert!(!machine.is_overdue(NOW + 10_000, &settings), "an empty segment has no age"),
             }
         }
     }

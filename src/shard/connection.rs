@@ -122,11 +122,7 @@ impl Connection {
             }
             match wire::peek(&self.buffer[self.start..self.end], limits::MAX_FRAME)? {
                 Some(prefix) if prefix.total_len() > RECEIVE_BUFFER => self.long_frame(prefix).await?,
-                Some(prefix) if prefix.total_len() <= self.end - self.start => {
-                    // It came in time; how long it waits for room is not the client's doing.
-                    self.state.deadline.set(0);
-                    self.short_frame(prefix).await?;
-                }
+                Some(prefix) if prefix.total_len() <= self.end - self.start => self.short_frame(prefix).await?,
                 _ => {
                     self.fill().await?;
                     continue;
@@ -218,8 +214,9 @@ impl Connection {
         Ok(())
     }
 
-    /// The frame in hand is here whole: notes how long it took from its first byte.
+    /// The frame in hand is here whole: it came in time, and how long it waits for room is not the client's doing. Notes how long it took from its first byte.
     fn frame_received(&mut self, at: Instant) {
+        self.state.deadline.set(0);
         if let Some(first) = self.first_byte.take() {
             self.context.metrics.record(Stage::Receive, at.saturating_duration_since(first).as_nanos() as u64);
         }
@@ -264,7 +261,10 @@ impl Connection {
         let allowed = limits::FRAME_DEADLINE_S + prefix.total_len() as u64 / limits::MIN_FRAME_RATE;
         let payload = if prefix.payload_len() > ADOPT_APPEND { adoption::MEMORY } else { prefix.payload_len() };
         let in_memory = prefix.header_len() + payload;
+        // What came of it so far came in time; the rest is not asked for before there is room for it.
+        self.state.deadline.set(0);
         let _lease = ReceiveLease::take(&self.context, in_memory).await;
+        self.context.store.wait_for_memory().await;
         self.state.deadline.set(self.context.store.seconds.get() + allowed);
         self.start += PREFIX_LEN.min(self.end - self.start);
         let mut header = vec![0; prefix.header_len()];
@@ -325,7 +325,6 @@ impl Connection {
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
     async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
-        self.context.store.wait_for_memory().await;
         if len > cell.settings.get().max_message_bytes {
             return self.refuse_too_large(cell, len, 0, answer).await;
         }
