@@ -15,7 +15,7 @@ use std::thread;
 use std::time::Duration;
 
 /// Between two wakes of an executor: the longest that such a sleep lasts, and next to nothing for an idle broker.
-const EVERY: Duration = Duration::from_millis(50);
+const EVERY: Duration = Duration::from_millis(100);
 
 /// The eventfds of this process, to tell which one an executor brought. Another thread's that came at the same time is taken too: a wake too many harms nobody.
 pub struct Known(BTreeSet<RawFd>);

@@ -232,7 +232,7 @@ async fn accept(context: Rc<Context>, listener: glommio::net::TcpListener) {
 
 /// Counts how often and how long tasks kept the executor from its timers.
 async fn watch_stalls(context: Rc<Context>) {
-    const TICK: Duration = Duration::from_millis(100);
+    const TICK: Duration = Duration::from_millis(250);
     const LIMIT: Duration = Duration::from_millis(10);
     loop {
         let begun = Instant::now();
