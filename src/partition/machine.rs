@@ -99,9 +99,8 @@ impl Partition {
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
             epochs.push((epoch, state.log_end));
         }
-        // When the open segment got its first batch is not kept. Its largest timestamp is what retention goes by, so an idle segment comes to its roll in time.
-        let first_append = |s: &SegmentInfo| if s.max_timestamp < 0 { now } else { s.max_timestamp.min(now) };
-        let segment_started = state.segments.last().filter(|s| !s.sealed && s.valid_end > FIRST_POSITION).map(first_append);
+        // When the open segment got its first batch is not kept: its age counts from now.
+        let segment_started = state.segments.last().filter(|s| !s.sealed && s.valid_end > FIRST_POSITION).map(|_| now);
         Partition {
             id: state.partition,
             epoch,
@@ -341,12 +340,12 @@ impl Partition {
         start.filter(|s| *s > self.log_start)
     }
 
-    /// Whether the open segment is due for a roll by age, so that retention by time comes to it.
+    /// Whether the open segment is due for a roll: by its age, or because all of it is too old to be kept and only sealed segments go.
     pub fn is_overdue(&self, now: Timestamp, settings: &Settings) -> bool {
-        self.active().is_some_and(|s| s.valid_end > FIRST_POSITION)
-            && self
-                .segment_started
-                .is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms.min(settings.retention_ms.unwrap_or(i64::MAX)))
+        let Some(active) = self.active().filter(|s| s.valid_end > FIRST_POSITION) else { return false };
+        let is_aged = self.segment_started.is_some_and(|started| now.saturating_sub(started) >= settings.segment_ms);
+        let is_expired = settings.retention_ms.is_some_and(|ms| active.max_timestamp < now.saturating_sub(ms));
+        is_aged || is_expired
     }
 
     /// Raises the log start; segments wholly below it are taken out and returned.
@@ -437,16 +436,17 @@ mod tests {
     }
 
     #[test]
-    fn an_open_segment_comes_to_its_roll_by_age_after_a_restart_too() {
+    fn an_open_segment_comes_to_its_roll_after_a_restart_too() {
         const NOW: Timestamp = 1_000_000;
         let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
-        let settings = Settings { segment_ms: 1000, ..Settings::default() };
-        // Valid end, largest timestamp, and when it is overdue.
-        for (valid_end, max_timestamp, overdue_at) in [
-            (FIRST_POSITION + 100, NOW - 900, Some(NOW + 100)),
-            (FIRST_POSITION + 100, NOW + 5000, Some(NOW + 1000)),
-            (FIRST_POSITION + 100, -1, Some(NOW + 1000)),
-            (FIRST_POSITION, -1, None),
+        let kept = Settings { segment_ms: 1000, retention_ms: None, ..Settings::default() };
+        let expiring = Settings { retention_ms: Some(500), ..kept };
+        // Valid end, largest timestamp, settings, and when it is overdue.
+        for (valid_end, max_timestamp, settings, overdue_at) in [
+            (FIRST_POSITION + 100, NOW - 900, kept, Some(NOW + 1000)),
+            (FIRST_POSITION + 100, NOW - 300, expiring, Some(NOW + 201)),
+            (FIRST_POSITION + 100, NOW + 5000, expiring, Some(NOW + 1000)),
+            (FIRST_POSITION, -1, expiring, None),
         ] {
             let segment = SegmentInfo { valid_end, max_timestamp, ..SegmentInfo::new(0, 0, 0) };
             let machine = Partition::open(PartitionState { segments: vec![segment], ..PartitionState::new(id) }, 1, 10, NOW);
