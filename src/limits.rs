@@ -145,6 +145,8 @@ pub const MAX_IN_FLIGHT: u32 = 1024;
 pub const MAX_QUEUED_ANSWER: usize = 8 * 1024 * 1024;
 /// A connection whose peer takes nothing of what waits for it is closed after this long, s.
 pub const ANSWER_DEADLINE_S: u64 = 30;
+/// Taking less than this many bytes per second counts as taking nothing, for the part of the time that is missing.
+pub const MIN_ANSWER_RATE: u64 = 16 * 1024;
 /// The same while memory is short: what waits pins memory that appends need, s.
 pub const ANSWER_DEADLINE_PRESSED_S: u64 = 5;
 /// A frame is to be complete after this long and a second for each [`MIN_FRAME_RATE`] bytes, s.

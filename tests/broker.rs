@@ -448,3 +448,42 @@ fn a_partition_that_turns_out_damaged_does_not_keep_the_journal_from_being_used_
     assert_eq!(broker.connect().offset(damaged, OffsetSpec::Latest), 6);
     assert_eq!(broker.stop(), 0);
 }
+
+/// The shard that is asked sends it from the file.
+#[test]
+fn a_batch_too_large_for_memory_is_read_through_another_shard() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "2"]);
+    let topic = broker.connect().create("large", 4, &[("max.message.bytes", "20000000"), KEPT]);
+    let value_of = |partition: u32, n: usize| value(partition, n, if n == 1 { 11_000_000 } else { 1000 });
+    for partition in (0..4).map(|partition| TopicPartition { topic, partition }) {
+        let mut owner = broker.connect_owner(partition);
+        for n in 0..3 {
+            owner.produce(partition, &batch_of([value_of(partition.partition, n)])).outcome.expect("appended");
+        }
+    }
+    for address in &broker.addresses {
+        let mut connection = Connection::open(address);
+        for partition in (0..4).map(|partition| TopicPartition { topic, partition }) {
+            let read = connection.read_all(partition, 0);
+            let wanted: Vec<_> = (0..3).map(|n| (n as i64, value_of(partition.partition, n))).collect();
+            assert!(read == wanted, "{partition} through {address}: {} records", read.len());
+        }
+        // All at once: every answer has something, and in turn each partition's.
+        let wanted = |partition| FetchPartition {
+            partition: TopicPartition { topic, partition },
+            offset: 1,
+            max_bytes: 1 << 20,
+            leader_epoch: None,
+        };
+        for front in 0..4 {
+            let partitions = (0..4).map(|i| wanted((front + i) % 4)).collect();
+            let fetch = Fetch { max_wait_ms: 1000, min_bytes: 1, max_bytes: 1 << 20, partitions };
+            let (Response::Fetch(results), payload) = connection.ask(&Request::Fetch(fetch), &[]) else { panic!("no answer to a fetch") };
+            let bytes: usize = results.iter().map(|r| r.outcome.as_ref().expect("fetched").bytes as usize).sum();
+            assert_eq!(bytes, payload.len());
+            assert!(results[0].partition.partition == front && results[0].outcome.as_ref().expect("fetched").bytes > 11_000_000);
+        }
+    }
+    assert_eq!(broker.stop(), 0);
+}

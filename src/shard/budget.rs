@@ -3,6 +3,8 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
+use crate::limits::RECEIVE_BUFFER;
+
 /// Shares of a shard's memory.
 pub struct Budget {
     /// Bytes that are only in the journal and in memory.
@@ -70,9 +72,10 @@ impl Budget {
         self.unflushed.set(self.unflushed.get().saturating_sub(bytes));
     }
 
-    /// Whether another append may come in.
+    /// Whether another append may come in. What is being received has its own share: a batch that was received already does not wait for itself.
     pub fn has_room(&self) -> bool {
-        self.unflushed.get() < self.unflushed_share && self.accounted.get() < self.tail_share
+        let tail = self.accounted.get().saturating_sub(self.receiving.get());
+        self.unflushed.get() < self.unflushed_share && tail < self.tail_share
     }
 
     /// Whether write-behind should work: from half of the unflushed share on, or where eviction alone can't keep the tail at its half. A tail full
@@ -106,9 +109,14 @@ impl Budget {
         &self.answers
     }
 
-    /// Bytes that another answer may hold. With none left an answer still gets one batch: a reader that takes what it is sent goes on, slowly.
+    /// Bytes that another answer may hold: never nothing, so that a reader that takes what it is sent goes on, slowly.
     pub fn answer_room(&self) -> usize {
-        self.answer_share.saturating_sub(self.answers.get())
+        self.answer_share.saturating_sub(self.answers.get()).max(RECEIVE_BUFFER)
+    }
+
+    /// Whether answers fill their share: a connection then gets one when it has taken the one before.
+    pub fn answers_are_pressed(&self) -> bool {
+        self.answers.get() >= self.answer_share
     }
 
     /// Whether what waits for slow peers is in the way of appends.
@@ -145,7 +153,11 @@ mod tests {
         budget.end_receive(100 << 20);
         assert!(budget.begin_receive(1));
         assert_eq!(budget.answer_room(), 8 << 20);
+        budget.end_receive(1);
+        budget.accounted().set(17 << 20);
+        assert!(!budget.has_room());
+        assert!(budget.begin_receive(2 << 20) && budget.has_room(), "a received batch does not wait for itself");
         budget.answers().set(9 << 20);
-        assert_eq!(budget.answer_room(), 0);
+        assert!(budget.answer_room() == RECEIVE_BUFFER && budget.answers_are_pressed());
     }
 }

@@ -196,6 +196,11 @@ impl Piece {
         self.range.is_empty()
     }
 
+    /// Whether both are parts of one buffer.
+    pub fn shares_buffer_with(&self, other: &Piece) -> bool {
+        Rc::ptr_eq(&self.buffer, &other.buffer)
+    }
+
     /// Bytes of memory that it keeps alive.
     pub fn pinned(&self) -> usize {
         self.buffer.capacity()

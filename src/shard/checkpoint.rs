@@ -82,7 +82,6 @@ impl Checkpoints {
 
     async fn take_alone(&self, store: &Rc<Store>) -> io::Result<()> {
         let sequence = store.journal.cut();
-        store.ring.press(sequence);
         let cells = store.partitions();
         let body = CheckpointBody {
             sequence,

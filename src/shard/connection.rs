@@ -261,17 +261,21 @@ impl Connection {
         let allowed = limits::FRAME_DEADLINE_S + prefix.total_len() as u64 / limits::MIN_FRAME_RATE;
         let payload = if prefix.payload_len() > ADOPT_APPEND { adoption::MEMORY } else { prefix.payload_len() };
         let in_memory = prefix.header_len() + payload;
-        // What came of it so far came in time; the rest is not asked for before there is room for it.
+        // What came of it so far came in time; the rest is not read before there is room for it.
         self.state.deadline.set(0);
         let _lease = ReceiveLease::take(&self.context, in_memory).await;
-        self.context.store.wait_for_memory().await;
         self.state.deadline.set(self.context.store.seconds.get() + allowed);
         self.start += PREFIX_LEN.min(self.end - self.start);
         let mut header = vec![0; prefix.header_len()];
         self.take(&mut header).await?;
         prefix.check_header(&header)?;
         match wire::decode_request(&header, prefix.payload_len()) {
-            Ok((correlation, Request::Produce(produce))) => self.long_produce(correlation, produce, prefix.payload_len()).await,
+            Ok((correlation, Request::Produce(produce))) => {
+                self.state.deadline.set(0);
+                self.context.store.wait_for_memory().await;
+                self.state.deadline.set(self.context.store.seconds.get() + allowed);
+                self.long_produce(correlation, produce, prefix.payload_len()).await
+            }
             Ok((_, _)) | Err(_) if prefix.payload_len() > ADOPT_APPEND => {
                 // Only a produce request carries that much; what can't be read would have to be received in full to find the next frame.
                 Err(End::Refused("a long frame that is no produce request".into()))

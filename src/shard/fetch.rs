@@ -10,9 +10,10 @@ use crate::limits;
 use crate::log::segment::FIRST_POSITION;
 use crate::metrics::Counter;
 use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal, Request, Response};
+use crate::shard::buffer::Piece;
 use crate::shard::context::Context;
 use crate::shard::event::{Event, Ticket, wait_any};
-use crate::shard::mesh::{MeshReply, shard_gone};
+use crate::shard::mesh::{MeshReply, SegmentPart, shard_gone};
 use crate::shard::net::{Outgoing, Sender, Turn};
 use crate::shard::partition_cell::PartitionCell;
 
@@ -25,12 +26,14 @@ pub struct FetchAnswer {
     pub pieces: Vec<Outgoing>,
     /// Their sum.
     pub bytes: usize,
+    /// What it could be, but for one batch.
+    pub most: usize,
 }
 
 impl FetchAnswer {
-    /// Whether the client should hear of it at once: enough bytes, or a refusal.
+    /// Whether the client should hear of it at once: enough bytes, as many as there may be, or a refusal.
     fn is_enough(&self, min_bytes: usize) -> bool {
-        self.bytes >= min_bytes || self.results.iter().any(|r| r.outcome.is_err())
+        self.bytes >= min_bytes.min(self.most) || self.results.iter().any(|r| r.outcome.is_err())
     }
 }
 
@@ -43,8 +46,9 @@ pub async fn fetch(context: &Rc<Context>, sender: &Rc<Sender>, request: &Fetch) 
     };
     let mut wait = Wait::begin(request);
     loop {
-        let turn = sender.turn().await?;
-        let tickets = tickets(cells.as_deref().unwrap_or_default());
+        let turn = sender.turn(&context.store.budget).await?;
+        let mut tickets = tickets(cells.as_deref().unwrap_or_default());
+        tickets.push((sender.over(), sender.over().ticket()));
         let answer = match &cells {
             Some(cells) => read_now(context, request, cells).await,
             None => ask_everywhere(context, request).await,
@@ -114,8 +118,8 @@ impl Wait {
 }
 
 async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<PartitionCell>>]) -> FetchAnswer {
-    let mut answer = FetchAnswer::default();
     let most = (request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize).min(context.store.budget.answer_room());
+    let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
     for (wanted, cell) in request.partitions.iter().zip(cells) {
         let outcome = match cell {
             None => Err(context.unknown(&wanted.partition)),
@@ -187,7 +191,11 @@ async fn read_partition(
         }
         let end = run.offset_after(&range);
         taken += range.len();
-        answer.pieces.push(Outgoing::Run(run, range));
+        answer.pieces.push(if is_small_part(range.len(), run.pinned()) {
+            Outgoing::Owned(run.part(&range).to_vec())
+        } else {
+            Outgoing::Run(run, range)
+        });
         records += end - offset;
         offset = end;
     }
@@ -230,6 +238,7 @@ fn read_tail(
     let tail = cell.tail.borrow();
     let mut taken = 0;
     let mut end = offset;
+    let mut of_one_buffer = Vec::new();
     for chunk in tail.from(offset)? {
         let must = at_least_one && taken == 0;
         if chunk.end_offset > high_watermark || (taken + chunk.batch_len() > room && !must) {
@@ -237,18 +246,47 @@ fn read_tail(
         }
         taken += chunk.batch_len();
         end = chunk.end_offset;
-        pieces.extend(chunk.pieces().map(Outgoing::Tail));
+        for piece in chunk.pieces() {
+            if of_one_buffer.last().is_some_and(|last| !piece.shares_buffer_with(last)) {
+                push_pieces(&mut of_one_buffer, pieces);
+            }
+            of_one_buffer.push(piece);
+        }
     }
+    push_pieces(&mut of_one_buffer, pieces);
     Some((taken, end))
 }
 
-/// Asks every shard concerned for what it has now.
+/// Whether so few bytes of so large a buffer are wanted that a copy is better than to keep all of it for a peer that may be slow.
+fn is_small_part(wanted: usize, buffer: usize) -> bool {
+    wanted < buffer / 8
+}
+
+/// Adds pieces of one buffer to an answer.
+fn push_pieces(of_one_buffer: &mut Vec<Piece>, pieces: &mut Vec<Outgoing>) {
+    let wanted = of_one_buffer.iter().map(Piece::len).sum();
+    if of_one_buffer.first().is_some_and(|first| is_small_part(wanted, first.pinned())) {
+        let mut copy = Vec::with_capacity(wanted);
+        of_one_buffer.drain(..).for_each(|piece| copy.extend_from_slice(piece.bytes()));
+        pieces.push(Outgoing::Owned(copy));
+    } else {
+        pieces.extend(of_one_buffer.drain(..).map(Outgoing::Tail));
+    }
+}
+
+/// Asks the shards concerned for what they have now, in the order of the request, until the answer is full.
 async fn ask_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
     let mut parts: Vec<Option<FetchAnswer>> = (0..context.mesh.shards()).map(|_| None).collect();
     let now = Fetch { max_wait_ms: 0, ..request.clone() };
-    for shard in 0..context.mesh.shards() {
+    let mut bytes = 0;
+    for shard in request.partitions.iter().map(|p| context.owner(&p.partition)) {
+        if parts[shard as usize].is_some() || bytes >= request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize {
+            continue;
+        }
         if let Some(part) = of_shard(context, &now, shard) {
-            parts[shard as usize] = Some(ask(context, shard, part).await);
+            let answer = ask(context, shard, part).await;
+            bytes += answer.bytes;
+            parts[shard as usize] = Some(answer);
         }
     }
     join(context, request, parts)
@@ -282,22 +320,32 @@ async fn ask(context: &Rc<Context>, shard: u32, part: Fetch) -> FetchAnswer {
     context.metrics.add(Counter::MeshSent, 1);
     let partitions: Vec<_> = part.partitions.iter().map(|p| p.partition).collect();
     let answer = context.mesh.send(shard, Request::Fetch(part), Bytes::new()).await;
-    match answer.recv().await {
-        Ok(MeshReply { response: Response::Fetch(results), payload }) => {
-            let bytes = payload.len();
-            let pieces = if bytes == 0 { Vec::new() } else { vec![Outgoing::Shared(payload)] };
-            FetchAnswer { results, pieces, bytes }
+    let refused = |refusal: Refusal| {
+        let results = partitions.iter().map(|partition| FetchResult { partition: *partition, outcome: Err(refusal.clone()) }).collect();
+        FetchAnswer { results, ..FetchAnswer::default() }
+    };
+    let Ok(MeshReply { response: Response::Fetch(results), segment, payload }) = answer.recv().await else {
+        return refused(shard_gone());
+    };
+    let mut pieces = Vec::new();
+    let mut bytes = payload.len();
+    if let Some(SegmentPart { path, position, len }) = segment {
+        match context.store.disk.open(&path).await {
+            Ok(file) => pieces.push(Outgoing::Segment { file: Rc::new(file), position, len }),
+            Err(error) => return refused(Refusal::new(Code::Storage, format!("{path}: {error}"))),
         }
-        _ => {
-            let results = partitions.into_iter().map(|partition| FetchResult { partition, outcome: Err(shard_gone()) }).collect();
-            FetchAnswer { results, pieces: Vec::new(), bytes: 0 }
-        }
+        bytes += len;
     }
+    if !payload.is_empty() {
+        pieces.push(Outgoing::Shared(payload));
+    }
+    FetchAnswer { results, pieces, bytes, most: usize::MAX }
 }
 
 /// Puts the shards' answers back into the order of the request. Each shard's bytes are cut at its results' bounds.
 fn join(context: &Context, request: &Fetch, parts: Vec<Option<FetchAnswer>>) -> FetchAnswer {
-    let mut answer = FetchAnswer::default();
+    let most = request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize;
+    let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
     let mut parts: Vec<_> =
         parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();
     for wanted in &request.partitions {

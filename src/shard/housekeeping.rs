@@ -1,4 +1,4 @@
-//! What a shard does once a second: retention, rolls by age, idle flushes, slow peers, gauges.
+//! What a shard does once a second: slow peers and gauges, and beside it idle flushes, rolls by age and retention.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -23,14 +23,23 @@ pub async fn run(context: Rc<Context>, stopping: Rc<Cell<bool>>) {
         let store = &context.store;
         store.seconds.set(store.seconds.get() + 1);
         sweep_connections(&context);
-        write_behind::flush_idle(store).await;
-        if store.seconds.get().is_multiple_of(RETENTION_EVERY_S) {
-            for cell in store.partitions() {
+        keep_reserve(&context).await;
+        gauges(&context);
+    }
+}
+
+/// The task of what waits for the disk: flushes of idle partitions, rolls by age, deletions. Deadlines of others don't wait for it. Ends as [`run`] does.
+pub async fn run_retention(context: Rc<Context>, stopping: Rc<Cell<bool>>) {
+    let mut round = 0_u64;
+    while !stopping.get() {
+        glommio::timer::sleep(Duration::from_secs(1)).await;
+        write_behind::flush_idle(&context.store).await;
+        round += 1;
+        if round.is_multiple_of(RETENTION_EVERY_S) {
+            for cell in context.store.partitions() {
                 retain(&context, &cell).await;
             }
         }
-        keep_reserve(&context).await;
-        gauges(&context);
     }
 }
 
@@ -99,7 +108,7 @@ async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i6
         }
     };
     let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
-    cell.forget_below(start);
+    store.forget_entries(cell, cell.forget_below(start));
     // What was deleted before it was flushed is no longer to be.
     store.budget.sub_unflushed(unflushed.saturating_sub(cell.unflushed_bytes()));
     store.reader.forget_below(cell.id, start);

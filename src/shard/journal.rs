@@ -341,9 +341,8 @@ impl Journal {
         let mut groups: Vec<Group> = state.closed.drain(..).collect();
         let is_wanted = |open: &Group| open.urgency > Urgency::Lazy || self.stopping.get() || open.due() <= Instant::now();
         if let Some(open) = state.open.take_if(|open| !groups.is_empty() || is_wanted(open)) {
-            if groups.is_empty() && open.buffer.filled() * 8 < open.buffer.capacity() {
-                // One that is too small makes two groups of one commit; room that is not used costs nothing on the device.
-                state.buffer_size = (open.buffer.filled() * 4).next_power_of_two().clamp(MIN_BUFFER, MAX_BUFFER);
+            if groups.is_empty() && open.buffer.filled() * 4 < open.buffer.capacity() {
+                state.buffer_size = (open.buffer.filled() * 2).next_power_of_two().clamp(MIN_BUFFER, MAX_BUFFER);
             }
             groups.push(open);
         }

@@ -25,8 +25,28 @@ pub struct MeshRequest {
 pub struct MeshReply {
     /// What it says.
     pub response: Response,
+    /// A batch that is too large for memory and comes before the others.
+    pub segment: Option<SegmentPart>,
     /// The batches of a fetch.
     pub payload: Bytes,
+}
+
+impl MeshReply {
+    /// One without batches.
+    pub fn new(response: Response) -> MeshReply {
+        MeshReply { response, segment: None, payload: Bytes::new() }
+    }
+}
+
+/// Bytes of a segment that the asking shard sends from the file: any shard may read it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentPart {
+    /// The file's path below the data directory.
+    pub path: String,
+    /// Where they begin.
+    pub position: u64,
+    /// How many bytes.
+    pub len: usize,
 }
 
 /// One shard's place in the mesh.

@@ -21,6 +21,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::limits::{self, BLOCK};
 use crate::metrics::{ShardMetrics, Stage};
+use crate::shard::budget::Budget;
 use crate::shard::buffer::Piece;
 use crate::shard::disk::DataFile;
 use crate::shard::event::Event;
@@ -150,13 +151,14 @@ pub struct Sender {
     /// The writer task waits for this when there is nothing that it has to push.
     blocked: Event,
     drained: Event,
+    over: Event,
     /// Requests of the connection that are not answered.
     open_requests: Cell<u32>,
     /// A fetch of the connection is being answered: others wait, so that no more than one answer is built beyond what may be queued.
     is_answering: Cell<bool>,
     /// The shard's counter of bytes in memory that wait for their peers.
     answers: Rc<Cell<usize>>,
-    /// When the peer last took something, while anything waits.
+    /// Since when the peer takes too little, while anything waits.
     progress_at: Cell<Option<Instant>>,
     closed: Cell<bool>,
     /// It is among the connections that are flushed next.
@@ -200,6 +202,7 @@ impl Sender {
             is_writing: Cell::new(false),
             blocked: Event::default(),
             drained: Event::default(),
+            over: Event::default(),
             open_requests: Cell::new(0),
             is_answering: Cell::new(false),
             answers,
@@ -237,19 +240,26 @@ impl Sender {
         self.queued_bytes.get()
     }
 
-    /// How long the peer has taken nothing of what waits.
+    /// How long the peer has taken too little of what waits: less than [`limits::MIN_ANSWER_RATE`].
     pub fn stalled(&self) -> Duration {
         self.progress_at.get().map_or(Duration::ZERO, |at| at.elapsed())
     }
 
-    /// Waits until a fetch may be answered: no other is, and not too much is queued. `None` if the connection is over.
-    pub async fn turn(self: &Rc<Sender>) -> Option<Turn> {
+    /// Notified when the connection is over.
+    pub fn over(&self) -> &Event {
+        &self.over
+    }
+
+    /// Waits until a fetch may be answered: no other is, and not too much is queued; nothing, where the answers of all connections fill their share.
+    /// `None` if the connection is over.
+    pub async fn turn(self: &Rc<Sender>, budget: &Budget) -> Option<Turn> {
         loop {
             let ticket = self.drained.ticket();
             if self.closed.get() {
                 return None;
             }
-            if self.queued_bytes.get() <= limits::MAX_QUEUED_ANSWER && !self.is_answering.replace(true) {
+            let most = if budget.answers_are_pressed() { 0 } else { limits::MAX_QUEUED_ANSWER };
+            if self.queued_bytes.get() <= most && !self.is_answering.replace(true) {
                 return Some(Turn(self.clone()));
             }
             self.drained.wait(ticket).await;
@@ -276,6 +286,7 @@ impl Sender {
         unsafe { libc::shutdown(self.fd, libc::SHUT_RDWR) };
         self.blocked.notify();
         self.drained.notify();
+        self.over.notify();
     }
 
     /// Sends what the socket takes now. The rest is left to the writer task.
@@ -336,7 +347,7 @@ impl Sender {
     }
 
     fn forget(&self, mut sent: usize) {
-        let before = self.queued_bytes.get();
+        let (before, taken) = (self.queued_bytes.get(), sent);
         self.queued_bytes.set(before - sent);
         let mut queue = self.queue.borrow_mut();
         while let Some(first) = queue.front() {
@@ -352,12 +363,19 @@ impl Sender {
             }
         }
         if !queue.is_empty() {
-            self.progress_at.set(Some(Instant::now()));
+            self.note_progress(taken);
         }
         drop(queue);
         if before > limits::MAX_QUEUED_ANSWER && self.queued_bytes.get() <= limits::MAX_QUEUED_ANSWER {
             self.drained.notify();
         }
+    }
+
+    /// The peer took `bytes`: the moment from which it is stalled moves on by the time that these may take, to now at most.
+    fn note_progress(&self, bytes: usize) {
+        let worth = Duration::from_secs_f64(bytes as f64 / limits::MIN_ANSWER_RATE as f64);
+        let now = Instant::now();
+        self.progress_at.set(Some(self.progress_at.get().map_or(now, |at| (at + worth).min(now))));
     }
 
     /// An item leaves the queue.
@@ -425,6 +443,8 @@ impl Sender {
             queue.push_front(Outgoing::Segment { file, position: position + taken as u64, len: len - taken });
         }
         self.answers.set(self.answers.get() + taken);
+        // How long the read took is not the peer's doing.
+        self.progress_at.set(Some(Instant::now()));
         queue.push_front(Outgoing::Disk(read, skip..skip + taken));
         Ok(())
     }

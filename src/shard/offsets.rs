@@ -63,6 +63,10 @@ async fn first_at(context: &Rc<Context>, cell: &Rc<PartitionCell>, timestamp: Ti
     let (log_start, committed) = (cell.machine.borrow().log_start(), cell.machine.borrow().ladder().committed());
     let segments: Vec<_> = cell.machine.borrow().segments().iter().filter(|s| s.end_offset > log_start).copied().collect();
     for segment in segments.iter().filter(|s| s.max_timestamp >= timestamp) {
+        if segment.adopted && segment.end_offset <= committed {
+            // One batch that is too large to look into.
+            return Ok((segment.base_offset.max(log_start), segment.max_timestamp));
+        }
         let mut offset = context.store.reader.offset_before_time(cell, segment, timestamp).await?.max(log_start);
         while offset < segment.end_offset.min(committed) {
             let (found, next) = search(context, cell, offset, timestamp, log_start, committed).await?;

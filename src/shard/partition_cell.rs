@@ -46,6 +46,8 @@ pub struct PartitionCell {
     pub flushing: Cell<bool>,
     /// The partition waits for write-behind.
     pub queued_for_flush: Cell<bool>,
+    /// Entries of it in [`crate::shard::store::Store::tails`] whose batches have left memory.
+    pub stale: Cell<usize>,
     /// When the last append came, by the shard's seconds counter.
     pub last_append: Cell<u64>,
     /// Slow changes (rolls, allocation, truncation) exclude each other.
@@ -173,6 +175,7 @@ impl PartitionCell {
             has_directory: Cell::new(false),
             flushing: Cell::new(false),
             queued_for_flush: Cell::new(false),
+            stale: Cell::new(0),
             last_append: Cell::new(0),
             busy: Cell::new(false),
             idle: Event::default(),
@@ -367,8 +370,8 @@ impl PartitionCell {
     }
 
     /// Lets batches below `offset` go from memory (they were deleted).
-    pub fn forget_below(&self, offset: Offset) {
-        self.tail.borrow_mut().forget_below(offset);
+    pub fn forget_below(&self, offset: Offset) -> usize {
+        self.tail.borrow_mut().forget_below(offset)
     }
 
     /// Excludes other slow changes until [`PartitionCell::leave`].

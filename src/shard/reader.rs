@@ -181,6 +181,11 @@ impl Run {
         if range.end == self.range.end { self.end_offset } else { self.header_at(range.end).base_offset }
     }
 
+    /// Bytes of memory that it keeps.
+    pub fn pinned(&self) -> usize {
+        self.data.len()
+    }
+
     /// The bytes of a range that [`Run::from`] returned, or of a part of it.
     pub fn part(&self, range: &Range<usize>) -> &[u8] {
         &self.data[range.clone()]

@@ -44,10 +44,8 @@ pub struct Ring {
     state: RefCell<State>,
     /// A file became ready, or one is wanted.
     changed: Event,
-    /// A checkpoint waits for the groups up to this one.
-    pressed: Cell<u64>,
-    /// The group that waits for a place.
-    blocked: Cell<u64>,
+    /// A group waits for a place.
+    blocked: Cell<bool>,
     /// A file is full, or appends wait for room.
     full: Event,
     /// Appends wait for room: the next group that finds its place wakes them.
@@ -129,8 +127,7 @@ impl Ring {
             id_step,
             state: RefCell::new(state),
             changed: Event::default(),
-            pressed: Cell::new(0),
-            blocked: Cell::new(0),
+            blocked: Cell::new(false),
             full: Event::default(),
             asked: Cell::new(false),
             stopping: Cell::new(false),
@@ -151,14 +148,15 @@ impl Ring {
         Ok(Rc::new(ring))
     }
 
-    /// A place for `len` bytes of the group `sequence`. Waits for a file where there is none, which [`Ring::has_room`] keeps from happening.
+    /// A place for `len` bytes of the group `sequence`. Where there is none, which [`Ring::has_room`] keeps from happening for appends, it gets a file more
+    /// than there usually are: whatever gives files back needs the journal to go on.
     pub async fn place(&self, len: u64, sequence: u64) -> Place {
         loop {
             if let Some(place) = self.try_place(len, sequence) {
-                self.blocked.set(0);
+                self.blocked.set(false);
                 return place;
             }
-            if self.blocked.replace(sequence) != sequence {
+            if !self.blocked.replace(true) {
                 self.changed.notify();
             }
             let ticket = self.changed.ticket();
@@ -168,11 +166,9 @@ impl Ring {
         }
     }
 
-    /// Groups up to `sequence` are waited for by what gives files back, a checkpoint: where they don't fit, there are more files than usual for a while.
-    /// What they need is bounded by the memory that they are in.
-    pub fn press(&self, sequence: u64) {
-        self.pressed.set(self.pressed.get().max(sequence));
-        self.changed.notify();
+    /// Whether a group waits for a place.
+    pub fn is_blocked(&self) -> bool {
+        self.blocked.get()
     }
 
     /// As [`Ring::place`], if there is one now.
@@ -291,8 +287,7 @@ impl Ring {
             let wanted = {
                 let state = self.state.borrow();
                 let all = state.ready.len() + state.used.len() + usize::from(state.current.is_some());
-                let is_pressed = self.blocked.get() > 0 && self.blocked.get() <= self.pressed.get() && state.current.is_none();
-                state.ready.is_empty() && (all < self.max_files || is_pressed)
+                state.ready.is_empty() && (all < self.max_files || (self.blocked.get() && state.current.is_none()))
             };
             if wanted {
                 let file = self.create_file().await?;
@@ -345,6 +340,18 @@ impl Ring {
             Some(blank) => blank,
             None => self.create_blank().await?,
         };
+        match self.fill(id, &file).await {
+            Ok(through) => Ok(Rc::new(RingFile { file, through, id, last_sequence: Cell::new(0) })),
+            Err(error) => {
+                // It has its blocks: the next attempt takes it.
+                self.state.borrow_mut().blank.push_front((id, file));
+                Err(error)
+            }
+        }
+    }
+
+    /// Makes a blank file one of the ring; returns it as it is opened for writing through.
+    async fn fill(&self, id: u64, file: &DataFile) -> io::Result<Option<DataFile>> {
         file.allocate(self.file_size).await?;
         let zeros = zeroed(ZERO_WRITE.min(self.file_size as usize));
         let mut position = 0;
@@ -358,8 +365,7 @@ impl Ring {
         file.write(filled(&header), 0).await?;
         file.sync().await?;
         self.disk.sync_dir("journal").await?;
-        let through = self.disk.open_through(&paths::journal(id)).await?;
-        Ok(Rc::new(RingFile { file, through, id, last_sequence: Cell::new(0) }))
+        self.disk.open_through(&paths::journal(id)).await
     }
 }
 

@@ -147,6 +147,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
         glommio::spawn_local(write_behind::run(store.clone())),
         glommio::spawn_local(checkpoint::run(store.clone(), checkpoints.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run(context.clone(), stopping.clone())),
+        glommio::spawn_local(housekeeping::run_retention(context.clone(), stopping.clone())),
         glommio::spawn_local(service::serve_mesh(context.clone())),
         glommio::spawn_local(context.answers.clone().run()),
         glommio::spawn_local(accept(context.clone(), listener)),
@@ -158,6 +159,9 @@ async fn serve(opened: Opened) -> Result<(), String> {
             while let Err(error) = store.ring.clone().run().await {
                 // Without another file the ring goes on with those it has, until there is room again.
                 store.note_disk_error(&error);
+                if store.ring.is_blocked() && store.make_space(&error).await {
+                    continue;
+                }
                 glommio::timer::sleep(RING_RETRY).await;
             }
         }
@@ -272,6 +276,5 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
 /// Until all that was added to the journal is durable.
 async fn wait_for_all(store: &Store) {
     let newest = store.journal.cut();
-    store.ring.press(newest);
     store.journal.wait_durable(newest).await;
 }

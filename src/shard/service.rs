@@ -1,20 +1,21 @@
 //! Requests but produce: each is answered by a task of its own, so a fetch that waits holds up nothing.
 
+use std::collections::HashSet;
+use std::pin::pin;
 use std::rc::Rc;
 
-use bytes::Bytes;
+use futures_util::future::{Either, select};
 
 use crate::cluster::{Applied, Catalogue, Command, Committed};
 use crate::limits;
 use crate::metrics::{Counter, RequestKind};
 use crate::request::{
-    AlterTopic, Code, CreateTopic, Fetch, FetchResult, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response,
-    TopicMetadata, TopicPartitions,
+    AlterTopic, Code, CreateTopic, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicMetadata, TopicPartitions,
 };
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
-use crate::shard::fetch::{FetchAnswer, fetch, fetch_mine};
-use crate::shard::mesh::{MeshReply, MeshRequest};
+use crate::shard::fetch::{fetch, fetch_mine};
+use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
 use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
 use crate::shard::pending::Answer;
@@ -23,6 +24,10 @@ use crate::types::TopicId;
 
 /// Partitions of a topic that is created without a number.
 const DEFAULT_PARTITIONS: u32 = 1;
+/// Bytes of a metadata answer for a topic and for a partition of it, with what FlatBuffers adds; at most.
+const METADATA_OF_TOPIC: usize = 256;
+/// See [`METADATA_OF_TOPIC`].
+const METADATA_OF_PARTITION: usize = 16;
 
 /// Answers a request; never a produce.
 pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
@@ -79,7 +84,11 @@ async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
         Some(names) => names,
         None => context.view.borrow().topics().map(|t| t.name.clone()).collect(),
     };
+    let (mut seen, mut room) = (HashSet::new(), limits::MAX_RESPONSE_HEADER);
     for name in names {
+        if !seen.insert(name.clone()) {
+            continue;
+        }
         let mut found = describe_partitions(context, &name);
         if request.create_missing && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
             let create =
@@ -88,6 +97,13 @@ async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
                 Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
                 _ => describe_partitions(context, &name),
             };
+        }
+        let size = METADATA_OF_TOPIC + name.len() + found.as_ref().map_or(0, |found| found.partitions.len() * METADATA_OF_PARTITION);
+        match room.checked_sub(size) {
+            Some(left) => room = left,
+            None => {
+                found = Err(Refusal::new(Code::LimitReached, format!("no room for topic {name:?} in one answer: ask for fewer topics")))
+            }
         }
         topics.push(TopicMetadata { name, found });
     }
@@ -187,7 +203,11 @@ pub async fn serve_mesh(context: Rc<Context>) {
             request => {
                 let context = context.clone();
                 glommio::spawn_local(async move {
-                    let _ = reply.send(serve_one(&context, request, is_probe).await).await;
+                    // An asker that has its answer from elsewhere has gone.
+                    let (answer, gone) = (pin!(serve_one(&context, request, is_probe)), pin!(reply.closed()));
+                    if let Either::Left((answer, _)) = select(answer, gone).await {
+                        let _ = reply.send(answer).await;
+                    }
                 })
                 .detach();
             }
@@ -197,29 +217,23 @@ pub async fn serve_mesh(context: Rc<Context>) {
 
 async fn serve_one(context: &Rc<Context>, request: Request, is_probe: bool) -> MeshReply {
     if let Request::Fetch(request) = &request {
-        let mut answer = fetch_mine(context, request).await;
+        let answer = fetch_mine(context, request).await;
         if is_probe {
-            return MeshReply { response: Response::Fetch(answer.results), payload: Bytes::new() };
+            return MeshReply::new(Response::Fetch(answer.results));
         }
-        if answer.pieces.iter().any(|piece| matches!(piece, Outgoing::Segment { .. })) {
-            answer = too_large_for_the_mesh(request);
+        let mut segment = None;
+        let mut payload = Vec::with_capacity(answer.pieces.iter().map(Outgoing::in_memory).sum());
+        for piece in &answer.pieces {
+            match piece {
+                Outgoing::Segment { file, position, len } => {
+                    segment = Some(SegmentPart { path: file.path().into(), position: *position, len: *len })
+                }
+                piece => piece.copy_to(&mut payload),
+            }
         }
-        let mut payload = Vec::with_capacity(answer.bytes);
-        answer.pieces.iter().for_each(|piece: &Outgoing| piece.copy_to(&mut payload));
-        return MeshReply { response: Response::Fetch(answer.results), payload: payload.into() };
+        return MeshReply { response: Response::Fetch(answer.results), segment, payload: payload.into() };
     }
-    let response = answer(context, request).await.unwrap_or_else(Response::Refused);
-    MeshReply { response, payload: Bytes::new() }
-}
-
-/// A batch that is too large for memory is sent by the shard that owns it only.
-fn too_large_for_the_mesh(request: &Fetch) -> FetchAnswer {
-    let refuse = |partition| {
-        let message =
-            format!("partition {partition}: a batch of more than {} bytes is read from the shard that owns it", limits::ADOPT_APPEND);
-        FetchResult { partition, outcome: Err(Refusal::new(Code::NotLeader, message)) }
-    };
-    FetchAnswer { results: request.partitions.iter().map(|p| refuse(p.partition)).collect(), ..FetchAnswer::default() }
+    MeshReply::new(answer(context, request).await.unwrap_or_else(Response::Refused))
 }
 
 struct MeshAnswer(async_channel::Sender<MeshReply>);
@@ -227,6 +241,6 @@ struct MeshAnswer(async_channel::Sender<MeshReply>);
 impl Answer for MeshAnswer {
     fn produced(&self, results: Vec<crate::request::ProduceResult>) {
         // The queue has room for the one answer; an asker that has gone does not care.
-        let _ = self.0.try_send(MeshReply { response: Response::Produce(results), payload: Bytes::new() });
+        let _ = self.0.try_send(MeshReply::new(Response::Produce(results)));
     }
 }

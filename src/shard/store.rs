@@ -58,6 +58,8 @@ pub struct Store {
     pub unflushed: RefCell<VecDeque<Rc<PartitionCell>>>,
     /// For each batch in memory, oldest first, its partition.
     pub tails: RefCell<VecDeque<Rc<PartitionCell>>>,
+    /// Entries of it whose batches have left memory.
+    stale: Cell<usize>,
     /// Notified when write-behind has something to do.
     pub write_behind: Event,
     /// Notified when memory became free.
@@ -110,6 +112,7 @@ impl Store {
             reader,
             unflushed: RefCell::default(),
             tails: RefCell::default(),
+            stale: Cell::new(0),
             write_behind: Event::default(),
             room: Event::default(),
             seconds: Cell::new(0),
@@ -408,7 +411,10 @@ impl Store {
             ..self.entry(cell, EntryKind::SegmentSeal, &plan)
         };
         self.journal.add(&entry, Urgency::Lazy, None, |_| ());
-        cell.keep_sealed(sealed);
+        // A segment that was never appended to since the start is flushed, and its index was not read: whoever asks for it reads it from its file.
+        if !sealed.index.is_empty() {
+            cell.keep_sealed(sealed);
+        }
         self.metrics.add(Counter::SegmentsRolled, 1);
         self.mark("roll");
         self.write_behind.notify();
@@ -488,6 +494,28 @@ impl Store {
         if self.budget.wants_flush() {
             self.write_behind.notify();
         }
+    }
+
+    /// `count` batches of the partition have left memory otherwise than by eviction, the oldest: their entries in [`Store::tails`] go too, all at once
+    /// when they are half of it.
+    pub fn forget_entries(&self, cell: &PartitionCell, count: usize) {
+        cell.stale.set(cell.stale.get() + count);
+        self.stale.set(self.stale.get() + count);
+        let mut tails = self.tails.borrow_mut();
+        if self.stale.get() * 2 > tails.len() {
+            tails.retain(|entry| {
+                let stale = entry.stale.get();
+                entry.stale.set(stale.saturating_sub(1));
+                stale == 0
+            });
+            self.stale.set(0);
+        }
+    }
+
+    /// An entry went whose batch had left memory before.
+    pub fn entry_gone(&self, cell: &PartitionCell) {
+        cell.stale.set(cell.stale.get().saturating_sub(1));
+        self.stale.set(self.stale.get().saturating_sub(1));
     }
 
     /// Moves the bytes so that `head` ends at a block boundary for a batch at `position`.

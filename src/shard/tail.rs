@@ -155,12 +155,14 @@ impl Tail {
         self.reaching_past(flushed.0, flushed.1).map(bytes).sum()
     }
 
-    /// Lets everything go that ends at or below `offset` (it was deleted).
-    pub fn forget_below(&mut self, offset: Offset) {
+    /// Lets everything go that ends at or below `offset` (it was deleted); how many batches that were.
+    pub fn forget_below(&mut self, offset: Offset) -> usize {
+        let before = self.chunks.len();
         while self.chunks.front().is_some_and(|c| c.end_offset <= offset) {
             let gone = self.chunks.pop_front().expect("checked");
             self.bytes -= gone.batch_len();
         }
+        before - self.chunks.len()
     }
 
     /// Lets everything go that ends above `offset` (the log was cut there).

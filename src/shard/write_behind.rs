@@ -7,7 +7,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, TryStreamExt};
@@ -40,6 +40,9 @@ pub async fn run(store: Rc<Store>) {
     loop {
         let ticket = store.write_behind.ticket();
         if !store.budget.wants_flush() {
+            // Memory is also given back by peers that take their answers, by requests that end and by retention, and they tell nobody. Who waits
+            // for room has notified this task, which looks again and again until there is some.
+            store.room.notify();
             store.write_behind.wait(ticket).await;
             continue;
         }
@@ -51,8 +54,8 @@ pub async fn run(store: Rc<Store>) {
             flush_all(&store, oldest_in_memory(&store), true).await;
         }
         if (store.budget.unflushed(), store.budget.accounted().get()) >= before {
-            // The rest is not durable in the journal yet.
-            store.write_behind.wait_until(ticket, Instant::now() + RETRY).await;
+            // The rest is not durable in the journal yet, or waits for peers.
+            glommio::timer::sleep(RETRY).await;
         }
     }
 }
@@ -316,8 +319,13 @@ fn evict(store: &Store) {
     while store.budget.wants_eviction() && rounds > 0 {
         rounds -= 1;
         let Some(cell) = store.tails.borrow_mut().pop_front() else { return };
-        if !evict_first(&cell) && cell.tail.borrow_mut().copy_out_first(store.budget.accounted()) {
-            store.tails.borrow_mut().push_back(cell);
+        if evict_first(&cell) {
+            continue;
+        }
+        let is_there = cell.tail.borrow_mut().copy_out_first(store.budget.accounted());
+        match is_there {
+            true => store.tails.borrow_mut().push_back(cell),
+            false => store.entry_gone(&cell),
         }
     }
 }
@@ -326,8 +334,11 @@ fn evict(store: &Store) {
 pub fn make_way(store: &Store) {
     for _ in 0..EVICTED_PER_APPEND {
         let Some(cell) = store.tails.borrow().front().filter(|_| store.budget.wants_eviction()).cloned() else { return };
-        if !evict_first(&cell) && cell.tail.borrow().first_offset().is_some() {
-            return;
+        if !evict_first(&cell) {
+            if cell.tail.borrow().first_offset().is_some() {
+                return;
+            }
+            store.entry_gone(&cell);
         }
         store.tails.borrow_mut().pop_front();
     }
