@@ -83,7 +83,8 @@ pub(super) struct Fetcher {
     buffered: usize,
     reserved: usize,
     in_flight: HashMap<u32, usize>,
-    next_in_turn: usize,
+    /// Rises with each request.
+    turns: u64,
     /// A request was not made for lack of memory.
     is_starved: bool,
     failed: VecDeque<(usize, ClientError)>,
@@ -108,6 +109,8 @@ struct Partition {
     chunks: VecDeque<Bytes>,
     not_before: Micros,
     attempts: u32,
+    /// The turn in which it was the first of a request.
+    front_at: u64,
     high_watermark: Option<Offset>,
 }
 
@@ -121,7 +124,7 @@ impl Fetcher {
             buffered: 0,
             reserved: 0,
             in_flight: HashMap::new(),
-            next_in_turn: 0,
+            turns: 0,
             is_starved: false,
             failed: VecDeque::new(),
         }
@@ -237,13 +240,17 @@ impl Fetcher {
             self.is_starved = true;
             return None;
         }
-        let count = self.partitions.len();
+        let is_wanted = |at: &usize| self.partitions[*at].lead.leader == broker && self.partitions[*at].is_wanted(now);
+        let mut wanted: Vec<usize> = (0..self.partitions.len()).filter(is_wanted).collect();
+        // Each partition is at the front in its turn: what is too large for the room behind others comes only there. Whose turn it is, each says for itself:
+        // requests of other brokers, or with other partitions of this one, go on in between.
+        let front = (0..wanted.len()).min_by_key(|i| self.partitions[wanted[*i]].front_at)?;
+        wanted.rotate_left(front);
+        self.turns += 1;
+        self.partitions[wanted[0]].front_at = self.turns;
         let (mut partitions, mut asked) = (Vec::new(), Vec::new());
-        for at in (0..count).map(|i| (i + self.next_in_turn) % count) {
+        for at in wanted {
             let partition = &mut self.partitions[at];
-            if partition.lead.leader != broker || !partition.is_wanted(now) {
-                continue;
-            }
             partition.is_fetching = true;
             asked.push(Asked { at, era: partition.era, offset: partition.fetch_offset, reserved: 0 });
             let offset = partition.fetch_offset;
@@ -254,8 +261,6 @@ impl Fetcher {
         let reserved = room.max(least).min(self.settings.max_bytes as usize).min(asked.len() * least);
         asked.first_mut()?.reserved = reserved;
         self.reserved += reserved;
-        // Each partition is at the front in its turn: what is too large for the room behind others comes only there.
-        self.next_in_turn = (asked[0].at + 1) % count;
         *self.in_flight.entry(broker).or_default() += 1;
         let Settings { max_wait_ms, min_bytes, .. } = self.settings;
         Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions }, asked))
@@ -443,6 +448,7 @@ impl Partition {
             chunks: VecDeque::new(),
             not_before: 0,
             attempts: 0,
+            front_at: 0,
             high_watermark: None,
         }
     }
@@ -524,6 +530,24 @@ mod tests {
             assert_eq!(order, [front, (front + 1) % 3, (front + 2) % 3]);
             f.handle_answer(BROKER, &asked, answer(&[]), 0);
         }
+    }
+
+    #[test]
+    fn requests_with_other_partitions_do_not_take_the_turn() {
+        let mut f = fetcher(4, 100_000);
+        (2..4).for_each(|at| f.pause(at));
+        let mut first = f.poll_request(BROKER, 0).unwrap();
+        (2..4).for_each(|at| f.resume(at));
+        let mut second = f.poll_request(BROKER, 0).unwrap();
+        let mut fronts = vec![];
+        for _ in 0..3 {
+            fronts.push((first.1[0].at, second.1[0].at));
+            f.handle_answer(BROKER, &first.1, answer(&[]), 0);
+            first = f.poll_request(BROKER, 0).unwrap();
+            f.handle_answer(BROKER, &second.1, answer(&[]), 0);
+            second = f.poll_request(BROKER, 0).unwrap();
+        }
+        assert_eq!(fronts, [(0, 2), (1, 3), (0, 2)]);
     }
 
     #[test]
