@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -78,6 +79,8 @@ struct Shared {
     stream: TcpStream,
     clock: Clock,
     tick: Duration,
+    /// When bytes last came, or were taken by a socket that had been full.
+    progress: AtomicU64,
     state: Mutex<State>,
     /// The socket is full, a request is in flight, or the connection is closed.
     wake_writer: Notify,
@@ -106,6 +109,7 @@ impl Connection {
             stream,
             clock,
             tick: (settings.request_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1)),
+            progress: AtomicU64::new(clock.now()),
             state: Mutex::new(state),
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
@@ -129,7 +133,8 @@ impl Connection {
         &self.0.0.address
     }
 
-    /// Sends a request with its payload; `completion` gets the answer, which must come within `timeout`. Requests leave in the order of the calls.
+    /// Sends a request with its payload; `completion` gets the answer, which must come within `timeout` or as long as bytes move on the connection. Requests
+    /// leave in the order of the calls.
     pub fn send(&self, request: &Request, payload: &[Bytes], timeout: Duration, completion: Completion) {
         let shared = &self.0.0;
         let refused = {
@@ -297,6 +302,11 @@ impl Shared {
         Ok(())
     }
 
+    /// Bytes have moved. What a socket that was not full takes says nothing: it is the system that took it, not the other side.
+    fn note_progress(&self) {
+        self.progress.store(self.clock.now(), Ordering::Relaxed);
+    }
+
     fn lost(&self, cause: &dyn ToString) -> ClientError {
         ClientError::Disconnected { address: self.address.clone(), cause: cause.to_string() }
     }
@@ -367,7 +377,10 @@ fn read_some(shared: &Shared, receiver: &mut Receiver) -> Result<(), ClientError
         }
         match shared.stream.try_read_buf(receiver.room()) {
             Ok(0) => return Err(shared.lost(&"the broker closed it")),
-            Ok(count) => taken += count,
+            Ok(count) => {
+                taken += count;
+                shared.note_progress();
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(shared.lost(&e)),
@@ -388,7 +401,11 @@ async fn write(shared: Arc<Shared>) {
         tokio::select! {
             ready = shared.stream.writable(), if is_full => {
                 let mut state = shared.lock();
+                let (queued, before) = (state.out.len(), state.out.front().map_or(0, Bytes::len));
                 let written = ready.and_then(|()| shared.write_some(&mut state));
+                if (queued, before) != (state.out.len(), state.out.front().map_or(0, Bytes::len)) {
+                    shared.note_progress();
+                }
                 state.is_writer_active = !state.out.is_empty();
                 drop(state);
                 if let Err(e) = written {
@@ -396,7 +413,7 @@ async fn write(shared: Arc<Shared>) {
                 }
             }
             () = tokio::time::sleep(shared.tick), if is_waiting => {
-                let expired = shared.lock().session.poll_expired(shared.clock.now());
+                let expired = shared.lock().session.poll_expired(shared.clock.now(), shared.progress.load(Ordering::Relaxed));
                 if let Some(timeout) = expired {
                     shared.close(&ClientError::TimedOut { address: shared.address.clone(), timeout_ms: timeout / 1000 });
                 }
@@ -509,6 +526,28 @@ mod tests {
             assert!(matches!(error, ClientError::TimedOut { timeout_ms: 200, .. }), "{error}");
         }
         assert!(connection.is_closed());
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_on_its_way_may_take_longer_than_the_timeout() {
+        let address = broker(|mut stream| async move {
+            let mut out = vec![];
+            for _ in 0..2 {
+                let correlation = wire::decode_request(&header(&mut stream).await, 0).unwrap().0;
+                let refused = Response::Refused(Refusal::new(Code::Unavailable, "x".repeat(500)));
+                encode_response(&mut ResponseEncoder::new(), correlation, &refused, 0, &mut out);
+            }
+            for piece in out.chunks(out.len().div_ceil(10)) {
+                tokio::time::sleep(Duration::from_millis(60)).await;
+                stream.write_all(piece).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let (large, behind_it) = tokio::join!(ask(&connection), ask(&connection));
+        assert_eq!([large, behind_it].map(|answer| answer.unwrap_err().code()), [Some(Code::Unavailable); 2]);
+        assert!(!connection.is_closed());
     }
 
     #[tokio::test]
