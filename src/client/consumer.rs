@@ -149,7 +149,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Bytes that may be fetched ahead (default: 64 MiB). One answer may exceed it when nothing else is there.
+    /// Bytes that may be fetched ahead (default: 64 MiB), in equal shares of the brokers that are read from. A batch that is larger than the room left for it
+    /// comes anyway.
     pub fn prefetch_memory(mut self, bytes: usize) -> Self {
         self.settings.buffer_memory = bytes;
         self
@@ -294,7 +295,11 @@ impl Consumer {
     /// It is not assigned.
     pub fn unassign(&mut self, topic: &str, partition: u32) -> Result<(), ClientError> {
         self.drop_current(topic, partition);
-        if self.inner.lock().fetcher.unassign(topic, partition) { Ok(()) } else { Err(not_assigned(topic, partition)) }
+        if !self.inner.lock().fetcher.unassign(topic, partition) {
+            return Err(not_assigned(topic, partition));
+        }
+        self.inner.pump(); // what it held is room for others
+        Ok(())
     }
 
     /// Goes on somewhere else in the partition; also ends its failure.

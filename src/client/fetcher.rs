@@ -5,8 +5,8 @@
 //! by the partition's `era` and dropped.
 //!
 //! At most a few requests are in flight per broker, none with a partition of another. A request is made only
-//! while what is buffered and what is asked for stays within `buffer_memory`; one that is asked for when nothing is there may exceed it, or a
-//! large batch could never be read.
+//! while what is buffered and what is asked for stays within `buffer_memory`, and asks for no more than its share of it, so that there is room for a
+//! request to every broker; brokers take turns. A batch that is larger comes anyway, or it could never be read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -85,8 +85,10 @@ pub(super) struct Fetcher {
     in_flight: HashMap<u32, usize>,
     /// Rises with each request.
     turns: u64,
-    /// A request was not made for lack of memory.
-    is_starved: bool,
+    /// Whom the last request was to.
+    last_broker: u32,
+    /// A request was not made for lack of memory: it needs room for so many bytes.
+    starved_of: Option<usize>,
     failed: VecDeque<(usize, ClientError)>,
 }
 
@@ -125,7 +127,8 @@ impl Fetcher {
             reserved: 0,
             in_flight: HashMap::new(),
             turns: 0,
-            is_starved: false,
+            last_broker: u32::MAX,
+            starved_of: None,
             failed: VecDeque::new(),
         }
     }
@@ -220,12 +223,39 @@ impl Fetcher {
         }
     }
 
-    /// Leaders that a request may be made to.
+    /// Leaders that a request may be made to, in turn: where memory is short it is not always the same that have it.
     pub fn wanted_brokers(&self, now: Micros) -> Vec<u32> {
-        let mut brokers: Vec<u32> = self.partitions.iter().filter(|p| p.is_wanted(now)).map(|p| p.lead.leader).collect();
-        brokers.sort_unstable();
-        brokers.dedup();
+        let mut brokers = self.leaders(|p| p.is_wanted(now));
+        let behind_last = brokers.partition_point(|broker| *broker <= self.last_broker);
+        if behind_last < brokers.len() {
+            brokers.rotate_left(behind_last);
+        }
         brokers
+    }
+
+    /// The leaders of such partitions, in order.
+    fn leaders(&self, of: impl Fn(&Partition) -> bool) -> Vec<u32> {
+        let mut leaders: Vec<u32> = self.partitions.iter().filter(|p| of(p)).map(|p| p.lead.leader).collect();
+        leaders.sort_unstable();
+        leaders.dedup();
+        leaders
+    }
+
+    /// The least and the most that a request reserves, bytes. Each broker that is read from may have all its requests, as long as they are
+    /// worth a round trip, and in any case one.
+    fn shares(&self) -> (usize, usize) {
+        let brokers = self.leaders(Partition::is_read).len().max(1);
+        let of_broker = self.settings.buffer_memory / brokers;
+        let least = of_broker.min(self.settings.partition_max_bytes as usize).max(1);
+        (least, (of_broker / self.settings.max_in_flight.max(1)).max(least))
+    }
+
+    fn used(&self) -> usize {
+        self.buffered + self.reserved
+    }
+
+    fn has_room(&self, least: usize) -> bool {
+        self.used() == 0 || self.settings.buffer_memory.saturating_sub(self.used()) >= least
     }
 
     /// The next request to a broker, with all its partitions that want one.
@@ -233,20 +263,19 @@ impl Fetcher {
         if self.in_flight.get(&broker).is_some_and(|count| *count >= self.settings.max_in_flight) {
             return None;
         }
-        let used = self.buffered + self.reserved;
-        let room = self.settings.buffer_memory.saturating_sub(used);
-        let least = self.settings.partition_max_bytes as usize;
-        if used > 0 && room < least {
-            self.is_starved = true;
-            return None;
-        }
         let is_wanted = |at: &usize| self.partitions[*at].lead.leader == broker && self.partitions[*at].is_wanted(now);
         let mut wanted: Vec<usize> = (0..self.partitions.len()).filter(is_wanted).collect();
         // Each partition is at the front in its turn: what is too large for the room behind others comes only there. Whose turn it is, each says for itself:
         // requests of other brokers, or with other partitions of this one, go on in between.
         let front = (0..wanted.len()).min_by_key(|i| self.partitions[wanted[*i]].front_at)?;
+        let (least, most) = self.shares();
+        if !self.has_room(least) {
+            self.starved_of = Some(least);
+            return None;
+        }
         wanted.rotate_left(front);
         self.turns += 1;
+        self.last_broker = broker;
         self.partitions[wanted[0]].front_at = self.turns;
         let (mut partitions, mut asked) = (Vec::new(), Vec::new());
         for at in wanted {
@@ -258,7 +287,9 @@ impl Fetcher {
             partitions.push(FetchPartition { partition: partition.lead.place, offset, max_bytes, leader_epoch: None });
         }
         // The broker keeps the whole answer to this, but for one batch.
-        let reserved = room.max(least).min(self.settings.max_bytes as usize).min(asked.len() * least);
+        let room = self.settings.buffer_memory.saturating_sub(self.used()).max(least);
+        let of_partitions = asked.len().saturating_mul(self.settings.partition_max_bytes as usize);
+        let reserved = room.min(most).min(self.settings.max_bytes as usize).min(of_partitions);
         asked.first_mut()?.reserved = reserved;
         self.reserved += reserved;
         *self.in_flight.entry(broker).or_default() += 1;
@@ -408,11 +439,11 @@ impl Fetcher {
         Some(Err(ConsumeError { topic: topic.to_string(), partition, offset: self.partitions[at].position, cause }))
     }
 
-    /// Whether memory that a request waits for is free again; the shell then makes requests.
+    /// Whether there is room again for a request that waits for it; the shell then makes requests.
     pub fn poll_relieved(&mut self) -> bool {
-        let is_relieved = self.is_starved && self.buffered + self.reserved <= self.settings.buffer_memory / 2;
+        let is_relieved = self.starved_of.is_some_and(|least| self.has_room(least));
         if is_relieved {
-            self.is_starved = false;
+            self.starved_of = None;
         }
         is_relieved
     }
@@ -453,8 +484,13 @@ impl Partition {
         }
     }
 
+    /// Whether it is fetched, now or in its turn.
+    fn is_read(&self) -> bool {
+        self.is_assigned && !self.is_paused && !self.is_failed
+    }
+
     fn is_wanted(&self, now: Micros) -> bool {
-        self.is_assigned && !self.is_paused && !self.is_fetching && !self.is_failed && now >= self.not_before
+        self.is_read() && !self.is_fetching && now >= self.not_before
     }
 }
 
@@ -599,18 +635,66 @@ mod tests {
 
     #[test]
     fn memory_bounds_what_is_asked_for() {
-        let mut f = fetcher(5, 2000);
+        let mut f = fetcher(5, 4000);
         let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
-        assert_eq!((asked.len(), fetch.max_bytes), (5, 2000), "all partitions, but no more bytes than there is room for");
+        assert_eq!((asked.len(), fetch.max_bytes), (5, 2000), "all partitions, but no more bytes than one of two requests may have");
         let big = batch(0, 50);
-        assert!(big.len() > 500);
-        let parts = [0, 1, 2].map(|p| (p, Ok(big.clone())));
+        assert!(big.len() > 500 && big.len() < 1000);
+        let parts = [0, 1, 2, 3, 4].map(|p| (p, Ok([&big[..], &big[..]].concat().into())));
         f.handle_answer(BROKER, &asked, answer(&parts), 0);
-        assert_eq!((f.buffered(), f.reserved), (3 * big.len(), 0));
-        assert!(f.poll_request(BROKER, 0).is_none() && !f.poll_relieved());
-        while f.take_batch().is_some() {}
+        assert_eq!((f.buffered(), f.reserved), (10 * big.len(), 0));
+        assert!(f.poll_request(BROKER, 0).is_none());
+        while f.buffered() > 3000 {
+            assert!(!f.poll_relieved());
+            f.take_batch();
+        }
         assert!(f.poll_relieved() && !f.poll_relieved());
         assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 5);
+    }
+
+    /// What the shell does: every request that can be made.
+    fn pump(f: &mut Fetcher, in_flight: &mut VecDeque<(u32, Fetch, Vec<Asked>)>) {
+        for broker in f.wanted_brokers(0) {
+            while let Some((fetch, asked)) = f.poll_request(broker, 0) {
+                in_flight.push_back((broker, fetch, asked));
+            }
+        }
+    }
+
+    #[test]
+    fn with_little_memory_no_broker_is_left_out() {
+        const BROKERS: u32 = 6;
+        const PARTITIONS: u32 = 4;
+        for (memory, at_once) in [(16_000, 6), (3_000, 6), (4, 1)] {
+            let mut f = fetcher(0, memory);
+            f.settings.max_bytes = 4000;
+            for number in 0..BROKERS * PARTITIONS {
+                f.assign("t", number, Lead { leader: number % BROKERS, ..lead(number) }, 0);
+            }
+            let mut in_flight = VecDeque::new();
+            pump(&mut f, &mut in_flight);
+            assert!(in_flight.len() >= at_once, "{} requests with {memory} bytes", in_flight.len());
+            assert!(in_flight.iter().map(|(_, fetch, _)| fetch.max_bytes as usize).sum::<usize>() <= memory);
+            // All answers are full, and the user takes all that is there before the next one comes.
+            let mut served = [0; BROKERS as usize];
+            for _ in 0..20 * BROKERS {
+                let (broker, fetch, asked) = in_flight.pop_front().unwrap();
+                let first = &fetch.partitions[0];
+                let mut full = vec![];
+                while full.is_empty() || full.len() + batch(0, 10).len() <= fetch.max_bytes as usize {
+                    full.extend_from_slice(&batch(first.offset + 10 * (full.len() / batch(0, 10).len()) as Offset, 10));
+                }
+                served[broker as usize] += 1;
+                f.handle_answer(broker, &asked, answer(&[(first.partition.partition, Ok(full.into()))]), 0);
+                pump(&mut f, &mut in_flight);
+                while f.take_batch().is_some() {
+                    if f.poll_relieved() {
+                        pump(&mut f, &mut in_flight);
+                    }
+                }
+            }
+            assert!(served.iter().all(|count| (18..=22).contains(count)), "{served:?} with {memory} bytes");
+        }
     }
 
     #[test]
