@@ -315,17 +315,20 @@ impl Consumer {
         Ok(())
     }
 
-    /// Holds the partition's records back until [`Consumer::resume`].
+    /// Holds the partition's records back until [`Consumer::resume`]. What was fetched ahead is dropped, and fetched again then.
     ///
     /// # Errors
     /// It is not assigned.
     pub fn pause(&mut self, topic: &str, partition: u32) -> Result<(), ClientError> {
         let at = self.find(topic, partition)?;
-        let mut core = self.inner.lock();
-        core.fetcher.pause(at);
-        if let Some(current) = self.current.take_if(|current| current.at == at) {
-            core.fetcher.give_back(at, current.bytes, current.next);
+        {
+            let mut core = self.inner.lock();
+            if let Some(current) = self.current.take_if(|current| current.at == at) {
+                core.fetcher.give_back(at, current.bytes, current.next);
+            }
+            core.fetcher.pause(at);
         }
+        self.inner.pump(); // what it held is room for others
         Ok(())
     }
 

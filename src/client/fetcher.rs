@@ -1,8 +1,8 @@
 //! What a consumer reads next: positions, prefetch within a bound, what is paused. A pure state machine.
 //!
 //! Each partition has two offsets: the *position*, of the next record that the user gets, and the *fetch offset*, where the next request starts. Between
-//! them lie fetched bytes, still as batches. A seek moves both and drops the bytes; answers to requests from before it are told
-//! by the partition's `era` and dropped.
+//! them lie fetched bytes, still as batches. A seek moves both and drops the bytes, a pause drops them too; answers to requests from before
+//! it are told by the partition's `era` and dropped.
 //!
 //! At most a few requests are in flight per broker, none with a partition of another. A request is made only
 //! while what is buffered and what is asked for stays within `buffer_memory`, and asks for no more than its share of it, so that there is room for a
@@ -99,7 +99,7 @@ struct Partition {
     lead: Lead,
     position: Offset,
     fetch_offset: Offset,
-    /// Rises with each seek.
+    /// Rises with each seek and each pause.
     era: u64,
     is_assigned: bool,
     is_paused: bool,
@@ -174,10 +174,8 @@ impl Fetcher {
 
     /// Goes on at `offset`.
     pub fn seek_to(&mut self, at: usize, offset: Offset) {
+        self.drop_fetched(at);
         let partition = &mut self.partitions[at];
-        self.buffered -= partition.chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
-        partition.era += 1;
-        partition.is_fetching = false;
         partition.is_failed = false;
         partition.position = offset;
         partition.fetch_offset = offset;
@@ -193,15 +191,30 @@ impl Fetcher {
         self.queue(at);
     }
 
-    /// Holds back what is fetched, and fetches no more.
+    /// Fetches no more of it, and drops what is fetched: it would take the memory of those that are read, for as long as nobody resumes.
     pub fn pause(&mut self, at: usize) {
-        self.partitions[at].is_paused = true;
+        self.drop_fetched(at);
+        let partition = &mut self.partitions[at];
+        partition.is_paused = true;
+        partition.fetch_offset = partition.position;
+        // A failure that the user was not told of lies behind what is dropped: it is found again.
+        if self.failed.iter().any(|(failed, _)| *failed == at) {
+            self.failed.retain(|(failed, _)| *failed != at);
+            self.partitions[at].is_failed = false;
+        }
     }
 
-    /// Goes on.
+    /// Forgets what is fetched and what is asked for.
+    fn drop_fetched(&mut self, at: usize) {
+        let partition = &mut self.partitions[at];
+        self.buffered -= partition.chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
+        partition.era += 1;
+        partition.is_fetching = false;
+    }
+
+    /// Goes on, from the position on.
     pub fn resume(&mut self, at: usize) {
         self.partitions[at].is_paused = false;
-        self.queue(at);
     }
 
     /// The next record that the user gets.
@@ -412,9 +425,6 @@ impl Fetcher {
         while let Some(at) = self.ready.pop_front() {
             let partition = &mut self.partitions[at];
             partition.is_queued = false;
-            if partition.is_paused {
-                continue;
-            }
             let Some(chunk) = partition.chunks.front_mut() else { continue };
             let batch = match split_batch(chunk) {
                 Ok(Some(batch)) => batch,
@@ -450,7 +460,7 @@ impl Fetcher {
 
     fn queue(&mut self, at: usize) {
         let partition = &mut self.partitions[at];
-        if !partition.is_queued && !partition.is_paused && !partition.chunks.is_empty() {
+        if !partition.is_queued && !partition.chunks.is_empty() {
             partition.is_queued = true;
             self.ready.push_back(at);
         }
@@ -630,7 +640,50 @@ mod tests {
         assert_eq!(order, [0, 2, 0, 2]);
         assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 2, "the paused one is not fetched");
         f.resume(1);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.partitions[0].offset), (1, 0), "and is fetched again afterwards");
+        f.handle_answer(BROKER, &asked, answer(&[both(1)]), 0);
         assert_eq!(f.take_batch().unwrap().unwrap().at, 1);
+    }
+
+    #[test]
+    fn a_paused_partition_takes_no_memory_from_others() {
+        let mut f = fetcher(2, 2000);
+        f.pause(1);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        let full = [batch(0, 50), batch(50, 50), batch(100, 50)].concat();
+        assert!(full.len() > 1000);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(full.into()))]), 0);
+        let half = f.take_batch().unwrap().unwrap();
+        // Some of the first batch is used up.
+        f.give_back(0, half.bytes, 20);
+        f.pause(0);
+        assert_eq!((f.buffered(), f.position(0)), (0, 20));
+        assert!(f.take_batch().is_none());
+        f.resume(1);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().1.iter().map(|a| a.at).collect::<Vec<_>>(), [1]);
+        f.resume(0);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 20);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 22)))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [20, 21]);
+    }
+
+    #[test]
+    fn an_answer_from_before_a_pause_is_dropped() {
+        let mut f = fetcher(1, 100_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 3)))]), 0);
+        let (fetch, late) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 3);
+        f.pause(0);
+        f.resume(0);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 0);
+        f.handle_answer(BROKER, &late, answer(&[(0, Ok(batch(3, 3)))]), 0);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 3)))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [0, 1, 2]);
+        assert!(f.take_batch().is_none());
     }
 
     #[test]
