@@ -373,6 +373,27 @@ async fn without_acknowledgements_and_with_little_memory() {
     assert_eq!(take(&mut consumer, 2001).await.len(), 2001);
 }
 
+#[tokio::test]
+async fn a_topic_that_was_made_again_is_read_from_where_the_user_said() {
+    let broker = Broker::start();
+    let (client, other) = (broker.client().await, broker.client().await);
+    client.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    send_numbers(&client.producer().build().unwrap(), "t", 0..20).await;
+    let mut strict = client.consumer().max_wait(Duration::from_millis(50)).build().unwrap();
+    let mut lenient = client.consumer().max_wait(Duration::from_millis(50)).out_of_range(OutOfRange::Earliest).build().unwrap();
+    for consumer in [&mut strict, &mut lenient] {
+        consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
+        assert_eq!(take(consumer, 20).await.len(), 20);
+    }
+    other.admin().delete_topic("t").await.unwrap();
+    other.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    send_numbers(&other.producer().build().unwrap(), "t", 100..150).await;
+    let numbers: Vec<u64> = take(&mut lenient, 50).await.iter().map(number).collect();
+    assert_eq!(numbers, (100..150).collect::<Vec<_>>());
+    let error = soon(strict.next_record()).await.unwrap().unwrap_err();
+    assert_eq!((error.offset, error.cause.code()), (20, Some(Code::OffsetOutOfRange)), "{error}");
+}
+
 #[test]
 fn the_blocking_facade_does_the_same() {
     use corelane::client::blocking::BlockingClient;

@@ -60,6 +60,8 @@ pub(super) struct Arrived {
 #[derive(Debug)]
 pub(super) struct TakenBatch {
     pub at: usize,
+    /// Seeks of the partition until then.
+    pub seeks: u64,
     pub bytes: Bytes,
     /// Records before it are not wanted.
     pub from: Offset,
@@ -99,8 +101,10 @@ struct Partition {
     lead: Lead,
     position: Offset,
     fetch_offset: Offset,
-    /// Rises with each seek and each pause.
+    /// Rises with each seek and each pause, and when the topic is another one.
     era: u64,
+    /// Rises with each seek.
+    seeks: u64,
     is_assigned: bool,
     is_paused: bool,
     is_fetching: bool,
@@ -176,6 +180,7 @@ impl Fetcher {
     pub fn seek_to(&mut self, at: usize, offset: Offset) {
         self.drop_fetched(at);
         let partition = &mut self.partitions[at];
+        partition.seeks += 1;
         partition.is_failed = false;
         partition.position = offset;
         partition.fetch_offset = offset;
@@ -183,8 +188,11 @@ impl Fetcher {
         self.failed.retain(|(failed, _)| *failed != at);
     }
 
-    /// Gives a batch back that was not used up: `offset` is the next record wanted.
-    pub fn give_back(&mut self, at: usize, bytes: Bytes, offset: Offset) {
+    /// Gives a batch back that was not used up: `offset` is the next record wanted. After a seek, as told by `seeks`, it is not wanted any more.
+    pub fn give_back(&mut self, at: usize, seeks: u64, bytes: Bytes, offset: Offset) {
+        if self.partitions[at].seeks != seeks {
+            return;
+        }
         self.buffered += bytes.len();
         self.partitions[at].chunks.push_front(bytes);
         self.partitions[at].position = offset;
@@ -227,13 +235,28 @@ impl Fetcher {
         self.partitions[at].high_watermark
     }
 
-    /// Takes new leaders of a topic.
-    pub fn update_leaders(&mut self, topic: &str, lead: impl Fn(u32) -> Option<Lead>) {
-        for partition in self.partitions.iter_mut().filter(|p| &*p.topic == topic) {
-            if let Some(lead) = lead(partition.number) {
-                partition.lead = lead;
+    /// Takes new leaders of a topic. Where the topic is another one, deleted and made again under the same name, an offset of the old one says
+    /// nothing: it is out of range, or the records before it would be passed over.
+    pub fn update_leaders(&mut self, topic: &str, lead: impl Fn(u32) -> Option<Lead>) -> Arrived {
+        let mut arrived = Arrived::default();
+        for at in 0..self.partitions.len() {
+            let partition = &mut self.partitions[at];
+            let Some(lead) = (*partition.topic == *topic).then(|| lead(partition.number)).flatten() else { continue };
+            let former = std::mem::replace(&mut partition.lead, lead);
+            if former.place.topic == lead.place.topic || !partition.is_assigned || partition.is_failed {
+                continue;
+            }
+            tracing::warn!(%topic, partition = partition.number, position = partition.position, "the topic was deleted and made again");
+            if partition.position == 0 {
+                self.seek_to(at, 0);
+            } else {
+                // Answers to requests from before are not of this topic.
+                partition.era += 1;
+                partition.is_fetching = false;
+                arrived.out_of_range.push(at);
             }
         }
+        arrived
     }
 
     /// Leaders that a request may be made to, in turn: where memory is short it is not always the same that have it.
@@ -415,9 +438,21 @@ impl Fetcher {
         self.partitions[at].is_failed = true;
     }
 
-    /// Fetches no more of it until a seek.
-    pub fn pause_fetching(&mut self, at: usize) {
+    /// Fetches no more of it until [`Fetcher::end_reset`], which wants the number that this returns, or a seek.
+    pub fn begin_reset(&mut self, at: usize) -> u64 {
         self.partitions[at].is_failed = true;
+        self.partitions[at].seeks
+    }
+
+    /// Goes on where the log has what is wanted instead, unless the user has said meanwhile where to go on.
+    pub fn end_reset(&mut self, at: usize, seeks: u64, offset: Result<Offset, ClientError>) {
+        if self.partitions[at].seeks != seeks {
+            return;
+        }
+        match offset {
+            Ok(offset) => self.seek_to(at, offset),
+            Err(error) => self.fail(at, error),
+        }
     }
 
     /// The next batch for the user, partitions taking turns, or the failure of one.
@@ -442,7 +477,7 @@ impl Fetcher {
             if next <= from {
                 continue; // all of it before a seek into a later batch
             }
-            return Some(Ok(TakenBatch { at, bytes: batch, from }));
+            return Some(Ok(TakenBatch { at, seeks: self.partitions[at].seeks, bytes: batch, from }));
         }
         let (at, cause) = self.failed.pop_front()?;
         let (topic, partition) = self.name(at);
@@ -481,6 +516,7 @@ impl Partition {
             position: 0,
             fetch_offset: 0,
             era: 0,
+            seeks: 0,
             is_assigned: false,
             is_paused: false,
             is_fetching: false,
@@ -656,7 +692,7 @@ mod tests {
         f.handle_answer(BROKER, &asked, answer(&[(0, Ok(full.into()))]), 0);
         let half = f.take_batch().unwrap().unwrap();
         // Some of the first batch is used up.
-        f.give_back(0, half.bytes, 20);
+        f.give_back(0, half.seeks, half.bytes, 20);
         f.pause(0);
         assert_eq!((f.buffered(), f.position(0)), (0, 20));
         assert!(f.take_batch().is_none());
@@ -772,6 +808,43 @@ mod tests {
         let error = f.take_batch().unwrap().unwrap_err();
         assert_eq!((error.topic.as_str(), error.partition, error.cause.code()), ("t", 1, Some(Code::Quarantined)));
         assert!(f.take_batch().is_none());
+    }
+
+    #[test]
+    fn an_offset_of_a_deleted_topic_is_out_of_range_in_its_successor() {
+        let mut f = fetcher(2, 10_000);
+        f.seek_to(1, 7);
+        let (_, late) = f.poll_request(BROKER, 0).unwrap();
+        let again = |partition| Some(Lead { place: TopicPartition { topic: TopicId([2; 16]), partition }, leader: BROKER });
+        assert!(f.update_leaders("t", |partition| Some(lead(partition))).out_of_range.is_empty(), "the same topic");
+        assert_eq!(f.update_leaders("t", again).out_of_range, [1], "the other one is read from its start on");
+        let seeks = f.begin_reset(1);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.partitions[0].partition, fetch.partitions[0].offset), (1, again(0).unwrap().place, 0));
+        f.handle_answer(BROKER, &late, answer(&[(0, Ok(batch(0, 1))), (1, Err(Code::OffsetOutOfRange))]), 0);
+        assert!(f.take_batch().is_none());
+        f.end_reset(1, seeks, Ok(3));
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 3);
+    }
+
+    #[test]
+    fn a_seek_stands_against_a_reset_and_what_is_given_back() {
+        let mut f = fetcher(1, 10_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 5)))]), 0);
+        let half = f.take_batch().unwrap().unwrap();
+        let seeks = f.begin_reset(0);
+        f.pause(0);
+        f.seek_to(0, 50);
+        f.end_reset(0, seeks, Ok(0));
+        f.give_back(0, half.seeks, half.bytes, 3);
+        assert_eq!((f.position(0), f.buffered()), (50, 0));
+        // A pause is none.
+        let seeks = f.begin_reset(0);
+        f.pause(0);
+        f.end_reset(0, seeks, Ok(9));
+        f.resume(0);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 9);
     }
 
     #[test]
