@@ -50,6 +50,11 @@ impl Broker {
         (self.process, _) = spawn(&self.data, &self.address, shards);
     }
 
+    /// To a stopped process the kernel takes as much as its socket buffers hold.
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.process.id().to_string()]).status().unwrap().success());
+    }
+
     async fn client(&self) -> Client {
         Client::builder(&self.address).retry_backoff(Duration::from_millis(5), Duration::from_millis(50)).connect().await.unwrap()
     }
@@ -371,6 +376,37 @@ async fn without_acknowledgements_and_with_little_memory() {
     let mut consumer = client.consumer().prefetch_memory(1000).max_bytes(1000, 1000).build().unwrap();
     consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
     assert_eq!(take(&mut consumer, 2001).await.len(), 2001);
+}
+
+#[tokio::test]
+async fn without_acknowledgements_a_broker_that_reads_nothing_fills_the_buffer_and_no_more() {
+    const MOST: usize = 60 << 20;
+    let broker = Broker::start();
+    let client = broker.client().await;
+    client.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    let producer = client.producer().acks(Acks::None).buffer_memory(4 << 20).build().unwrap();
+    let value = vec![7; 10_000];
+    let record = || ProducerRecord::to("t").value(&value);
+    producer.send(record()).await.unwrap();
+    broker.signal("-STOP");
+    let mut deliveries = vec![];
+    let error = loop {
+        match producer.try_send(record()) {
+            Ok(delivery) => deliveries.push(delivery),
+            Err(error) => break error,
+        }
+        assert!(deliveries.len() * value.len() < MOST, "all of it counts as delivered");
+    };
+    assert!(matches!(error.cause, ProduceFailure::BufferFull { .. }), "{error}");
+    broker.signal("-CONT");
+    producer.flush().await;
+    let sent = deliveries.len() + 1;
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+    let mut consumer = client.consumer().build().unwrap();
+    consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
+    assert_eq!(take(&mut consumer, sent).await.len(), sent);
 }
 
 #[tokio::test]

@@ -43,6 +43,9 @@ pub(super) struct ConnectionSettings {
     pub max_frame: usize,
 }
 
+/// While more than this waits for the socket, bytes, requests without an answer wait at their sender: nothing else would bound them.
+const UNANSWERED_QUEUE_MAX: usize = 4 << 20;
+
 /// Microseconds since the client was made.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Clock(Instant);
@@ -85,6 +88,8 @@ struct Shared {
     /// The socket is full, a request is in flight, or the connection is closed.
     wake_writer: Notify,
     wake_reader: Notify,
+    /// There is room in the queue again, or the connection is closed.
+    drained: Notify,
 }
 
 struct State {
@@ -92,6 +97,8 @@ struct State {
     encoder: RequestEncoder,
     /// To be written, in order.
     out: VecDeque<Bytes>,
+    /// Bytes of `out`.
+    out_len: usize,
     /// The socket was full: the writing task goes on.
     is_writer_active: bool,
     closed: Option<ClientError>,
@@ -101,8 +108,14 @@ impl Connection {
     /// Connects and shakes hands.
     pub async fn open(address: &str, settings: &ConnectionSettings, clock: Clock) -> Result<Connection, ClientError> {
         let (stream, reply, receiver) = open_stream(address, settings).await?;
-        let state =
-            State { session: Session::new(), encoder: RequestEncoder::new(), out: VecDeque::new(), is_writer_active: false, closed: None };
+        let state = State {
+            session: Session::new(),
+            encoder: RequestEncoder::new(),
+            out: VecDeque::new(),
+            out_len: 0,
+            is_writer_active: false,
+            closed: None,
+        };
         let shared = Arc::new(Shared {
             address: address.into(),
             reply,
@@ -113,6 +126,7 @@ impl Connection {
             state: Mutex::new(state),
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
+            drained: Notify::new(),
         });
         tokio::spawn(read(shared.clone(), receiver));
         tokio::spawn(write(shared.clone()));
@@ -148,6 +162,23 @@ impl Connection {
             completion(Err(error));
         }
         shared.fail_if_broken();
+    }
+
+    /// Whether a request that gets no answer should wait for [`Connection::drained`].
+    pub fn is_congested(&self) -> bool {
+        let state = self.0.0.lock();
+        state.closed.is_none() && state.out_len > UNANSWERED_QUEUE_MAX
+    }
+
+    /// Waits until the connection is not congested, or is closed.
+    pub async fn drained(&self) {
+        loop {
+            let drained = self.0.0.drained.notified();
+            if !self.is_congested() {
+                return;
+            }
+            drained.await;
+        }
     }
 
     /// Sends a request that gets no answer.
@@ -253,6 +284,7 @@ impl Shared {
             let what = format!("a frame of {} bytes is over the broker's {}", head.len() + payload_len, self.reply.max_frame);
             return Err(ClientError::Invalid(what));
         }
+        state.out_len += head.len() + payload_len;
         state.out.push_back(Bytes::from(head));
         state.out.extend(payload.iter().filter(|part| !part.is_empty()).cloned());
         Ok(())
@@ -285,6 +317,7 @@ impl Shared {
             }
             match self.stream.try_write_vectored(&slices[..count]) {
                 Ok(mut written) => {
+                    state.out_len -= written;
                     while let Some(first) = state.out.front_mut() {
                         if written < first.len() {
                             first.advance(written);
@@ -325,6 +358,7 @@ impl Shared {
             let mut state = self.lock();
             let error = state.closed.get_or_insert_with(|| error.clone()).clone();
             state.out.clear();
+            state.out_len = 0;
             (state.session.take_all(), error)
         };
         for completion in waiting {
@@ -332,6 +366,7 @@ impl Shared {
         }
         self.wake_writer.notify_one();
         self.wake_reader.notify_one();
+        self.drained.notify_waiters();
     }
 
     fn handle_frame(&self, header: &[u8], payload: Bytes) -> Result<(), ClientError> {
@@ -401,10 +436,13 @@ async fn write(shared: Arc<Shared>) {
         tokio::select! {
             ready = shared.stream.writable(), if is_full => {
                 let mut state = shared.lock();
-                let (queued, before) = (state.out.len(), state.out.front().map_or(0, Bytes::len));
+                let before = state.out_len;
                 let written = ready.and_then(|()| shared.write_some(&mut state));
-                if (queued, before) != (state.out.len(), state.out.front().map_or(0, Bytes::len)) {
+                if state.out_len < before {
                     shared.note_progress();
+                }
+                if state.out_len <= UNANSWERED_QUEUE_MAX {
+                    shared.drained.notify_waiters();
                 }
                 state.is_writer_active = !state.out.is_empty();
                 drop(state);
@@ -581,6 +619,32 @@ mod tests {
         });
         let error = Connection::open(&address, &settings(), Clock::start()).await.err().unwrap();
         assert!(matches!(&error, ClientError::Connect { cause, .. } if cause.contains("native protocol")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn requests_without_an_answer_wait_while_the_socket_is_full() {
+        let reads = Arc::new(Notify::new());
+        let told = reads.clone();
+        let address = broker(move |mut stream| {
+            let told = told.clone();
+            async move {
+                told.notified().await;
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            }
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let mut sent = 0;
+        while !connection.is_congested() {
+            connection.send_unanswered(&Request::DeleteTopic("x".repeat(900)), &[]).unwrap();
+            sent += 1;
+            assert!(sent < 100_000, "the broker reads nothing");
+        }
+        let drained = tokio::time::timeout(Duration::from_millis(50), connection.drained()).await;
+        assert!(drained.is_err() && connection.is_congested());
+        reads.notify_one();
+        tokio::time::timeout(Duration::from_secs(10), connection.drained()).await.unwrap();
+        assert!(!connection.is_congested() && !connection.is_closed());
     }
 
     #[tokio::test]
