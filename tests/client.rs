@@ -275,6 +275,43 @@ async fn a_value_too_large_to_hold_goes_in_and_out_as_a_stream() {
 }
 
 #[tokio::test]
+async fn large_values_find_their_leaders_after_a_restart_and_in_a_topic_made_again() {
+    let mut broker = Broker::start_shards(2);
+    let (writing, reading) = (broker.client().await, broker.client().await);
+    let topic = || NewTopic::new("big").partitions(4);
+    writing.admin().create_topic(topic()).await.unwrap();
+    let producer = writing.producer().build().unwrap();
+    let consumer = reading.consumer().build().unwrap();
+    let value = vec![7; 100_000];
+    let send = || producer.send_reader("big", None, value.len() as u64, &value[..]);
+    let read = async |partition, offset| {
+        let mut got = vec![];
+        consumer.value_reader("big", partition, offset).await.unwrap().read_to_end(&mut got).await.unwrap();
+        assert!(got == value);
+    };
+    for _ in 0..4 {
+        let at = send().await.unwrap();
+        read(at.partition, at.offset).await;
+    }
+    // The leaders of half of them listen no more; nothing of the value is read before that is known.
+    broker.restart(1);
+    for partition in 0..4 {
+        read(partition, 0).await;
+        assert_eq!(send().await.unwrap().offset, 1);
+    }
+    let other = broker.client().await;
+    other.admin().delete_topic("big").await.unwrap();
+    other.admin().create_topic(topic()).await.unwrap();
+    // The value may be gone when the broker refuses; the next one knows better.
+    let at = match send().await {
+        Ok(at) => at,
+        Err(_) => send().await.unwrap(),
+    };
+    assert_eq!(at.offset, 0);
+    read(at.partition, 0).await;
+}
+
+#[tokio::test]
 async fn seeking_pausing_and_positions() {
     let broker = Broker::start();
     let client = broker.client().await;
