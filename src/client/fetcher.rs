@@ -416,6 +416,10 @@ impl Fetcher {
         } else if error.is_retriable() {
             let partition = &mut self.partitions[at];
             partition.attempts += 1;
+            if is_worth_a_warning(partition.attempts) {
+                let Partition { topic, number, attempts, .. } = partition;
+                tracing::warn!(%topic, partition = number, %error, attempts, "a partition can't be fetched; trying on");
+            }
             partition.not_before = now + self.settings.backoff.after(partition.attempts).as_micros() as Micros;
             arrived.retry_at = Some(arrived.retry_at.map_or(partition.not_before, |at| at.max(partition.not_before)));
             if error.is_about_leadership() && !arrived.stale_topics.contains(&partition.topic) {
@@ -538,6 +542,12 @@ impl Partition {
     fn is_wanted(&self, now: Micros) -> bool {
         self.is_read() && !self.is_fetching && now >= self.not_before
     }
+}
+
+/// What passes by itself after a moment is not worth a line in the log; what lasts is worth few. `attempts` counts failures in a row.
+fn is_worth_a_warning(attempts: u32) -> bool {
+    const FIRST: u32 = 5;
+    attempts.is_multiple_of(FIRST) && (attempts / FIRST).is_power_of_two()
 }
 
 #[cfg(test)]
@@ -845,6 +855,11 @@ mod tests {
         f.end_reset(0, seeks, Ok(9));
         f.resume(0);
         assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 9);
+    }
+
+    #[test]
+    fn what_lasts_is_logged_now_and_then() {
+        assert_eq!((0..100).filter(|attempts| is_worth_a_warning(*attempts)).collect::<Vec<_>>(), [5, 10, 20, 40, 80]);
     }
 
     #[test]
