@@ -50,6 +50,11 @@ impl Broker {
         (self.process, _) = spawn(&self.data, &self.address, shards);
     }
 
+    /// To a stopped process the kernel takes as much as its socket buffers hold.
+    fn signal(&self, name: &str) {
+        assert!(Command::new("kill").args([name, &self.process.id().to_string()]).status().unwrap().success());
+    }
+
     async fn client(&self) -> Client {
         Client::builder(&self.address).retry_backoff(Duration::from_millis(5), Duration::from_millis(50)).connect().await.unwrap()
     }
@@ -270,6 +275,43 @@ async fn a_value_too_large_to_hold_goes_in_and_out_as_a_stream() {
 }
 
 #[tokio::test]
+async fn large_values_find_their_leaders_after_a_restart_and_in_a_topic_made_again() {
+    let mut broker = Broker::start_shards(2);
+    let (writing, reading) = (broker.client().await, broker.client().await);
+    let topic = || NewTopic::new("big").partitions(4);
+    writing.admin().create_topic(topic()).await.unwrap();
+    let producer = writing.producer().build().unwrap();
+    let consumer = reading.consumer().build().unwrap();
+    let value = vec![7; 100_000];
+    let send = || producer.send_reader("big", None, value.len() as u64, &value[..]);
+    let read = async |partition, offset| {
+        let mut got = vec![];
+        consumer.value_reader("big", partition, offset).await.unwrap().read_to_end(&mut got).await.unwrap();
+        assert!(got == value);
+    };
+    for _ in 0..4 {
+        let at = send().await.unwrap();
+        read(at.partition, at.offset).await;
+    }
+    // The leaders of half of them listen no more; nothing of the value is read before that is known.
+    broker.restart(1);
+    for partition in 0..4 {
+        read(partition, 0).await;
+        assert_eq!(send().await.unwrap().offset, 1);
+    }
+    let other = broker.client().await;
+    other.admin().delete_topic("big").await.unwrap();
+    other.admin().create_topic(topic()).await.unwrap();
+    // The value may be gone when the broker refuses; the next one knows better.
+    let at = match send().await {
+        Ok(at) => at,
+        Err(_) => send().await.unwrap(),
+    };
+    assert_eq!(at.offset, 0);
+    read(at.partition, 0).await;
+}
+
+#[tokio::test]
 async fn seeking_pausing_and_positions() {
     let broker = Broker::start();
     let client = broker.client().await;
@@ -371,6 +413,58 @@ async fn without_acknowledgements_and_with_little_memory() {
     let mut consumer = client.consumer().prefetch_memory(1000).max_bytes(1000, 1000).build().unwrap();
     consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
     assert_eq!(take(&mut consumer, 2001).await.len(), 2001);
+}
+
+#[tokio::test]
+async fn without_acknowledgements_a_broker_that_reads_nothing_fills_the_buffer_and_no_more() {
+    const MOST: usize = 60 << 20;
+    let broker = Broker::start();
+    let client = broker.client().await;
+    client.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    let producer = client.producer().acks(Acks::None).buffer_memory(4 << 20).build().unwrap();
+    let value = vec![7; 10_000];
+    let record = || ProducerRecord::to("t").value(&value);
+    producer.send(record()).await.unwrap();
+    broker.signal("-STOP");
+    let mut deliveries = vec![];
+    let error = loop {
+        match producer.try_send(record()) {
+            Ok(delivery) => deliveries.push(delivery),
+            Err(error) => break error,
+        }
+        assert!(deliveries.len() * value.len() < MOST, "all of it counts as delivered");
+    };
+    assert!(matches!(error.cause, ProduceFailure::BufferFull { .. }), "{error}");
+    broker.signal("-CONT");
+    producer.flush().await;
+    let sent = deliveries.len() + 1;
+    for delivery in deliveries {
+        delivery.await.unwrap();
+    }
+    let mut consumer = client.consumer().build().unwrap();
+    consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
+    assert_eq!(take(&mut consumer, sent).await.len(), sent);
+}
+
+#[tokio::test]
+async fn a_topic_that_was_made_again_is_read_from_where_the_user_said() {
+    let broker = Broker::start();
+    let (client, other) = (broker.client().await, broker.client().await);
+    client.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    send_numbers(&client.producer().build().unwrap(), "t", 0..20).await;
+    let mut strict = client.consumer().max_wait(Duration::from_millis(50)).build().unwrap();
+    let mut lenient = client.consumer().max_wait(Duration::from_millis(50)).out_of_range(OutOfRange::Earliest).build().unwrap();
+    for consumer in [&mut strict, &mut lenient] {
+        consumer.assign("t", 0, SeekTo::Earliest).await.unwrap();
+        assert_eq!(take(consumer, 20).await.len(), 20);
+    }
+    other.admin().delete_topic("t").await.unwrap();
+    other.admin().create_topic(NewTopic::new("t").partitions(1)).await.unwrap();
+    send_numbers(&other.producer().build().unwrap(), "t", 100..150).await;
+    let numbers: Vec<u64> = take(&mut lenient, 50).await.iter().map(number).collect();
+    assert_eq!(numbers, (100..150).collect::<Vec<_>>());
+    let error = soon(strict.next_record()).await.unwrap().unwrap_err();
+    assert_eq!((error.offset, error.cause.code()), (20, Some(Code::OffsetOutOfRange)), "{error}");
 }
 
 #[test]

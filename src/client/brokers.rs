@@ -192,6 +192,11 @@ impl Brokers {
         self.lock().topics.get(name).cloned()
     }
 
+    /// What is known of a topic may be wrong: who needs it next asks.
+    pub fn forget_topic(&self, name: &str) {
+        self.lock().topics.remove(name);
+    }
+
     /// Partitions and leaders of a topic, from memory where they are there.
     pub async fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, ClientError> {
         match self.cached_topic(name) {

@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -41,6 +42,9 @@ pub(super) struct ConnectionSettings {
     pub request_timeout: Duration,
     pub max_frame: usize,
 }
+
+/// While more than this waits for the socket, bytes, requests without an answer wait at their sender: nothing else would bound them.
+const UNANSWERED_QUEUE_MAX: usize = 4 << 20;
 
 /// Microseconds since the client was made.
 #[derive(Clone, Copy, Debug)]
@@ -78,10 +82,14 @@ struct Shared {
     stream: TcpStream,
     clock: Clock,
     tick: Duration,
+    /// When bytes last came, or were taken by a socket that had been full.
+    progress: AtomicU64,
     state: Mutex<State>,
     /// The socket is full, a request is in flight, or the connection is closed.
     wake_writer: Notify,
     wake_reader: Notify,
+    /// There is room in the queue again, or the connection is closed.
+    drained: Notify,
 }
 
 struct State {
@@ -89,6 +97,8 @@ struct State {
     encoder: RequestEncoder,
     /// To be written, in order.
     out: VecDeque<Bytes>,
+    /// Bytes of `out`.
+    out_len: usize,
     /// The socket was full: the writing task goes on.
     is_writer_active: bool,
     closed: Option<ClientError>,
@@ -98,17 +108,25 @@ impl Connection {
     /// Connects and shakes hands.
     pub async fn open(address: &str, settings: &ConnectionSettings, clock: Clock) -> Result<Connection, ClientError> {
         let (stream, reply, receiver) = open_stream(address, settings).await?;
-        let state =
-            State { session: Session::new(), encoder: RequestEncoder::new(), out: VecDeque::new(), is_writer_active: false, closed: None };
+        let state = State {
+            session: Session::new(),
+            encoder: RequestEncoder::new(),
+            out: VecDeque::new(),
+            out_len: 0,
+            is_writer_active: false,
+            closed: None,
+        };
         let shared = Arc::new(Shared {
             address: address.into(),
             reply,
             stream,
             clock,
             tick: (settings.request_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1)),
+            progress: AtomicU64::new(clock.now()),
             state: Mutex::new(state),
             wake_writer: Notify::new(),
             wake_reader: Notify::new(),
+            drained: Notify::new(),
         });
         tokio::spawn(read(shared.clone(), receiver));
         tokio::spawn(write(shared.clone()));
@@ -129,7 +147,8 @@ impl Connection {
         &self.0.0.address
     }
 
-    /// Sends a request with its payload; `completion` gets the answer, which must come within `timeout`. Requests leave in the order of the calls.
+    /// Sends a request with its payload; `completion` gets the answer, which must come within `timeout` or as long as bytes move on the connection. Requests
+    /// leave in the order of the calls.
     pub fn send(&self, request: &Request, payload: &[Bytes], timeout: Duration, completion: Completion) {
         let shared = &self.0.0;
         let refused = {
@@ -143,6 +162,23 @@ impl Connection {
             completion(Err(error));
         }
         shared.fail_if_broken();
+    }
+
+    /// Whether a request that gets no answer should wait for [`Connection::drained`].
+    pub fn is_congested(&self) -> bool {
+        let state = self.0.0.lock();
+        state.closed.is_none() && state.out_len > UNANSWERED_QUEUE_MAX
+    }
+
+    /// Waits until the connection is not congested, or is closed.
+    pub async fn drained(&self) {
+        loop {
+            let drained = self.0.0.drained.notified();
+            if !self.is_congested() {
+                return;
+            }
+            drained.await;
+        }
     }
 
     /// Sends a request that gets no answer.
@@ -248,6 +284,7 @@ impl Shared {
             let what = format!("a frame of {} bytes is over the broker's {}", head.len() + payload_len, self.reply.max_frame);
             return Err(ClientError::Invalid(what));
         }
+        state.out_len += head.len() + payload_len;
         state.out.push_back(Bytes::from(head));
         state.out.extend(payload.iter().filter(|part| !part.is_empty()).cloned());
         Ok(())
@@ -280,6 +317,7 @@ impl Shared {
             }
             match self.stream.try_write_vectored(&slices[..count]) {
                 Ok(mut written) => {
+                    state.out_len -= written;
                     while let Some(first) = state.out.front_mut() {
                         if written < first.len() {
                             first.advance(written);
@@ -295,6 +333,11 @@ impl Shared {
             }
         }
         Ok(())
+    }
+
+    /// Bytes have moved. What a socket that was not full takes says nothing: it is the system that took it, not the other side.
+    fn note_progress(&self) {
+        self.progress.store(self.clock.now(), Ordering::Relaxed);
     }
 
     fn lost(&self, cause: &dyn ToString) -> ClientError {
@@ -315,6 +358,7 @@ impl Shared {
             let mut state = self.lock();
             let error = state.closed.get_or_insert_with(|| error.clone()).clone();
             state.out.clear();
+            state.out_len = 0;
             (state.session.take_all(), error)
         };
         for completion in waiting {
@@ -322,6 +366,7 @@ impl Shared {
         }
         self.wake_writer.notify_one();
         self.wake_reader.notify_one();
+        self.drained.notify_waiters();
     }
 
     fn handle_frame(&self, header: &[u8], payload: Bytes) -> Result<(), ClientError> {
@@ -367,7 +412,10 @@ fn read_some(shared: &Shared, receiver: &mut Receiver) -> Result<(), ClientError
         }
         match shared.stream.try_read_buf(receiver.room()) {
             Ok(0) => return Err(shared.lost(&"the broker closed it")),
-            Ok(count) => taken += count,
+            Ok(count) => {
+                taken += count;
+                shared.note_progress();
+            }
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(shared.lost(&e)),
@@ -388,7 +436,14 @@ async fn write(shared: Arc<Shared>) {
         tokio::select! {
             ready = shared.stream.writable(), if is_full => {
                 let mut state = shared.lock();
+                let before = state.out_len;
                 let written = ready.and_then(|()| shared.write_some(&mut state));
+                if state.out_len < before {
+                    shared.note_progress();
+                }
+                if state.out_len <= UNANSWERED_QUEUE_MAX {
+                    shared.drained.notify_waiters();
+                }
                 state.is_writer_active = !state.out.is_empty();
                 drop(state);
                 if let Err(e) = written {
@@ -396,7 +451,7 @@ async fn write(shared: Arc<Shared>) {
                 }
             }
             () = tokio::time::sleep(shared.tick), if is_waiting => {
-                let expired = shared.lock().session.poll_expired(shared.clock.now());
+                let expired = shared.lock().session.poll_expired(shared.clock.now(), shared.progress.load(Ordering::Relaxed));
                 if let Some(timeout) = expired {
                     shared.close(&ClientError::TimedOut { address: shared.address.clone(), timeout_ms: timeout / 1000 });
                 }
@@ -512,6 +567,28 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn an_answer_that_is_on_its_way_may_take_longer_than_the_timeout() {
+        let address = broker(|mut stream| async move {
+            let mut out = vec![];
+            for _ in 0..2 {
+                let correlation = wire::decode_request(&header(&mut stream).await, 0).unwrap().0;
+                let refused = Response::Refused(Refusal::new(Code::Unavailable, "x".repeat(500)));
+                encode_response(&mut ResponseEncoder::new(), correlation, &refused, 0, &mut out);
+            }
+            for piece in out.chunks(out.len().div_ceil(10)) {
+                tokio::time::sleep(Duration::from_millis(60)).await;
+                stream.write_all(piece).await.unwrap();
+            }
+            std::future::pending::<()>().await;
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let (large, behind_it) = tokio::join!(ask(&connection), ask(&connection));
+        assert_eq!([large, behind_it].map(|answer| answer.unwrap_err().code()), [Some(Code::Unavailable); 2]);
+        assert!(!connection.is_closed());
+    }
+
+    #[tokio::test]
     async fn garbage_a_stranger_or_a_closed_socket_is_told_as_such() {
         let garbage = broker(|mut stream| async move { stream.write_all(&[0xff; 100]).await.unwrap() }).await;
         let stranger = broker(|mut stream| async move {
@@ -542,6 +619,32 @@ mod tests {
         });
         let error = Connection::open(&address, &settings(), Clock::start()).await.err().unwrap();
         assert!(matches!(&error, ClientError::Connect { cause, .. } if cause.contains("native protocol")), "{error}");
+    }
+
+    #[tokio::test]
+    async fn requests_without_an_answer_wait_while_the_socket_is_full() {
+        let reads = Arc::new(Notify::new());
+        let told = reads.clone();
+        let address = broker(move |mut stream| {
+            let told = told.clone();
+            async move {
+                told.notified().await;
+                let _ = tokio::io::copy(&mut stream, &mut tokio::io::sink()).await;
+            }
+        })
+        .await;
+        let connection = Connection::open(&address, &settings(), Clock::start()).await.unwrap();
+        let mut sent = 0;
+        while !connection.is_congested() {
+            connection.send_unanswered(&Request::DeleteTopic("x".repeat(900)), &[]).unwrap();
+            sent += 1;
+            assert!(sent < 100_000, "the broker reads nothing");
+        }
+        let drained = tokio::time::timeout(Duration::from_millis(50), connection.drained()).await;
+        assert!(drained.is_err() && connection.is_congested());
+        reads.notify_one();
+        tokio::time::timeout(Duration::from_secs(10), connection.drained()).await.unwrap();
+        assert!(!connection.is_congested() && !connection.is_closed());
     }
 
     #[tokio::test]

@@ -149,7 +149,8 @@ impl ConsumerBuilder {
         self
     }
 
-    /// Bytes that may be fetched ahead (default: 64 MiB). One answer may exceed it when nothing else is there.
+    /// Bytes that may be fetched ahead (default: 64 MiB), in equal shares of the brokers that are read from. A batch that is larger than the room left for it
+    /// comes anyway.
     pub fn prefetch_memory(mut self, bytes: usize) -> Self {
         self.settings.buffer_memory = bytes;
         self
@@ -218,6 +219,8 @@ pub struct Consumer {
 
 struct Current {
     at: usize,
+    /// Of the partition until this was taken.
+    seeks: u64,
     topic: Arc<str>,
     partition: u32,
     /// Next record wanted.
@@ -294,7 +297,11 @@ impl Consumer {
     /// It is not assigned.
     pub fn unassign(&mut self, topic: &str, partition: u32) -> Result<(), ClientError> {
         self.drop_current(topic, partition);
-        if self.inner.lock().fetcher.unassign(topic, partition) { Ok(()) } else { Err(not_assigned(topic, partition)) }
+        if !self.inner.lock().fetcher.unassign(topic, partition) {
+            return Err(not_assigned(topic, partition));
+        }
+        self.inner.pump(); // what it held is room for others
+        Ok(())
     }
 
     /// Goes on somewhere else in the partition; also ends its failure.
@@ -310,17 +317,20 @@ impl Consumer {
         Ok(())
     }
 
-    /// Holds the partition's records back until [`Consumer::resume`].
+    /// Holds the partition's records back until [`Consumer::resume`]. What was fetched ahead is dropped, and fetched again then.
     ///
     /// # Errors
     /// It is not assigned.
     pub fn pause(&mut self, topic: &str, partition: u32) -> Result<(), ClientError> {
         let at = self.find(topic, partition)?;
-        let mut core = self.inner.lock();
-        core.fetcher.pause(at);
-        if let Some(current) = self.current.take_if(|current| current.at == at) {
-            core.fetcher.give_back(at, current.bytes, current.next);
+        {
+            let mut core = self.inner.lock();
+            if let Some(current) = self.current.take_if(|current| current.at == at) {
+                core.fetcher.give_back(at, current.seeks, current.bytes, current.next);
+            }
+            core.fetcher.pause(at);
         }
+        self.inner.pump(); // what it held is room for others
         Ok(())
     }
 
@@ -386,9 +396,9 @@ impl Consumer {
     /// (as an item) A partition can't be read on; the others go on.
     pub async fn next_batch(&mut self) -> Option<Result<ConsumedBatch, ConsumeError>> {
         if let Some(current) = self.current.take() {
-            self.inner.lock().fetcher.give_back(current.at, current.bytes, current.next);
+            self.inner.lock().fetcher.give_back(current.at, current.seeks, current.bytes, current.next);
         }
-        std::future::poll_fn(|context| self.poll_batch(context).map(|batch| Some(batch.map(|(_, _, batch)| batch)))).await
+        std::future::poll_fn(|context| self.poll_batch(context).map(|batch| Some(batch.map(|(_, batch)| batch)))).await
     }
 
     /// Reads one value without holding it: that of the record at `offset`, as it comes from the socket.
@@ -428,17 +438,17 @@ impl Consumer {
                     None => self.current = None,
                 }
             }
-            let (at, bytes, batch) = match self.poll_batch(context) {
+            let (TakenBatch { at, seeks, bytes, .. }, batch) = match self.poll_batch(context) {
                 Poll::Ready(Ok(batch)) => batch,
                 Poll::Ready(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Poll::Pending => return Poll::Pending,
             };
             let ConsumedBatch { topic, partition, from, set } = batch;
-            self.current = Some(Current { at, topic, partition, next: from, bytes, records: set.into_iter() });
+            self.current = Some(Current { at, seeks, topic, partition, next: from, bytes, records: set.into_iter() });
         }
     }
 
-    fn poll_batch(&mut self, context: &Context<'_>) -> Poll<Result<(usize, Bytes, ConsumedBatch), ConsumeError>> {
+    fn poll_batch(&mut self, context: &Context<'_>) -> Poll<Result<(TakenBatch, ConsumedBatch), ConsumeError>> {
         loop {
             let (taken, is_relieved) = {
                 let mut core = self.inner.lock();
@@ -451,15 +461,16 @@ impl Consumer {
             if is_relieved {
                 self.inner.pump();
             }
-            let TakenBatch { at, bytes, from } = match taken {
+            let taken = match taken {
                 None => return Poll::Pending,
                 Some(Ok(taken)) => taken,
                 Some(Err(error)) => return Poll::Ready(Err(error)),
             };
+            let TakenBatch { at, from, .. } = taken;
             let (topic, partition) = self.inner.lock().fetcher.name(at);
-            match decode(bytes.clone(), limits::MAX_MESSAGE_BYTES) {
+            match decode(taken.bytes.clone(), limits::MAX_MESSAGE_BYTES) {
                 Ok(set) if set.header().is_control() => {}
-                Ok(set) => return Poll::Ready(Ok((at, bytes, ConsumedBatch { topic, partition, from, set }))),
+                Ok(set) => return Poll::Ready(Ok((taken, ConsumedBatch { topic, partition, from, set }))),
                 Err(error) => {
                     self.inner.lock().fetcher.stop(at, from);
                     return Poll::Ready(Err(ConsumeError { topic: topic.to_string(), partition, offset: from, cause: error.into() }));
@@ -619,20 +630,14 @@ impl Inner {
                 return core.fetcher.fail(at, refusal.into());
             }
         };
-        let (topic, partition) = {
+        let (seeks, (topic, partition)) = {
             let mut core = self.lock();
-            core.fetcher.pause_fetching(at);
-            core.fetcher.name(at)
+            (core.fetcher.begin_reset(at), core.fetcher.name(at))
         };
         let inner = self.clone();
         self.runtime.spawn(async move {
             let resolved = inner.resolve(&topic, partition, to).await;
-            let mut core = inner.lock();
-            match resolved {
-                Ok(offset) => core.fetcher.seek_to(at, offset),
-                Err(error) => core.fetcher.fail(at, error),
-            }
-            drop(core);
+            inner.lock().fetcher.end_reset(at, seeks, resolved);
             inner.go_on(Arrived::default());
         });
     }
@@ -665,12 +670,15 @@ impl Inner {
             let found = inner.brokers.refresh_topic(&topic).await;
             let mut core = inner.lock();
             core.refreshing.remove(&topic);
-            match found {
+            let arrived = match found {
                 Ok(found) => core.fetcher.update_leaders(&topic, |partition| lead_of(&found, partition)),
-                Err(error) => tracing::debug!(%topic, %error, "no fresh metadata"),
-            }
+                Err(error) => {
+                    tracing::debug!(%topic, %error, "no fresh metadata");
+                    Arrived::default()
+                }
+            };
             drop(core);
-            inner.pump();
+            inner.go_on(arrived);
         });
     }
 }

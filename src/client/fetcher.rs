@@ -1,12 +1,12 @@
 //! What a consumer reads next: positions, prefetch within a bound, what is paused. A pure state machine.
 //!
 //! Each partition has two offsets: the *position*, of the next record that the user gets, and the *fetch offset*, where the next request starts. Between
-//! them lie fetched bytes, still as batches. A seek moves both and drops the bytes; answers to requests from before it are told
-//! by the partition's `era` and dropped.
+//! them lie fetched bytes, still as batches. A seek moves both and drops the bytes, a pause drops them too; answers to requests from before
+//! it are told by the partition's `era` and dropped.
 //!
 //! At most a few requests are in flight per broker, none with a partition of another. A request is made only
-//! while what is buffered and what is asked for stays within `buffer_memory`; one that is asked for when nothing is there may exceed it, or a
-//! large batch could never be read.
+//! while what is buffered and what is asked for stays within `buffer_memory`, and asks for no more than its share of it, so that there is room for a
+//! request to every broker; brokers take turns. A batch that is larger comes anyway, or it could never be read.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
@@ -60,6 +60,8 @@ pub(super) struct Arrived {
 #[derive(Debug)]
 pub(super) struct TakenBatch {
     pub at: usize,
+    /// Seeks of the partition until then.
+    pub seeks: u64,
     pub bytes: Bytes,
     /// Records before it are not wanted.
     pub from: Offset,
@@ -83,9 +85,12 @@ pub(super) struct Fetcher {
     buffered: usize,
     reserved: usize,
     in_flight: HashMap<u32, usize>,
-    next_in_turn: usize,
-    /// A request was not made for lack of memory.
-    is_starved: bool,
+    /// Rises with each request.
+    turns: u64,
+    /// Whom the last request was to.
+    last_broker: u32,
+    /// A request was not made for lack of memory: it needs room for so many bytes.
+    starved_of: Option<usize>,
     failed: VecDeque<(usize, ClientError)>,
 }
 
@@ -96,8 +101,10 @@ struct Partition {
     lead: Lead,
     position: Offset,
     fetch_offset: Offset,
-    /// Rises with each seek.
+    /// Rises with each seek and each pause, and when the topic is another one.
     era: u64,
+    /// Rises with each seek.
+    seeks: u64,
     is_assigned: bool,
     is_paused: bool,
     is_fetching: bool,
@@ -108,6 +115,8 @@ struct Partition {
     chunks: VecDeque<Bytes>,
     not_before: Micros,
     attempts: u32,
+    /// The turn in which it was the first of a request.
+    front_at: u64,
     high_watermark: Option<Offset>,
 }
 
@@ -121,8 +130,9 @@ impl Fetcher {
             buffered: 0,
             reserved: 0,
             in_flight: HashMap::new(),
-            next_in_turn: 0,
-            is_starved: false,
+            turns: 0,
+            last_broker: u32::MAX,
+            starved_of: None,
             failed: VecDeque::new(),
         }
     }
@@ -168,10 +178,9 @@ impl Fetcher {
 
     /// Goes on at `offset`.
     pub fn seek_to(&mut self, at: usize, offset: Offset) {
+        self.drop_fetched(at);
         let partition = &mut self.partitions[at];
-        self.buffered -= partition.chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
-        partition.era += 1;
-        partition.is_fetching = false;
+        partition.seeks += 1;
         partition.is_failed = false;
         partition.position = offset;
         partition.fetch_offset = offset;
@@ -179,23 +188,41 @@ impl Fetcher {
         self.failed.retain(|(failed, _)| *failed != at);
     }
 
-    /// Gives a batch back that was not used up: `offset` is the next record wanted.
-    pub fn give_back(&mut self, at: usize, bytes: Bytes, offset: Offset) {
+    /// Gives a batch back that was not used up: `offset` is the next record wanted. After a seek, as told by `seeks`, it is not wanted any more.
+    pub fn give_back(&mut self, at: usize, seeks: u64, bytes: Bytes, offset: Offset) {
+        if self.partitions[at].seeks != seeks {
+            return;
+        }
         self.buffered += bytes.len();
         self.partitions[at].chunks.push_front(bytes);
         self.partitions[at].position = offset;
         self.queue(at);
     }
 
-    /// Holds back what is fetched, and fetches no more.
+    /// Fetches no more of it, and drops what is fetched: it would take the memory of those that are read, for as long as nobody resumes.
     pub fn pause(&mut self, at: usize) {
-        self.partitions[at].is_paused = true;
+        self.drop_fetched(at);
+        let partition = &mut self.partitions[at];
+        partition.is_paused = true;
+        partition.fetch_offset = partition.position;
+        // A failure that the user was not told of lies behind what is dropped: it is found again.
+        if self.failed.iter().any(|(failed, _)| *failed == at) {
+            self.failed.retain(|(failed, _)| *failed != at);
+            self.partitions[at].is_failed = false;
+        }
     }
 
-    /// Goes on.
+    /// Forgets what is fetched and what is asked for.
+    fn drop_fetched(&mut self, at: usize) {
+        let partition = &mut self.partitions[at];
+        self.buffered -= partition.chunks.drain(..).map(|chunk| chunk.len()).sum::<usize>();
+        partition.era += 1;
+        partition.is_fetching = false;
+    }
+
+    /// Goes on, from the position on.
     pub fn resume(&mut self, at: usize) {
         self.partitions[at].is_paused = false;
-        self.queue(at);
     }
 
     /// The next record that the user gets.
@@ -208,21 +235,63 @@ impl Fetcher {
         self.partitions[at].high_watermark
     }
 
-    /// Takes new leaders of a topic.
-    pub fn update_leaders(&mut self, topic: &str, lead: impl Fn(u32) -> Option<Lead>) {
-        for partition in self.partitions.iter_mut().filter(|p| &*p.topic == topic) {
-            if let Some(lead) = lead(partition.number) {
-                partition.lead = lead;
+    /// Takes new leaders of a topic. Where the topic is another one, deleted and made again under the same name, an offset of the old one says
+    /// nothing: it is out of range, or the records before it would be passed over.
+    pub fn update_leaders(&mut self, topic: &str, lead: impl Fn(u32) -> Option<Lead>) -> Arrived {
+        let mut arrived = Arrived::default();
+        for at in 0..self.partitions.len() {
+            let partition = &mut self.partitions[at];
+            let Some(lead) = (*partition.topic == *topic).then(|| lead(partition.number)).flatten() else { continue };
+            let former = std::mem::replace(&mut partition.lead, lead);
+            if former.place.topic == lead.place.topic || !partition.is_assigned || partition.is_failed {
+                continue;
+            }
+            tracing::warn!(%topic, partition = partition.number, position = partition.position, "the topic was deleted and made again");
+            if partition.position == 0 {
+                self.seek_to(at, 0);
+            } else {
+                // Answers to requests from before are not of this topic.
+                partition.era += 1;
+                partition.is_fetching = false;
+                arrived.out_of_range.push(at);
             }
         }
+        arrived
     }
 
-    /// Leaders that a request may be made to.
+    /// Leaders that a request may be made to, in turn: where memory is short it is not always the same that have it.
     pub fn wanted_brokers(&self, now: Micros) -> Vec<u32> {
-        let mut brokers: Vec<u32> = self.partitions.iter().filter(|p| p.is_wanted(now)).map(|p| p.lead.leader).collect();
-        brokers.sort_unstable();
-        brokers.dedup();
+        let mut brokers = self.leaders(|p| p.is_wanted(now));
+        let behind_last = brokers.partition_point(|broker| *broker <= self.last_broker);
+        if behind_last < brokers.len() {
+            brokers.rotate_left(behind_last);
+        }
         brokers
+    }
+
+    /// The leaders of such partitions, in order.
+    fn leaders(&self, of: impl Fn(&Partition) -> bool) -> Vec<u32> {
+        let mut leaders: Vec<u32> = self.partitions.iter().filter(|p| of(p)).map(|p| p.lead.leader).collect();
+        leaders.sort_unstable();
+        leaders.dedup();
+        leaders
+    }
+
+    /// The least and the most that a request reserves, bytes. Each broker that is read from may have all its requests, as long as they are
+    /// worth a round trip, and in any case one.
+    fn shares(&self) -> (usize, usize) {
+        let brokers = self.leaders(Partition::is_read).len().max(1);
+        let of_broker = self.settings.buffer_memory / brokers;
+        let least = of_broker.min(self.settings.partition_max_bytes as usize).max(1);
+        (least, (of_broker / self.settings.max_in_flight.max(1)).max(least))
+    }
+
+    fn used(&self) -> usize {
+        self.buffered + self.reserved
+    }
+
+    fn has_room(&self, least: usize) -> bool {
+        self.used() == 0 || self.settings.buffer_memory.saturating_sub(self.used()) >= least
     }
 
     /// The next request to a broker, with all its partitions that want one.
@@ -230,20 +299,23 @@ impl Fetcher {
         if self.in_flight.get(&broker).is_some_and(|count| *count >= self.settings.max_in_flight) {
             return None;
         }
-        let used = self.buffered + self.reserved;
-        let room = self.settings.buffer_memory.saturating_sub(used);
-        let least = self.settings.partition_max_bytes as usize;
-        if used > 0 && room < least {
-            self.is_starved = true;
+        let is_wanted = |at: &usize| self.partitions[*at].lead.leader == broker && self.partitions[*at].is_wanted(now);
+        let mut wanted: Vec<usize> = (0..self.partitions.len()).filter(is_wanted).collect();
+        // Each partition is at the front in its turn: what is too large for the room behind others comes only there. Whose turn it is, each says for itself:
+        // requests of other brokers, or with other partitions of this one, go on in between.
+        let front = (0..wanted.len()).min_by_key(|i| self.partitions[wanted[*i]].front_at)?;
+        let (least, most) = self.shares();
+        if !self.has_room(least) {
+            self.starved_of = Some(least);
             return None;
         }
-        let count = self.partitions.len();
+        wanted.rotate_left(front);
+        self.turns += 1;
+        self.last_broker = broker;
+        self.partitions[wanted[0]].front_at = self.turns;
         let (mut partitions, mut asked) = (Vec::new(), Vec::new());
-        for at in (0..count).map(|i| (i + self.next_in_turn) % count) {
+        for at in wanted {
             let partition = &mut self.partitions[at];
-            if partition.lead.leader != broker || !partition.is_wanted(now) {
-                continue;
-            }
             partition.is_fetching = true;
             asked.push(Asked { at, era: partition.era, offset: partition.fetch_offset, reserved: 0 });
             let offset = partition.fetch_offset;
@@ -251,11 +323,11 @@ impl Fetcher {
             partitions.push(FetchPartition { partition: partition.lead.place, offset, max_bytes, leader_epoch: None });
         }
         // The broker keeps the whole answer to this, but for one batch.
-        let reserved = room.max(least).min(self.settings.max_bytes as usize).min(asked.len() * least);
+        let room = self.settings.buffer_memory.saturating_sub(self.used()).max(least);
+        let of_partitions = asked.len().saturating_mul(self.settings.partition_max_bytes as usize);
+        let reserved = room.min(most).min(self.settings.max_bytes as usize).min(of_partitions);
         asked.first_mut()?.reserved = reserved;
         self.reserved += reserved;
-        // Each partition is at the front in its turn: what is too large for the room behind others comes only there.
-        self.next_in_turn = (asked[0].at + 1) % count;
         *self.in_flight.entry(broker).or_default() += 1;
         let Settings { max_wait_ms, min_bytes, .. } = self.settings;
         Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions }, asked))
@@ -344,6 +416,10 @@ impl Fetcher {
         } else if error.is_retriable() {
             let partition = &mut self.partitions[at];
             partition.attempts += 1;
+            if is_worth_a_warning(partition.attempts) {
+                let Partition { topic, number, attempts, .. } = partition;
+                tracing::warn!(%topic, partition = number, %error, attempts, "a partition can't be fetched; trying on");
+            }
             partition.not_before = now + self.settings.backoff.after(partition.attempts).as_micros() as Micros;
             arrived.retry_at = Some(arrived.retry_at.map_or(partition.not_before, |at| at.max(partition.not_before)));
             if error.is_about_leadership() && !arrived.stale_topics.contains(&partition.topic) {
@@ -366,9 +442,21 @@ impl Fetcher {
         self.partitions[at].is_failed = true;
     }
 
-    /// Fetches no more of it until a seek.
-    pub fn pause_fetching(&mut self, at: usize) {
+    /// Fetches no more of it until [`Fetcher::end_reset`], which wants the number that this returns, or a seek.
+    pub fn begin_reset(&mut self, at: usize) -> u64 {
         self.partitions[at].is_failed = true;
+        self.partitions[at].seeks
+    }
+
+    /// Goes on where the log has what is wanted instead, unless the user has said meanwhile where to go on.
+    pub fn end_reset(&mut self, at: usize, seeks: u64, offset: Result<Offset, ClientError>) {
+        if self.partitions[at].seeks != seeks {
+            return;
+        }
+        match offset {
+            Ok(offset) => self.seek_to(at, offset),
+            Err(error) => self.fail(at, error),
+        }
     }
 
     /// The next batch for the user, partitions taking turns, or the failure of one.
@@ -376,9 +464,6 @@ impl Fetcher {
         while let Some(at) = self.ready.pop_front() {
             let partition = &mut self.partitions[at];
             partition.is_queued = false;
-            if partition.is_paused {
-                continue;
-            }
             let Some(chunk) = partition.chunks.front_mut() else { continue };
             let batch = match split_batch(chunk) {
                 Ok(Some(batch)) => batch,
@@ -396,25 +481,25 @@ impl Fetcher {
             if next <= from {
                 continue; // all of it before a seek into a later batch
             }
-            return Some(Ok(TakenBatch { at, bytes: batch, from }));
+            return Some(Ok(TakenBatch { at, seeks: self.partitions[at].seeks, bytes: batch, from }));
         }
         let (at, cause) = self.failed.pop_front()?;
         let (topic, partition) = self.name(at);
         Some(Err(ConsumeError { topic: topic.to_string(), partition, offset: self.partitions[at].position, cause }))
     }
 
-    /// Whether memory that a request waits for is free again; the shell then makes requests.
+    /// Whether there is room again for a request that waits for it; the shell then makes requests.
     pub fn poll_relieved(&mut self) -> bool {
-        let is_relieved = self.is_starved && self.buffered + self.reserved <= self.settings.buffer_memory / 2;
+        let is_relieved = self.starved_of.is_some_and(|least| self.has_room(least));
         if is_relieved {
-            self.is_starved = false;
+            self.starved_of = None;
         }
         is_relieved
     }
 
     fn queue(&mut self, at: usize) {
         let partition = &mut self.partitions[at];
-        if !partition.is_queued && !partition.is_paused && !partition.chunks.is_empty() {
+        if !partition.is_queued && !partition.chunks.is_empty() {
             partition.is_queued = true;
             self.ready.push_back(at);
         }
@@ -435,6 +520,7 @@ impl Partition {
             position: 0,
             fetch_offset: 0,
             era: 0,
+            seeks: 0,
             is_assigned: false,
             is_paused: false,
             is_fetching: false,
@@ -443,13 +529,25 @@ impl Partition {
             chunks: VecDeque::new(),
             not_before: 0,
             attempts: 0,
+            front_at: 0,
             high_watermark: None,
         }
     }
 
-    fn is_wanted(&self, now: Micros) -> bool {
-        self.is_assigned && !self.is_paused && !self.is_fetching && !self.is_failed && now >= self.not_before
+    /// Whether it is fetched, now or in its turn.
+    fn is_read(&self) -> bool {
+        self.is_assigned && !self.is_paused && !self.is_failed
     }
+
+    fn is_wanted(&self, now: Micros) -> bool {
+        self.is_read() && !self.is_fetching && now >= self.not_before
+    }
+}
+
+/// What passes by itself after a moment is not worth a line in the log; what lasts is worth few. `attempts` counts failures in a row.
+fn is_worth_a_warning(attempts: u32) -> bool {
+    const FIRST: u32 = 5;
+    attempts.is_multiple_of(FIRST) && (attempts / FIRST).is_power_of_two()
 }
 
 #[cfg(test)]
@@ -527,6 +625,24 @@ mod tests {
     }
 
     #[test]
+    fn requests_with_other_partitions_do_not_take_the_turn() {
+        let mut f = fetcher(4, 100_000);
+        (2..4).for_each(|at| f.pause(at));
+        let mut first = f.poll_request(BROKER, 0).unwrap();
+        (2..4).for_each(|at| f.resume(at));
+        let mut second = f.poll_request(BROKER, 0).unwrap();
+        let mut fronts = vec![];
+        for _ in 0..3 {
+            fronts.push((first.1[0].at, second.1[0].at));
+            f.handle_answer(BROKER, &first.1, answer(&[]), 0);
+            first = f.poll_request(BROKER, 0).unwrap();
+            f.handle_answer(BROKER, &second.1, answer(&[]), 0);
+            second = f.poll_request(BROKER, 0).unwrap();
+        }
+        assert_eq!(fronts, [(0, 2), (1, 3), (0, 2)]);
+    }
+
+    #[test]
     fn records_come_in_order_from_the_wanted_offset_on() {
         let mut f = fetcher(1, 10_000);
         f.seek_to(0, 7);
@@ -570,23 +686,114 @@ mod tests {
         assert_eq!(order, [0, 2, 0, 2]);
         assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 2, "the paused one is not fetched");
         f.resume(1);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.partitions[0].offset), (1, 0), "and is fetched again afterwards");
+        f.handle_answer(BROKER, &asked, answer(&[both(1)]), 0);
         assert_eq!(f.take_batch().unwrap().unwrap().at, 1);
     }
 
     #[test]
-    fn memory_bounds_what_is_asked_for() {
-        let mut f = fetcher(5, 2000);
+    fn a_paused_partition_takes_no_memory_from_others() {
+        let mut f = fetcher(2, 2000);
+        f.pause(1);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        let full = [batch(0, 50), batch(50, 50), batch(100, 50)].concat();
+        assert!(full.len() > 1000);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(full.into()))]), 0);
+        let half = f.take_batch().unwrap().unwrap();
+        // Some of the first batch is used up.
+        f.give_back(0, half.seeks, half.bytes, 20);
+        f.pause(0);
+        assert_eq!((f.buffered(), f.position(0)), (0, 20));
+        assert!(f.take_batch().is_none());
+        f.resume(1);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().1.iter().map(|a| a.at).collect::<Vec<_>>(), [1]);
+        f.resume(0);
         let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
-        assert_eq!((asked.len(), fetch.max_bytes), (5, 2000), "all partitions, but no more bytes than there is room for");
+        assert_eq!(fetch.partitions[0].offset, 20);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 22)))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [20, 21]);
+    }
+
+    #[test]
+    fn an_answer_from_before_a_pause_is_dropped() {
+        let mut f = fetcher(1, 100_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 3)))]), 0);
+        let (fetch, late) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 3);
+        f.pause(0);
+        f.resume(0);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!(fetch.partitions[0].offset, 0);
+        f.handle_answer(BROKER, &late, answer(&[(0, Ok(batch(3, 3)))]), 0);
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 3)))]), 0);
+        assert_eq!(offsets(&f.take_batch().unwrap().unwrap()), [0, 1, 2]);
+        assert!(f.take_batch().is_none());
+    }
+
+    #[test]
+    fn memory_bounds_what_is_asked_for() {
+        let mut f = fetcher(5, 4000);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.max_bytes), (5, 2000), "all partitions, but no more bytes than one of two requests may have");
         let big = batch(0, 50);
-        assert!(big.len() > 500);
-        let parts = [0, 1, 2].map(|p| (p, Ok(big.clone())));
+        assert!(big.len() > 500 && big.len() < 1000);
+        let parts = [0, 1, 2, 3, 4].map(|p| (p, Ok([&big[..], &big[..]].concat().into())));
         f.handle_answer(BROKER, &asked, answer(&parts), 0);
-        assert_eq!((f.buffered(), f.reserved), (3 * big.len(), 0));
-        assert!(f.poll_request(BROKER, 0).is_none() && !f.poll_relieved());
-        while f.take_batch().is_some() {}
+        assert_eq!((f.buffered(), f.reserved), (10 * big.len(), 0));
+        assert!(f.poll_request(BROKER, 0).is_none());
+        while f.buffered() > 3000 {
+            assert!(!f.poll_relieved());
+            f.take_batch();
+        }
         assert!(f.poll_relieved() && !f.poll_relieved());
         assert_eq!(f.poll_request(BROKER, 0).unwrap().1.len(), 5);
+    }
+
+    /// What the shell does: every request that can be made.
+    fn pump(f: &mut Fetcher, in_flight: &mut VecDeque<(u32, Fetch, Vec<Asked>)>) {
+        for broker in f.wanted_brokers(0) {
+            while let Some((fetch, asked)) = f.poll_request(broker, 0) {
+                in_flight.push_back((broker, fetch, asked));
+            }
+        }
+    }
+
+    #[test]
+    fn with_little_memory_no_broker_is_left_out() {
+        const BROKERS: u32 = 6;
+        const PARTITIONS: u32 = 4;
+        for (memory, at_once) in [(16_000, 6), (3_000, 6), (4, 1)] {
+            let mut f = fetcher(0, memory);
+            f.settings.max_bytes = 4000;
+            for number in 0..BROKERS * PARTITIONS {
+                f.assign("t", number, Lead { leader: number % BROKERS, ..lead(number) }, 0);
+            }
+            let mut in_flight = VecDeque::new();
+            pump(&mut f, &mut in_flight);
+            assert!(in_flight.len() >= at_once, "{} requests with {memory} bytes", in_flight.len());
+            assert!(in_flight.iter().map(|(_, fetch, _)| fetch.max_bytes as usize).sum::<usize>() <= memory);
+            // All answers are full, and the user takes all that is there before the next one comes.
+            let mut served = [0; BROKERS as usize];
+            for _ in 0..20 * BROKERS {
+                let (broker, fetch, asked) = in_flight.pop_front().unwrap();
+                let first = &fetch.partitions[0];
+                let mut full = vec![];
+                while full.is_empty() || full.len() + batch(0, 10).len() <= fetch.max_bytes as usize {
+                    full.extend_from_slice(&batch(first.offset + 10 * (full.len() / batch(0, 10).len()) as Offset, 10));
+                }
+                served[broker as usize] += 1;
+                f.handle_answer(broker, &asked, answer(&[(first.partition.partition, Ok(full.into()))]), 0);
+                pump(&mut f, &mut in_flight);
+                while f.take_batch().is_some() {
+                    if f.poll_relieved() {
+                        pump(&mut f, &mut in_flight);
+                    }
+                }
+            }
+            assert!(served.iter().all(|count| (18..=22).contains(count)), "{served:?} with {memory} bytes");
+        }
     }
 
     #[test]
@@ -611,6 +818,48 @@ mod tests {
         let error = f.take_batch().unwrap().unwrap_err();
         assert_eq!((error.topic.as_str(), error.partition, error.cause.code()), ("t", 1, Some(Code::Quarantined)));
         assert!(f.take_batch().is_none());
+    }
+
+    #[test]
+    fn an_offset_of_a_deleted_topic_is_out_of_range_in_its_successor() {
+        let mut f = fetcher(2, 10_000);
+        f.seek_to(1, 7);
+        let (_, late) = f.poll_request(BROKER, 0).unwrap();
+        let again = |partition| Some(Lead { place: TopicPartition { topic: TopicId([2; 16]), partition }, leader: BROKER });
+        assert!(f.update_leaders("t", |partition| Some(lead(partition))).out_of_range.is_empty(), "the same topic");
+        assert_eq!(f.update_leaders("t", again).out_of_range, [1], "the other one is read from its start on");
+        let seeks = f.begin_reset(1);
+        let (fetch, asked) = f.poll_request(BROKER, 0).unwrap();
+        assert_eq!((asked.len(), fetch.partitions[0].partition, fetch.partitions[0].offset), (1, again(0).unwrap().place, 0));
+        f.handle_answer(BROKER, &late, answer(&[(0, Ok(batch(0, 1))), (1, Err(Code::OffsetOutOfRange))]), 0);
+        assert!(f.take_batch().is_none());
+        f.end_reset(1, seeks, Ok(3));
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 3);
+    }
+
+    #[test]
+    fn a_seek_stands_against_a_reset_and_what_is_given_back() {
+        let mut f = fetcher(1, 10_000);
+        let (_, asked) = f.poll_request(BROKER, 0).unwrap();
+        f.handle_answer(BROKER, &asked, answer(&[(0, Ok(batch(0, 5)))]), 0);
+        let half = f.take_batch().unwrap().unwrap();
+        let seeks = f.begin_reset(0);
+        f.pause(0);
+        f.seek_to(0, 50);
+        f.end_reset(0, seeks, Ok(0));
+        f.give_back(0, half.seeks, half.bytes, 3);
+        assert_eq!((f.position(0), f.buffered()), (50, 0));
+        // A pause is none.
+        let seeks = f.begin_reset(0);
+        f.pause(0);
+        f.end_reset(0, seeks, Ok(9));
+        f.resume(0);
+        assert_eq!(f.poll_request(BROKER, 0).unwrap().0.partitions[0].offset, 9);
+    }
+
+    #[test]
+    fn what_lasts_is_logged_now_and_then() {
+        assert_eq!((0..100).filter(|attempts| is_worth_a_warning(*attempts)).collect::<Vec<_>>(), [5, 10, 20, 40, 80]);
     }
 
     #[test]

@@ -37,10 +37,41 @@ pub(super) struct Place<'a> {
 pub(super) async fn send_reader(
     brokers: &Brokers,
     acks: Acks,
-    Place { topic, key, turn }: Place<'_>,
+    place: Place<'_>,
     length: u64,
     timestamp: Timestamp,
     mut value: impl AsyncRead + Unpin,
+) -> Result<RecordMetadata, ProduceFailure> {
+    let mut is_begun = false;
+    let first = send_once(brokers, acks, place, length, timestamp, &mut value, &mut is_begun).await;
+    if let Err(ProduceFailure::Client(error)) = &first
+        && renews_metadata(brokers, place.topic, error, !is_begun).await
+    {
+        return send_once(brokers, acks, place, length, timestamp, &mut value, &mut is_begun).await;
+    }
+    first
+}
+
+/// Where a failure may come from what is known of the topic, it is forgotten: the next call asks. With `may_repeat` that is done here; true where there is
+/// an answer, and the same is worth another attempt.
+async fn renews_metadata(brokers: &Brokers, topic: &str, error: &ClientError, may_repeat: bool) -> bool {
+    if !error.is_about_leadership() {
+        return false;
+    }
+    brokers.forget_topic(topic);
+    // Who has waited for a whole time-out does not want to wait for another.
+    may_repeat && !matches!(error, ClientError::TimedOut { .. }) && brokers.refresh_topic(topic).await.is_ok()
+}
+
+/// One attempt; `is_begun` where it can't be made again, because something of the value was read or all that there is may be written.
+async fn send_once(
+    brokers: &Brokers,
+    acks: Acks,
+    Place { topic, key, turn }: Place<'_>,
+    length: u64,
+    timestamp: Timestamp,
+    value: &mut (impl AsyncRead + Unpin),
+    is_begun: &mut bool,
 ) -> Result<RecordMetadata, ProduceFailure> {
     let found = brokers.topic(topic).await?;
     let count = found.partitions.len() as u32;
@@ -55,7 +86,7 @@ pub(super) async fn send_reader(
         return Err(ClientError::from(BatchError::TooLarge { max, actual: batch.total_len }).into());
     }
     let leader = Brokers::partition(&found, topic, partition)?.leader;
-    let address = brokers.address(leader).ok_or_else(|| ClientError::Invalid(format!("no broker with the id {leader} is known")))?;
+    let address = address_of(brokers, leader)?;
     let (mut stream, reply, receiver) = open_stream(&address, &brokers.settings.connection).await?;
 
     let place = TopicPartition { topic: found.id, partition };
@@ -70,7 +101,7 @@ pub(super) async fn send_reader(
         return Err(ClientError::Invalid(what).into());
     }
     head.extend_from_slice(&batch.prefix);
-    let sent = write_batch(&mut stream, &head, &batch, &mut value).await;
+    let sent = write_batch(&mut stream, &head, &batch, value, is_begun).await;
     if let Err(ProduceFailure::Reader(_)) = sent {
         return Err(ProduceFailure::Reader(sent.unwrap_err().to_string()));
     }
@@ -97,16 +128,24 @@ pub(super) async fn send_reader(
     }
 }
 
+/// Where a shard listens. A leader that is not known is one of another time.
+fn address_of(brokers: &Brokers, leader: u32) -> Result<String, ClientError> {
+    let unknown = || Refusal::new(Code::NotLeader, format!("no broker with the advertised id {leader} is known"));
+    brokers.address(leader).ok_or_else(|| unknown().into())
+}
+
 /// Writes header, value and checksum, piece by piece.
 async fn write_batch(
     stream: &mut TcpStream,
     head: &[u8],
     batch: &StreamedBatch,
     value: &mut (impl AsyncRead + Unpin),
+    is_begun: &mut bool,
 ) -> Result<(), ProduceFailure> {
     let broken = |e: std::io::Error| ProduceFailure::from(ClientError::Disconnected { address: "the leader".into(), cause: e.to_string() });
     let unreadable = |e: &dyn ToString| ProduceFailure::Reader(e.to_string());
     stream.write_all(head).await.map_err(broken)?;
+    *is_begun = true;
     let mut crc = batch.crc();
     let mut piece = BytesMut::with_capacity(PIECE);
     while crc.remaining() > 0 {
@@ -241,9 +280,17 @@ impl Streamed {
 
 /// See [`super::Consumer::value_reader`].
 pub(super) async fn open_value(brokers: &Brokers, topic: &str, partition: u32, offset: Offset) -> Result<ValueReader, ClientError> {
+    match open_once(brokers, topic, partition, offset).await {
+        Err(error) if renews_metadata(brokers, topic, &error, true).await => open_once(brokers, topic, partition, offset).await,
+        done => done,
+    }
+}
+
+/// One attempt.
+async fn open_once(brokers: &Brokers, topic: &str, partition: u32, offset: Offset) -> Result<ValueReader, ClientError> {
     let found = brokers.topic(topic).await?;
     let leader = Brokers::partition(&found, topic, partition)?.leader;
-    let address = brokers.address(leader).ok_or_else(|| ClientError::Invalid(format!("no broker with the id {leader} is known")))?;
+    let address = address_of(brokers, leader)?;
     let (mut stream, _, mut receiver) = open_stream(&address, &brokers.settings.connection).await?;
     let place = TopicPartition { topic: found.id, partition };
     let wanted = FetchPartition { partition: place, offset, max_bytes: 1, leader_epoch: None };

@@ -204,6 +204,7 @@ impl ProducerBuilder {
             next_wake: 0,
             is_asking_identity: false,
             connecting: HashSet::new(),
+            draining: HashSet::new(),
             refreshing: HashSet::new(),
         };
         let inner = Arc::new(Inner {
@@ -272,6 +273,8 @@ struct Core {
     next_wake: Micros,
     is_asking_identity: bool,
     connecting: HashSet<u32>,
+    /// Brokers whose connection has more to write than it may, without acknowledgements.
+    draining: HashSet<u32>,
     refreshing: HashSet<Arc<str>>,
 }
 
@@ -436,11 +439,31 @@ impl Inner {
                 continue;
             };
             loop {
+                // What is written counts as delivered and frees its memory: only a socket that takes it slows the sender down.
+                if self.acks == Acks::None && connection.is_congested() {
+                    self.pump_when_drained(broker, connection);
+                    break;
+                }
                 let drafts = self.lock().accumulator.poll_request(broker, self.brokers.clock.now());
                 let Some(drafts) = drafts else { break };
                 self.send_request(broker, &connection, drafts);
             }
         }
+    }
+
+    fn pump_when_drained(self: &Arc<Self>, broker: u32, connection: Connection) {
+        if !self.lock().draining.insert(broker) {
+            return;
+        }
+        // Where nobody reads at the other end, this lasts: it does not keep a producer alive that is gone.
+        let inner = Arc::downgrade(self);
+        self.runtime.spawn(async move {
+            connection.drained().await;
+            drop(connection);
+            let Some(inner) = inner.upgrade() else { return };
+            inner.lock().draining.remove(&broker);
+            inner.pump();
+        });
     }
 
     fn send_request(self: &Arc<Self>, broker: u32, connection: &Connection, drafts: Vec<Draft>) {

@@ -2,7 +2,8 @@
 //!
 //! Requests are pipelined. An answer names its request by the correlation id, which rises by one with each; a broker may answer a
 //! long poll after later requests. An answer that nobody waits for is a breach of the protocol, because nothing is
-//! ever forgotten here while the connection lives: a request that takes too long ends the connection, and with it every request on it.
+//! ever forgotten here while the connection lives: a request that takes too long, while nothing moves, ends the connection, and with it every
+//! request on it.
 
 use std::collections::VecDeque;
 
@@ -74,9 +75,11 @@ impl<C> Session<C> {
         Ok(completion)
     }
 
-    /// The time-out of the first request that is over its deadline, if one is.
-    pub fn poll_expired(&self, now: Micros) -> Option<Micros> {
-        self.in_flight.iter().find(|place| place.completion.is_some() && place.deadline <= now).map(|place| place.timeout)
+    /// The time-out of the first request that is over its deadline, if one is. `progress` is when bytes last moved on the connection: an answer that is
+    /// on its way takes as long as it takes, and so does what waits behind it. Cut off, it would begin again at its first byte, for ever.
+    pub fn poll_expired(&self, now: Micros, progress: Micros) -> Option<Micros> {
+        let is_over = |place: &&Place<C>| place.completion.is_some() && place.deadline.max(progress.saturating_add(place.timeout)) <= now;
+        self.in_flight.iter().find(is_over).map(|place| place.timeout)
     }
 
     /// Requests that wait for their answers.
@@ -132,11 +135,20 @@ mod tests {
         let mut session = Session::new();
         let short = session.begin(100, 50, ());
         session.begin(100, 500, ());
-        assert_eq!(session.poll_expired(149), None);
-        assert_eq!(session.poll_expired(150), Some(50));
+        assert_eq!(session.poll_expired(149, 0), None);
+        assert_eq!(session.poll_expired(150, 0), Some(50));
         session.handle_answer(short).unwrap();
-        assert_eq!(session.poll_expired(599), None);
-        assert_eq!(session.poll_expired(600), Some(500));
+        assert_eq!(session.poll_expired(599, 0), None);
+        assert_eq!(session.poll_expired(600, 0), Some(500));
+    }
+
+    #[test]
+    fn a_request_is_not_over_its_time_while_bytes_move() {
+        let mut session = Session::new();
+        session.begin(100, 50, ());
+        assert_eq!(session.poll_expired(150, 101), None);
+        assert_eq!(session.poll_expired(10_000, 9_951), None);
+        assert_eq!(session.poll_expired(10_000, 9_950), Some(50));
     }
 
     proptest! {
