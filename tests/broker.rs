@@ -487,3 +487,23 @@ fn a_batch_too_large_for_memory_is_read_through_another_shard() {
     }
     assert_eq!(broker.stop(), 0);
 }
+
+/// The roll comes before anything has asked for the open segment's index.
+#[test]
+fn a_segment_that_is_rolled_by_age_after_a_restart_is_read_from_any_offset() {
+    const BATCHES: usize = 200;
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let flags = ["--shards", "1", "--admin-listen", "127.0.0.1:0"];
+    let broker = Broker::start(directory.path(), &flags);
+    let mut connection = broker.connect();
+    let partition = TopicPartition { topic: connection.create("rolled", 1, &[KEPT, ("segment.ms", "1000")]), partition: 0 };
+    for n in 0..BATCHES {
+        connection.produce(partition, &batch_of([value(0, n, 100_000)])).outcome.expect("appended");
+    }
+    assert_eq!(broker.stop(), 0);
+    let broker = Broker::start(directory.path(), &flags);
+    eventually("the segment is rolled", || broker.metric("segments_rolled_total") > 0);
+    let read = broker.connect().read_all(partition, BATCHES as i64 - 3);
+    assert!(read.len() == 3 && (0..3).all(|i| read[i].1 == value(0, BATCHES - 3 + i, 100_000)));
+    assert_eq!(broker.stop(), 0);
+}
