@@ -11,7 +11,7 @@
 //! | `brokers` | connections and leaders of a cluster | tokio |
 //! | `accumulator/` | batches per partition, sequences, retries | pure |
 //! | `producer`, `delivery` | sending | tokio |
-//! | `fetcher` | positions, prefetch, what to fetch next | pure |
+//! | `fetcher/` | positions, prefetch, what to fetch next | pure |
 //! | `consumer` | reading | tokio |
 //! | `large` | values too large to hold, both ways | tokio |
 //! | `admin` | topics and offsets | tokio |
