@@ -10,6 +10,9 @@ use std::collections::VecDeque;
 /// Microseconds since some start that the shell has chosen.
 pub(super) type Micros = u64;
 
+/// A request that is not answered after so many time-outs more is given up, whatever else moves on its connection.
+const LONGEST: Micros = 19;
+
 /// The in-flight table; `C` is what the shell does with an answer.
 #[derive(Debug)]
 pub(super) struct Session<C> {
@@ -76,9 +79,13 @@ impl<C> Session<C> {
     }
 
     /// The time-out of the first request that is over its deadline, if one is. `progress` is when bytes last moved on the connection: an answer that is
-    /// on its way takes as long as it takes, and so does what waits behind it. Cut off, it would begin again at its first byte, for ever.
+    /// on its way takes as long as it takes, and so does what waits behind it. Cut off, it would begin again at its first byte, for ever. After
+    /// [`LONGEST`] time-outs nothing is on its way any more, whatever else moves.
     pub fn poll_expired(&self, now: Micros, progress: Micros) -> Option<Micros> {
-        let is_over = |place: &&Place<C>| place.completion.is_some() && place.deadline.max(progress.saturating_add(place.timeout)) <= now;
+        let is_over = |place: &&Place<C>| {
+            let last = place.deadline.saturating_add(place.timeout.saturating_mul(LONGEST));
+            place.completion.is_some() && place.deadline.max(progress.saturating_add(place.timeout)).min(last) <= now
+        };
         self.in_flight.iter().find(is_over).map(|place| place.timeout)
     }
 
@@ -147,8 +154,10 @@ mod tests {
         let mut session = Session::new();
         session.begin(100, 50, ());
         assert_eq!(session.poll_expired(150, 101), None);
-        assert_eq!(session.poll_expired(10_000, 9_951), None);
-        assert_eq!(session.poll_expired(10_000, 9_950), Some(50));
+        assert_eq!(session.poll_expired(1000, 951), None);
+        assert_eq!(session.poll_expired(1000, 950), Some(50));
+        assert_eq!(session.poll_expired(1099, 1099), None);
+        assert_eq!(session.poll_expired(1100, 1100), Some(50), "an answer that is lost among others is given up in the end");
     }
 
     proptest! {
