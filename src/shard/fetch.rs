@@ -45,6 +45,8 @@ pub async fn fetch(context: &Rc<Context>, sender: &Rc<Sender>, request: &Fetch) 
         false => None,
     };
     let mut wait = Wait::begin(request);
+    // A shard has said that there is enough.
+    let mut told = false;
     loop {
         let turn = sender.turn(&context.store.budget).await?;
         let mut tickets = tickets(cells.as_deref().unwrap_or_default());
@@ -53,14 +55,18 @@ pub async fn fetch(context: &Rc<Context>, sender: &Rc<Sender>, request: &Fetch) 
             Some(cells) => read_now(context, request, cells).await,
             None => ask_everywhere(context, request).await,
         };
-        if wait.is_over(context) || answer.is_enough(request.min_bytes as usize) {
+        if wait.is_over(context) || answer.is_enough(request.min_bytes as usize) || told {
             return Some((answer, turn));
         }
         drop((answer, turn));
         wait.count(context);
         match &cells {
             Some(_) => drop(wait_any(&tickets, wait.deadline).await),
-            None => wait_everywhere(context, request, wait.left_ms()).await,
+            None => {
+                wait_everywhere(context, request, wait.left_ms()).await;
+                // Its own idea of enough may be smaller than this shard's; to ask again and again would make it no more.
+                told = true;
+            }
         }
     }
 }
@@ -151,7 +157,7 @@ async fn read_partition(
     while offset < high_watermark && (taken < room || (taken == 0 && is_first)) {
         let left = room - taken.min(room);
         let at_least_one = taken == 0 && is_first;
-        match read_tail(cell, offset, high_watermark, left, at_least_one, &mut answer.pieces) {
+        match read_tail(cell, context.store.budget.is_tail_pressed(), offset, high_watermark, left, at_least_one, &mut answer.pieces) {
             Some((bytes, end)) if bytes > 0 => {
                 taken += bytes;
                 records += end - offset;
@@ -226,9 +232,10 @@ fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i
     Ok((high_watermark, log_start))
 }
 
-/// Adds batches from memory: (bytes, offset after them). `None` if `offset` is not there.
+/// Adds batches from memory: (bytes, offset after them). `None` if `offset` is not there. With `copies` nothing of the tail is kept for the peer.
 fn read_tail(
     cell: &PartitionCell,
+    copies: bool,
     offset: i64,
     high_watermark: i64,
     room: usize,
@@ -248,12 +255,12 @@ fn read_tail(
         end = chunk.end_offset;
         for piece in chunk.pieces() {
             if of_one_buffer.last().is_some_and(|last| !piece.shares_buffer_with(last)) {
-                push_pieces(&mut of_one_buffer, pieces);
+                push_pieces(&mut of_one_buffer, pieces, copies);
             }
             of_one_buffer.push(piece);
         }
     }
-    push_pieces(&mut of_one_buffer, pieces);
+    push_pieces(&mut of_one_buffer, pieces, copies);
     Some((taken, end))
 }
 
@@ -263,9 +270,9 @@ fn is_small_part(wanted: usize, buffer: usize) -> bool {
 }
 
 /// Adds pieces of one buffer to an answer.
-fn push_pieces(of_one_buffer: &mut Vec<Piece>, pieces: &mut Vec<Outgoing>) {
+fn push_pieces(of_one_buffer: &mut Vec<Piece>, pieces: &mut Vec<Outgoing>, copies: bool) {
     let wanted = of_one_buffer.iter().map(Piece::len).sum();
-    if of_one_buffer.first().is_some_and(|first| is_small_part(wanted, first.pinned())) {
+    if of_one_buffer.first().is_some_and(|first| copies || is_small_part(wanted, first.pinned())) {
         let mut copy = Vec::with_capacity(wanted);
         of_one_buffer.drain(..).for_each(|piece| copy.extend_from_slice(piece.bytes()));
         pieces.push(Outgoing::Owned(copy));
@@ -285,6 +292,10 @@ async fn ask_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
         }
         if let Some(part) = of_shard(context, &now, shard) {
             let answer = ask(context, shard, part).await;
+            if bytes > 0 && answer.pieces.iter().any(|piece| matches!(piece, Outgoing::Segment { .. })) {
+                // With what is there already the frame could be longer than one may be. It comes when its partition is the first.
+                continue;
+            }
             bytes += answer.bytes;
             parts[shard as usize] = Some(answer);
         }

@@ -430,6 +430,8 @@ impl Sender {
         let Some(Outgoing::Segment { file, position, len }) = self.queue.borrow_mut().pop_front() else { return Ok(()) };
         let start = position / BLOCK as u64 * BLOCK as u64;
         let skip = (position - start) as usize;
+        // How long the read takes is not the peer's doing.
+        self.progress_at.set(None);
         let read = file.read(start, (skip + len.min(SEGMENT_PIECE)).next_multiple_of(BLOCK)).await?;
         let taken = read.len().saturating_sub(skip).min(len);
         if taken == 0 {
@@ -443,7 +445,6 @@ impl Sender {
             queue.push_front(Outgoing::Segment { file, position: position + taken as u64, len: len - taken });
         }
         self.answers.set(self.answers.get() + taken);
-        // How long the read took is not the peer's doing.
         self.progress_at.set(Some(Instant::now()));
         queue.push_front(Outgoing::Disk(read, skip..skip + taken));
         Ok(())

@@ -156,10 +156,12 @@ async fn serve(opened: Opened) -> Result<(), String> {
     tasks.push(glommio::spawn_local({
         let store = store.clone();
         async move {
+            let mut has_made_space = false;
             while let Err(error) = store.ring.clone().run().await {
                 // Without another file the ring goes on with those it has, until there is room again.
                 store.note_disk_error(&error);
-                if store.ring.is_blocked() && store.make_space(&error).await {
+                has_made_space = !has_made_space && store.ring.is_blocked() && store.make_space(&error).await;
+                if has_made_space {
                     continue;
                 }
                 glommio::timer::sleep(RING_RETRY).await;

@@ -207,9 +207,10 @@ impl Fetcher {
         self.drop_fetched(at);
         let partition = &mut self.partitions[at];
         partition.is_paused = true;
+        let is_behind = partition.fetch_offset > partition.position;
         partition.fetch_offset = partition.position;
-        // A failure that the user was not told of lies behind what is dropped: it is found again.
-        if self.failed.iter().any(|(failed, _)| *failed == at) {
+        // A failure behind what is dropped, of which the user was not told, is found again. One at the position itself may not be: it stays.
+        if is_behind && self.failed.iter().any(|(failed, _)| *failed == at) {
             self.failed.retain(|(failed, _)| *failed != at);
             self.partitions[at].is_failed = false;
         }
