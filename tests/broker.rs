@@ -3,12 +3,12 @@
 mod support;
 
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use corelane::batch::{BatchBuilder, Compression};
 use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, Request, Response};
 use corelane::types::{TopicId, TopicPartition};
-use support::{Broker, Connection, batch_of, produce_one};
+use support::{Broker, Connection, batch_of, eventually, produce_one};
 
 fn value(partition: u32, n: usize, len: usize) -> Vec<u8> {
     let mut value = format!("{partition}/{n}/").into_bytes();
@@ -202,15 +202,6 @@ fn a_damaged_index_costs_a_longer_scan_and_no_record() {
         let records = connection.read_all(partition, from);
         assert_eq!(records.len() as i64, 60 - from);
         assert!(records.iter().all(|(offset, bytes)| *bytes == value(0, *offset as usize, 50_000)));
-    }
-}
-
-/// Waits until `done`; far longer than it can take.
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
     }
 }
 

@@ -2,24 +2,16 @@
 
 mod support;
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use corelane::limits::{MAX_FETCH_BYTES, MAX_QUEUED_ANSWER};
 use corelane::request::{Fetch, FetchPartition, OffsetSpec, Request, Response};
 use corelane::types::TopicPartition;
-use support::{Broker, batch_of};
+use support::{Broker, batch_of, eventually};
 
 const FLAGS: [&str; 4] = ["--shards", "1", "--admin-listen", "127.0.0.1:0"];
 const CONFIG: [(&str, &str); 2] = [("max.message.bytes", "8000000"), ("retention.ms", "-1")];
 const BATCH: usize = 5_000_000;
-
-fn eventually(what: &str, mut done: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
-}
 
 fn much(partition: TopicPartition) -> Request {
     let wanted = FetchPartition { partition, offset: 0, max_bytes: MAX_FETCH_BYTES, leader_epoch: None };

@@ -19,10 +19,8 @@ use crate::shard::event::Event;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::ring::filled;
 use crate::shard::store::Store;
-use crate::shard::write_behind;
+use crate::shard::write_behind::{self, FLUSHES};
 
-/// Partitions flushed at once.
-const FLUSHES: usize = 16;
 /// Pause before partitions are looked at again whose large appends are under way.
 const RECHECK: Duration = Duration::from_millis(1);
 

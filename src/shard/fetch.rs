@@ -87,6 +87,11 @@ pub async fn fetch_mine(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
     }
 }
 
+/// What an answer may hold, but for one batch.
+fn most_bytes(request: &Fetch) -> usize {
+    request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize
+}
+
 fn cells(context: &Context, request: &Fetch) -> Vec<Option<Rc<PartitionCell>>> {
     request.partitions.iter().map(|p| context.store.partition(&p.partition)).collect()
 }
@@ -124,7 +129,7 @@ impl Wait {
 }
 
 async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<PartitionCell>>]) -> FetchAnswer {
-    let most = (request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize).min(context.store.budget.answer_room());
+    let most = most_bytes(request).min(context.store.budget.answer_room());
     let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
     for (wanted, cell) in request.partitions.iter().zip(cells) {
         let outcome = match cell {
@@ -287,7 +292,7 @@ async fn ask_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
     let now = Fetch { max_wait_ms: 0, ..request.clone() };
     let mut bytes = 0;
     for shard in request.partitions.iter().map(|p| context.owner(&p.partition)) {
-        if parts[shard as usize].is_some() || bytes >= request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize {
+        if parts[shard as usize].is_some() || bytes >= most_bytes(request) {
             continue;
         }
         if let Some(part) = of_shard(context, &now, shard) {
@@ -355,7 +360,7 @@ async fn ask(context: &Rc<Context>, shard: u32, part: Fetch) -> FetchAnswer {
 
 /// Puts the shards' answers back into the order of the request. Each shard's bytes are cut at its results' bounds.
 fn join(context: &Context, request: &Fetch, parts: Vec<Option<FetchAnswer>>) -> FetchAnswer {
-    let most = request.max_bytes.min(limits::MAX_FETCH_BYTES) as usize;
+    let most = most_bytes(request);
     let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
     let mut parts: Vec<_> =
         parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();

@@ -267,7 +267,7 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
     }
     let open: Vec<_> = context.connections.borrow().values().cloned().collect();
     open.iter().for_each(|c| c.sender.close());
-    for cells in store.partitions().chunks(16) {
+    for cells in store.partitions().chunks(write_behind::FLUSHES) {
         write_behind::flush_all(store, cells.to_vec(), true).await;
     }
     checkpoints.take(store).await.map_err(|e| format!("last checkpoint: {e}"))?;

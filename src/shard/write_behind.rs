@@ -27,7 +27,7 @@ const WRITE: usize = 1 << 20;
 /// Writes of one flush in flight.
 const WRITES_IN_FLIGHT: usize = 4;
 /// Partitions flushed at once: their syncs share the file system's commits.
-const FLUSHES: usize = 16;
+pub const FLUSHES: usize = 16;
 /// Pause when nothing could be flushed.
 const RETRY: Duration = Duration::from_millis(1);
 /// Batches that leave the memory tail for one that comes: more than one, so that memory falls back to its bound.
