@@ -69,6 +69,11 @@ impl Chunk {
         self.position + self.front.len() as u64 + self.body.as_ref().map_or(0, |b| b.len() as u64)
     }
 
+    /// Whether its whole blocks are not in memory any more.
+    fn is_left_out(&self) -> bool {
+        matches!(self.body, Some(Body::LeftOut { .. }))
+    }
+
     /// Bytes of the batch.
     pub fn batch_len(&self) -> usize {
         (self.end_position() - self.batch_position()) as usize
@@ -112,21 +117,26 @@ impl Chunk {
 /// Chunks in order of offset.
 ///
 /// A large batch that is durable can leave all but its ragged ends before it is flushed ([`Tail::leave_out_next`]): flushing costs syncs, and the more
-/// batches of a partition are flushed at once, the fewer. Such batches are the oldest of the tail, nobody reads them from here, and they go with the
-/// flush.
+/// batches of a partition are flushed at once, the fewer. Nobody reads such a batch from here, and it goes with the flush.
 #[derive(Default)]
 pub struct Tail {
     chunks: VecDeque<Chunk>,
     /// Bytes of batches held.
     bytes: usize,
-    /// How many of the first chunks are left out.
-    left_out: usize,
+    /// How many batches are held.
+    held: usize,
+    /// First offsets of large batches that are held, in order.
+    large: VecDeque<Offset>,
 }
 
 impl Tail {
     /// Adds the newest batch.
     pub fn push(&mut self, chunk: Chunk) {
         self.bytes += chunk.batch_len();
+        self.held += 1;
+        if chunk.body.is_some() {
+            self.large.push_back(chunk.base_offset);
+        }
         self.chunks.push_back(chunk);
     }
 
@@ -157,43 +167,36 @@ impl Tail {
 
     /// Whether a whole batch is held.
     pub fn holds_any(&self) -> bool {
-        self.left_out < self.chunks.len()
+        self.held > 0
     }
 
-    /// Whether the batch of `offset` is one of those that can be read once they are flushed only.
-    pub fn is_left_out(&self, offset: Offset) -> bool {
+    /// Whether the batch of `offset` was left out and is not wholly below `flushed`: it can be read from nowhere before it is.
+    pub fn is_left_out(&self, offset: Offset, flushed: (Offset, u64)) -> bool {
         let at = self.chunks.partition_point(|c| c.end_offset <= offset);
-        at < self.left_out && self.chunks[at].base_offset <= offset
+        self.chunks.get(at).is_some_and(|c| c.is_left_out() && c.base_offset <= offset && (c.segment, c.end_position()) > flushed)
     }
 
     /// The chunks from the one that holds `offset` on, as far as they follow each other (an adopted batch between them is only on disk);
     /// `None` if it is not held.
     pub fn from(&self, offset: Offset) -> Option<impl Iterator<Item = &Chunk>> {
         let at = self.chunks.partition_point(|c| c.end_offset <= offset);
-        if at < self.left_out {
-            return None;
-        }
-        let mut next = self.chunks.get(at)?.base_offset;
-        let held = next <= offset;
-        held.then(|| self.chunks.range(at..).take_while(move |c| std::mem::replace(&mut next, c.end_offset) == c.base_offset))
+        let first = self.chunks.get(at)?;
+        let mut next = first.base_offset;
+        let held = next <= offset && !first.is_left_out();
+        let follows = move |c: &&Chunk| !c.is_left_out() && std::mem::replace(&mut next, c.end_offset) == c.base_offset;
+        held.then(|| self.chunks.range(at..).take_while(follows))
     }
 
-    /// Lets the oldest batch go that is held, if it is wholly below `flushed`; whether it went.
+    /// Lets the oldest batch go that is held, if everything up to its end is below `flushed`; whether it went.
     pub fn evict_flushed(&mut self, flushed: (Offset, u64)) -> bool {
         self.drop_left_out(flushed);
-        if self.left_out > 0 || !self.is_first_flushed(flushed) {
-            return false;
-        }
-        let chunk = self.chunks.pop_front().expect("looked at");
-        self.bytes -= chunk.batch_len();
-        true
+        self.is_first_flushed(flushed) && self.pop_first()
     }
 
-    /// Lets batches go that were left out and are wholly below `flushed`.
+    /// Lets the oldest batches go that were left out and are wholly below `flushed`.
     pub fn drop_left_out(&mut self, flushed: (Offset, u64)) {
-        while self.left_out > 0 && self.is_first_flushed(flushed) {
-            self.chunks.pop_front();
-            self.left_out -= 1;
+        while self.is_first_flushed(flushed) && self.chunks[0].is_left_out() {
+            self.pop_first();
         }
     }
 
@@ -201,26 +204,38 @@ impl Tail {
         self.chunks.front().is_some_and(|first| (first.segment, first.end_position()) <= flushed)
     }
 
-    /// Leaves out the oldest batch that is held, if it is a large one that ends at or below `durable`: its ragged ends get memory of their own. Whether that was
-    /// done.
-    pub fn leave_out_next(&mut self, durable: Offset, accounted: &Rc<Cell<usize>>) -> bool {
-        let Some(next) = self.chunks.get_mut(self.left_out).filter(|c| c.end_offset <= durable) else { return false };
-        let Some(body @ Body::Held(_)) = &next.body else { return false };
-        let end = body.ragged_end();
-        let direct_len = body.len() - end.len();
-        let freed = next.batch_len();
-        let copy = Rc::new(AppendBuffer::new(next.front.len() + end.len(), 0, accounted));
-        let (front, end) = (copy.push(next.front.bytes()), copy.push(end.bytes()));
-        next.front = Piece::new(copy.clone(), front);
-        next.body = Some(Body::LeftOut { direct_len, end: Piece::new(copy, end) });
-        self.bytes -= freed;
-        self.left_out += 1;
+    /// Lets the oldest batch go; whether there was one that was held.
+    fn pop_first(&mut self) -> bool {
+        let Some(gone) = self.chunks.pop_front().filter(|c| !c.is_left_out()) else { return false };
+        self.bytes -= gone.batch_len();
+        self.held -= 1;
+        if gone.body.is_some() {
+            self.large.pop_front();
+        }
         true
     }
 
-    /// Gives the oldest chunk that is held memory of its own, if it shares a larger buffer and is a small one; false if there is no chunk.
+    /// Leaves out the oldest large batch that is held, if it ends at or below `durable`: its ragged ends get memory of their own. Whether that was done.
+    pub fn leave_out_next(&mut self, durable: Offset, accounted: &Rc<Cell<usize>>) -> bool {
+        let Some(offset) = self.large.front() else { return false };
+        let at = self.chunks.partition_point(|c| c.base_offset < *offset);
+        let next = &mut self.chunks[at];
+        let Some(body @ Body::Held(_)) = next.body.as_ref().filter(|_| next.end_offset <= durable) else { return false };
+        let end = body.ragged_end();
+        let direct_len = body.len() - end.len();
+        let copy = Rc::new(AppendBuffer::new(next.front.len() + end.len(), 0, accounted));
+        let (front, end) = (copy.push(next.front.bytes()), copy.push(end.bytes()));
+        self.bytes -= next.batch_len();
+        next.front = Piece::new(copy.clone(), front);
+        next.body = Some(Body::LeftOut { direct_len, end: Piece::new(copy, end) });
+        self.held -= 1;
+        self.large.pop_front();
+        true
+    }
+
+    /// Gives the oldest chunk memory of its own, if it shares a larger buffer and is a small one; false if no batch is held.
     pub fn copy_out_first(&mut self, accounted: &Rc<Cell<usize>>) -> bool {
-        let Some(first) = self.chunks.get_mut(self.left_out) else { return false };
+        let Some(first) = self.chunks.front_mut().filter(|_| self.held > 0) else { return false };
         if first.body.is_none() && first.front.pinned() > first.front.len().next_multiple_of(BLOCK) {
             let copy = Rc::new(AppendBuffer::new(first.front.len(), 0, accounted));
             let range = copy.push(first.front.bytes());
@@ -246,28 +261,20 @@ impl Tail {
 
     /// Lets everything go that ends at or below `offset` (it was deleted); how many batches that were held went.
     pub fn forget_below(&mut self, offset: Offset) -> usize {
-        let mut held = 0;
+        let before = self.held;
         while self.chunks.front().is_some_and(|c| c.end_offset <= offset) {
-            let gone = self.chunks.pop_front().expect("checked");
-            match self.left_out.checked_sub(1) {
-                Some(left) => self.left_out = left,
-                None => {
-                    self.bytes -= gone.batch_len();
-                    held += 1;
-                }
-            }
+            self.pop_first();
         }
-        held
+        before - self.held
     }
 
     /// Lets everything go that ends above `offset` (the log was cut there).
     pub fn truncate(&mut self, offset: Offset) {
-        while self.chunks.back().is_some_and(|c| c.end_offset > offset) {
-            let gone = self.chunks.pop_back().expect("checked");
-            if self.chunks.len() < self.left_out {
-                self.left_out = self.chunks.len();
-            } else {
+        while let Some(gone) = self.chunks.pop_back_if(|c| c.end_offset > offset) {
+            if !gone.is_left_out() {
                 self.bytes -= gone.batch_len();
+                self.held -= 1;
+                self.large.pop_back_if(|first| *first == gone.base_offset);
             }
         }
     }
@@ -314,7 +321,9 @@ mod tests {
         assert_eq!(accounted.get(), (1 + 1 + 64) * BLOCK);
         assert_eq!(tail.unflushed_bytes((0, BLOCK as u64)), unflushed, "as much is to be flushed as before");
         assert_eq!(tail.first_offset(), Some(0));
-        assert!(tail.is_left_out(0) && tail.is_left_out(199) && !tail.is_left_out(200));
+        let start = (0, BLOCK as u64);
+        assert!(tail.is_left_out(0, start) && tail.is_left_out(199, start) && !tail.is_left_out(200, start));
+        assert!(!tail.is_left_out(0, (0, 5 * BLOCK as u64)), "it is flushed");
         assert!(tail.from(0).is_none() && tail.from(150).is_none());
         assert_eq!(tail.from(200).map(Iterator::count), Some(1));
         // The block that the first two batches share.
@@ -331,18 +340,48 @@ mod tests {
     }
 
     #[test]
+    fn a_small_batch_in_front_keeps_no_large_one_in_memory() {
+        let accounted = Rc::default();
+        let mut tail = tail(2, &accounted);
+        let memory = Rc::new(AppendBuffer::new(100, 0, &accounted));
+        let range = memory.push(&[7; 100]);
+        let small = |base_offset| Chunk {
+            base_offset,
+            end_offset: base_offset + 1,
+            segment: 0,
+            position: 1 << 20,
+            carried: 0,
+            front: Piece::new(memory.clone(), range.clone()),
+            body: None,
+            sequence: 9,
+        };
+        let large = tail.chunks.pop_back().expect("two");
+        tail.held -= 1;
+        tail.large.pop_back();
+        tail.push(small(100));
+        tail.push(Chunk { base_offset: 101, end_offset: 201, ..large });
+        assert!(tail.leave_out_next(201, &accounted) && tail.leave_out_next(201, &accounted) && !tail.leave_out_next(201, &accounted));
+        let readable = |tail: &Tail, offset| tail.from(offset).map_or(0, Iterator::count);
+        assert_eq!((readable(&tail, 0), readable(&tail, 100), readable(&tail, 101)), (0, 1, 0), "only the small one");
+        assert!(tail.holds_any());
+        assert!(tail.evict_flushed((1, 0)) && !tail.holds_any(), "the large one in front goes with it");
+        tail.drop_left_out((1, 0));
+        assert_eq!(tail.first_offset(), None);
+    }
+
+    #[test]
     fn deletion_and_truncation_count_what_was_held_only() {
         let accounted = Rc::default();
         let mut first = tail(4, &accounted);
         assert!(first.leave_out_next(400, &accounted) && first.leave_out_next(400, &accounted));
         assert_eq!(first.forget_below(300), 1, "two of the three were left out");
-        assert!(first.holds_any() && !first.is_left_out(300));
+        assert!(first.holds_any() && !first.is_left_out(300, (0, 0)));
         assert_eq!(first.forget_below(400), 1);
         assert_eq!((first.holds_any(), first.bytes()), (false, 0));
         let mut second = tail(4, &accounted);
         assert!(second.leave_out_next(400, &accounted) && second.leave_out_next(400, &accounted));
         second.truncate(100);
-        assert_eq!((second.holds_any(), second.is_left_out(50), second.bytes()), (false, true, 0));
+        assert_eq!((second.holds_any(), second.is_left_out(50, (0, 0)), second.bytes()), (false, true, 0));
         assert_eq!(second.forget_below(100), 0);
     }
 }

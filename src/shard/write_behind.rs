@@ -325,7 +325,8 @@ pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
 /// # Errors
 /// When the partition is gone, or the disk fails.
 pub async fn bring_in(store: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offset) -> Result<(), Refusal> {
-    while cell.tail.borrow().is_left_out(offset) {
+    let is_left_out = || cell.tail.borrow().is_left_out(offset, cell.machine.borrow().flushed());
+    while is_left_out() {
         if let Some(refusal) = cell.gone() {
             return Err(refusal);
         }
@@ -333,7 +334,7 @@ pub async fn bring_in(store: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offse
             store.fail(format!("write-behind of {}: {error}", cell.id));
             return Err(Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id)));
         }
-        if cell.tail.borrow().is_left_out(offset) {
+        if is_left_out() {
             // Its last block is shared with an append that is not durable yet.
             glommio::timer::sleep(RETRY).await;
         }
