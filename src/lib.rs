@@ -54,6 +54,8 @@ pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
+#[cfg(feature = "server")]
+pub mod kafka;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]
