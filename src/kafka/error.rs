@@ -89,12 +89,6 @@ pub enum DecodeError {
     /// Null where something must be.
     #[error("null where that can't be")]
     Null,
-    /// The body has ended before the frame.
-    #[error("{bytes} bytes are left behind the body")]
-    LeftOver {
-        /// How many.
-        bytes: usize,
-    },
     /// The codec refuses what has the right shape.
     #[error("a value that can't be")]
     Value,

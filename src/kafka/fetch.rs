@@ -83,10 +83,7 @@ pub fn decode_fetch<'a>(mut reader: Reader<'a>, version: i16) -> Result<FetchReq
         let _rack = r.string()?;
     }
     r.tags()?;
-    match r.remaining() {
-        0 => Ok(FetchRequest { max_wait_ms, min_bytes, max_bytes, session_id, topics }),
-        bytes => Err(DecodeError::LeftOver { bytes }),
-    }
+    Ok(FetchRequest { max_wait_ms, min_bytes, max_bytes, session_id, topics })
 }
 
 fn partition(r: &mut Reader<'_>, version: i16) -> Result<FetchPartition, DecodeError> {

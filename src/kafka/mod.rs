@@ -12,6 +12,8 @@
 //!   allocation. Everything else is `kafka-protocol`'s, behind a walk through the bytes ([`decode`]) that bounds what it allocates.
 //! - Which error a client is told: [`kafka_code`]. In which order answers leave: [`InOrder`].
 //!
+//! Bytes behind a body are passed over, as Kafka's broker does: librdkafka leaves three there when it asks for all topics.
+//!
 //! Everything is pure and takes any bytes: hostile ones give a [`FrameError`] or [`DecodeError`], never a panic.
 //!
 //! Not here: consumer groups, transactions, fetch sessions, topics by id, SASL.

@@ -72,10 +72,7 @@ pub fn decode_produce<'a>(mut reader: Reader<'a>, version: i16) -> Result<Produc
         request.topics.push(ProduceTopic { name, partitions });
     }
     r.tags()?;
-    match r.remaining() {
-        0 => Ok(request),
-        bytes => Err(DecodeError::LeftOver { bytes }),
-    }
+    Ok(request)
 }
 
 /// Reads the start of a body of which the rest has not come; `None` unless it is one batch for one partition. The batch may end behind what is at hand.

@@ -91,16 +91,12 @@ pub const CREATE_PARTITIONS: &[Part] =
 /// Authorized operations, brokers or controllers.
 pub const DESCRIBE_CLUSTER: &[Part] = &[always(Fixed(1)), since(1, Fixed(1))];
 
-/// Walks through a body, of which nothing may be left.
+/// Walks through a body.
 ///
 /// # Errors
 /// It is not of the shape.
 pub fn check(mut reader: Reader<'_>, shape: &[Part], version: i16) -> Result<(), DecodeError> {
-    structure(&mut reader, shape, version)?;
-    match reader.remaining() {
-        0 => Ok(()),
-        bytes => Err(DecodeError::LeftOver { bytes }),
-    }
+    structure(&mut reader, shape, version)
 }
 
 fn structure(reader: &mut Reader<'_>, shape: &[Part], version: i16) -> Result<(), DecodeError> {

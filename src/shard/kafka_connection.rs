@@ -70,8 +70,12 @@ impl Connection {
             exchange.take(start, frame);
             return Ok(());
         }
-        if let Some(planned) = self.lone_batch(exchange, start).await? {
-            return self.receive_lone_batch(start, planned).await;
+        if let Some(lone) = self.lone_batch(exchange, start).await? {
+            let answered = lone.begun.place;
+            answered.into_iter().for_each(|place| exchange.receiving(place));
+            self.receive_lone_batch(start, lone).await?;
+            exchange.received();
+            return Ok(());
         }
         if start.total_len() > limits::MAX_KAFKA_PRODUCE {
             return Err(FrameError::Length { len: start.total_len() as i32 - 4, most: limits::MAX_KAFKA_PRODUCE - 4 }.into());
@@ -136,13 +140,13 @@ impl Connection {
                 continue;
             }
             let planned = kafka_produce::plan(&self.context, start, head.correlation, &request, at_hand);
-            return Ok(Some(LoneBatch { records, planned: planned.begin(exchange) }));
+            return Ok(Some(LoneBatch { records, begun: planned.begin(exchange) }));
         }
     }
 
     /// Receives a batch that was found to be the only one, and what is behind it.
     async fn receive_lone_batch(&mut self, start: FrameStart, lone: LoneBatch) -> Result<(), End> {
-        let LoneBatch { records, planned: Begun { produce, answer } } = lone;
+        let LoneBatch { records, begun: Begun { produce, answer, .. } } = lone;
         let len = records.len();
         let cell = produce.batches.first().and_then(|batch| self.context.store.partition(&batch.partition));
         let memory = match &cell {
@@ -182,7 +186,7 @@ impl Connection {
 struct LoneBatch {
     /// Where the batch is in the frame.
     records: Range<usize>,
-    planned: Begun,
+    begun: Begun,
 }
 
 fn records_of(request: &ProduceRequest<'_>) -> Option<Range<usize>> {

@@ -26,6 +26,9 @@ pub struct Exchange {
     pub sender: Rc<Sender>,
     peer: String,
     order: RefCell<InOrder<Waiting, Vec<u8>>>,
+    /// A request of which not all has come, and its answer if that is there already.
+    receiving: Cell<Option<Place>>,
+    early: RefCell<Vec<u8>>,
     /// Bytes of requests that wait.
     waiting: Cell<usize>,
     /// Bytes of answers that wait for those before them.
@@ -51,6 +54,8 @@ impl Exchange {
             sender: sender.clone(),
             peer,
             order: RefCell::default(),
+            receiving: Cell::new(None),
+            early: RefCell::default(),
             waiting: Cell::new(0),
             parked: Cell::new(0),
             room: Event::default(),
@@ -69,8 +74,27 @@ impl Exchange {
         self.order.borrow_mut().begun()
     }
 
+    /// The request of a place is decided while it is being received: its answer waits for [`Exchange::received`]. librdkafka takes no answer to a request that
+    /// it has not sent to the end.
+    pub fn receiving(&self, place: Place) {
+        self.receiving.set(Some(place));
+    }
+
+    /// It has come whole.
+    pub fn received(self: &Rc<Exchange>) {
+        let place = self.receiving.take();
+        let frame = self.early.take();
+        if let Some(place) = place.filter(|_| !frame.is_empty()) {
+            self.answer(place, frame);
+        }
+    }
+
     /// The answer to a request that was begun, a whole frame.
     pub fn answer(self: &Rc<Exchange>, place: Place, frame: Vec<u8>) {
+        if self.receiving.get() == Some(place) {
+            self.early.replace(frame);
+            return;
+        }
         self.park(frame.len() as isize);
         self.order.borrow_mut().answered(place, frame);
         self.advance();

@@ -25,7 +25,7 @@ const INVALID_REQUIRED_ACKS: i16 = 21;
 pub async fn produce(exchange: &Rc<Exchange>, start: FrameStart, frame: &[u8]) -> Result<(), FrameError> {
     let (head, body) = kafka::decode_head(start, frame).map_err(|error| malformed(start, error))?;
     let request = kafka::decode_produce(body, start.version).map_err(|error| malformed(start, error))?;
-    let Begun { produce, answer } = plan(&exchange.context, start, head.correlation, &request, frame).begin(exchange);
+    let Begun { produce, answer, .. } = plan(&exchange.context, start, head.correlation, &request, frame).begin(exchange);
     produce::produce(&exchange.context, &produce, frame, answer).await;
     Ok(())
 }
@@ -60,6 +60,8 @@ pub struct Begun {
     pub produce: Produce,
     /// Hears of its outcome.
     pub answer: Box<dyn Answer>,
+    /// Where its answer goes; `None` is not answered at all.
+    pub place: Option<Place>,
 }
 
 /// What is answered, but for what is not known yet.
@@ -145,7 +147,7 @@ impl Planned {
         exchange.context.metrics.count_request(RequestKind::Produce);
         let place = (produce.acks != Acks::None).then(|| exchange.begin());
         let answer = KafkaProduceAnswer { exchange: exchange.clone(), place, outcomes, _open: exchange.sender.begin_request() };
-        Begun { produce, answer: Box::new(answer) }
+        Begun { produce, answer: Box::new(answer), place }
     }
 }
 

@@ -26,6 +26,11 @@ impl KafkaConnection {
         KafkaConnection { socket, next: 1 }
     }
 
+    /// A second handle of the same connection, for sending while this one receives.
+    pub fn sender(&self) -> KafkaConnection {
+        KafkaConnection { socket: self.socket.try_clone().expect("a descriptor"), next: self.next }
+    }
+
     /// The frame of a request, with the next correlation id.
     pub fn frame<R: Request>(&mut self, version: i16, request: &R) -> (i32, BytesMut) {
         let correlation = self.next;
