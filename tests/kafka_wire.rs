@@ -252,7 +252,7 @@ fn refusals_have_kafkas_codes() {
 #[test]
 fn a_client_that_takes_nothing_costs_a_bounded_amount_and_nobody_else() {
     let data = tempfile::tempdir().expect("a directory");
-    let broker = Broker::start(data.path(), &["--shards", "1", "--memory", "64M", "--admin-listen", "127.0.0.1:0"]);
+    let broker = Broker::start(data.path(), &["--shards", "1", "--admin-listen", "127.0.0.1:0"]);
     let id = broker.connect().create("read", 1, &[]);
     let place = TopicPartition { topic: id, partition: 0 };
     let mut native = broker.connect();

@@ -14,7 +14,7 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::metrics::RequestKind;
-use crate::request::{Code, ListOffset, Metadata, MetadataRequest, OffsetSpec, Refusal, Request, Response};
+use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
 use crate::shard::kafka_admin;
 use crate::shard::kafka_exchange::Exchange;
@@ -111,15 +111,6 @@ fn api_versions(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     frame.ok_or(FrameError::Unanswerable { key: head.api.key as i16, version: head.version })
 }
 
-/// What clients are told of brokers and topics.
-pub async fn describe(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
-    match service::answer(context, Request::Metadata(request)).await {
-        Ok(Response::Metadata(metadata)) => metadata,
-        // Metadata refuses single topics only.
-        other => panic!("metadata was asked for, but {other:?} came"),
-    }
-}
-
 async fn metadata(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let (version, request) = (asked.head.version, asked.decode::<KafkaMetadataRequest>()?);
     let names = request.topics.map(|topics| {
@@ -129,7 +120,7 @@ async fn metadata(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     // Version 0 has no null: no names are all topics.
     let topics = names.filter(|names| version > 0 || !names.is_empty());
     let request = MetadataRequest { topics, create_missing: request.allow_auto_topic_creation };
-    let metadata = describe(asked.context, request).await;
+    let metadata = service::metadata(asked.context, request).await;
     Ok(kafka::encode_metadata(asked.head.correlation, version, asked.is_flexible(), &metadata))
 }
 

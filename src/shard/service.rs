@@ -84,7 +84,8 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
     }
 }
 
-async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
+/// Describes brokers and topics, and makes those that are missing where that is asked for and allowed.
+pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
     let mut topics = Vec::new();
     let names = match request.topics {
         Some(names) => names,
