@@ -28,7 +28,9 @@ fn config(broker: &Broker) -> ClientConfig {
 fn producer(broker: &Broker, settings: &[(&str, &str)]) -> FutureProducer {
     let mut config = config(broker);
     config.set("message.timeout.ms", "60000");
-    settings.iter().for_each(|(name, value)| drop(config.set(*name, *value)));
+    for (name, value) in settings {
+        config.set(*name, *value);
+    }
     config.create().expect("a producer")
 }
 
@@ -36,7 +38,9 @@ fn producer(broker: &Broker, settings: &[(&str, &str)]) -> FutureProducer {
 fn consumer(broker: &Broker, settings: &[(&str, &str)]) -> BaseConsumer {
     let mut config = config(broker);
     config.set("group.id", "unused").set("enable.auto.commit", "false").set("enable.partition.eof", "false");
-    settings.iter().for_each(|(name, value)| drop(config.set(*name, *value)));
+    for (name, value) in settings {
+        config.set(*name, *value);
+    }
     config.create().expect("a consumer")
 }
 
@@ -210,7 +214,9 @@ fn a_thousand_records_are_one_batch() {
     let waiting: Vec<_> = (0..1000)
         .map(|n| producer.send_result(FutureRecord::<(), _>::to("batched").payload(&format!("{n:0100}"))).expect("room"))
         .collect();
-    waiting.into_iter().for_each(|delivery| drop(delivered(delivery).expect("delivered")));
+    for delivery in waiting {
+        delivered(delivery).expect("delivered");
+    }
     let (bytes, _) = broker.connect().fetch(TopicPartition { topic: id, partition: 0 }, 0, 1 << 20, 0);
     let counts: Vec<_> = BatchIter::new(&bytes).map(|b| b.expect("a batch").0.record_count).collect();
     assert_eq!(counts.iter().sum::<i32>(), 1000);
@@ -226,7 +232,9 @@ fn offsets_are_found_by_time_and_at_the_ends() {
     let waiting: Vec<_> = (0..100_i64)
         .map(|n| producer.send_result(FutureRecord::<(), _>::to("timed").partition(1).timestamp(1000 + 10 * n).payload("x")).expect("room"))
         .collect();
-    waiting.into_iter().for_each(|delivery| drop(delivered(delivery).expect("delivered")));
+    for delivery in waiting {
+        delivered(delivery).expect("delivered");
+    }
     let consumer = consumer(&broker, &[]);
     assert_eq!(consumer.fetch_watermarks("timed", 0, PATIENCE), Ok((0, 0)));
     assert_eq!(consumer.fetch_watermarks("timed", 1, PATIENCE), Ok((0, 100)));

@@ -11,7 +11,6 @@ use kafka_protocol::messages::{incremental_alter_configs_request as incremental,
 use kafka_protocol::protocol::StrBytes;
 
 use super::*;
-use crate::limits;
 
 /// The frame of a request, as the codec writes it.
 pub fn frame_of<T: Encodable + HeaderVersion>(key: i16, version: i16, correlation: i32, body: &T) -> Vec<u8> {
@@ -196,7 +195,9 @@ fn requests_of_every_version_pass_the_walk_and_the_codec() {
 #[test]
 fn hostile_requests_do_not_panic() {
     for (_, _, frame) in requests() {
-        flip_and_cut(&frame, |bytes| drop(read(bytes)));
+        flip_and_cut(&frame, |bytes| {
+            read(bytes);
+        });
     }
 }
 
@@ -221,7 +222,6 @@ fn a_count_that_nothing_follows_is_refused_before_the_codec_allocates_for_it() {
         let (head, body) = decode_head(peek(&frame).unwrap().unwrap(), &frame).unwrap();
         assert!(matches!(decode::<MetadataRequest>(&head, body), Err(DecodeError::Count { .. })), "version {version}");
     }
-    assert!(limits::MAX_KAFKA_REQUEST < 1 << 24);
 }
 
 #[test]

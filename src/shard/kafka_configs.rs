@@ -70,7 +70,8 @@ fn entries(asked: &Asked<'_>, resource: &DescribeConfigsResource) -> Result<Vec<
         BROKER => broker_entries(asked, name)?,
         other => return Err(Refusal::new(Code::InvalidRequest, format!("resources of kind {other} have no settings here")).into()),
     };
-    if let Some(keys) = &resource.configuration_keys {
+    // No names are all of them, null or empty.
+    if let Some(keys) = resource.configuration_keys.as_ref().filter(|keys| !keys.is_empty()) {
         entries.retain(|entry| keys.iter().any(|key| key.as_str() == entry.name));
     }
     Ok(entries)
