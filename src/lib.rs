@@ -32,7 +32,7 @@
 //! | assembly | [`server`], [`cli`] | settings, start, stop, commands |
 //!
 //! # Features
-//! `server`, `client` and `cli`, all on by default. `default-features = false, features = ["client"]` compiles no broker and no
+//! `server`, `client` and `cli`, all on by default; `kafka` is the formats of Kafka's protocol alone, a part of `server`. `default-features = false, features = ["client"]` compiles no broker and no
 //! io_uring.
 //!
 //! # What is not here, on purpose
@@ -54,7 +54,7 @@ pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
-#[cfg(feature = "server")]
+#[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod limits;
 pub mod log;

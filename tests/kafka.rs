@@ -105,7 +105,8 @@ fn read(broker: &Broker, topic: &str, from: &[(i32, i64)], count: usize) -> BTre
 }
 
 fn create(broker: &Broker, name: &str, partitions: u32, config: &[(&str, &str)]) -> corelane::types::TopicId {
-    broker.connect().create(name, partitions, config)
+    let config: Vec<_> = config.iter().copied().chain([("retention.ms", "-1")]).collect();
+    broker.connect().create(name, partitions, &config)
 }
 
 #[test]
@@ -325,7 +326,7 @@ fn a_topic_that_does_not_exist_is_made_where_that_is_allowed() {
     assert!(matches!(code, Some(RDKafkaErrorCode::UnknownTopic | RDKafkaErrorCode::UnknownTopicOrPartition)), "{error}");
     assert!(broker.connect().topic("newer").is_none() && broker.connect().topic("new").is_some());
 
-    let consumer = consumer(&broker, &[]);
+    let consumer = consumer(&broker, &[("topic.metadata.propagation.max.ms", "1000")]);
     let mut assignment = TopicPartitionList::new();
     assignment.add_partition_offset("newer", 0, Offset::Beginning).expect("an offset");
     consumer.assign(&assignment).expect("assigned");

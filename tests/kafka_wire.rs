@@ -41,7 +41,7 @@ fn metadata(topic: &str) -> MetadataRequest {
 fn answers_wait_for_the_poll_before_them_and_appends_do_not() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
-    let id = broker.connect().create("ordered", 4, &[]);
+    let id = broker.connect().create("ordered", 4, &[("retention.ms", "-1")]);
     let mut client = KafkaConnection::open(&broker.addresses[0]);
     let begun = Instant::now();
     let mut asked = vec![client.send(12, &fetch("ordered", 0, 0, 1 << 20, 1500))];
@@ -77,7 +77,7 @@ fn answers_wait_for_the_poll_before_them_and_appends_do_not() {
 fn without_acknowledgement_nothing_is_answered_and_a_failure_closes_the_connection() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
-    let id = broker.connect().create("silent", 2, &[]);
+    let id = broker.connect().create("silent", 2, &[("retention.ms", "-1")]);
     for version in [3, 9, 11] {
         let mut client = KafkaConnection::open(&broker.addresses[0]);
         for number in 0..20 {
@@ -99,7 +99,7 @@ fn without_acknowledgement_nothing_is_answered_and_a_failure_closes_the_connecti
 fn every_version_of_everything_advertised_is_answered() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
-    broker.connect().create("asked", 2, &[]);
+    broker.connect().create("asked", 2, &[("retention.ms", "-1")]);
     let mut client = KafkaConnection::open(&broker.addresses[1]);
     for version in 0..=4 {
         let answer = client.ask(version, &ApiVersionsRequest::default());
@@ -188,7 +188,7 @@ fn a_version_that_is_not_known_is_told_which_are_and_what_is_not_served_closes()
 fn refusals_have_kafkas_codes() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
-    broker.connect().create("refusing", 2, &[]);
+    broker.connect().create("refusing", 2, &[("retention.ms", "-1")]);
     let mut client = KafkaConnection::open(&broker.addresses[0]);
     let good = batch_of(["x"]);
     let mut code = |version, request: &ProduceRequest| {
@@ -253,7 +253,7 @@ fn refusals_have_kafkas_codes() {
 fn a_client_that_takes_nothing_costs_a_bounded_amount_and_nobody_else() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "1", "--admin-listen", "127.0.0.1:0"]);
-    let id = broker.connect().create("read", 1, &[]);
+    let id = broker.connect().create("read", 1, &[("retention.ms", "-1")]);
     let place = TopicPartition { topic: id, partition: 0 };
     let mut native = broker.connect();
     for _ in 0..64 {
@@ -290,7 +290,7 @@ fn a_client_that_takes_nothing_costs_a_bounded_amount_and_nobody_else() {
 fn many_requests_at_once_are_answered_in_order() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
-    broker.connect().create("many", 4, &[]);
+    broker.connect().create("many", 4, &[("retention.ms", "-1")]);
     let mut client = KafkaConnection::open(&broker.addresses[0]);
     let mut sender = client.sender();
     let mut frames = Vec::new();
@@ -314,7 +314,7 @@ fn many_requests_at_once_are_answered_in_order() {
 fn bytes_at_random_do_no_harm() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "1"]);
-    broker.connect().create("fuzzed", 1, &[]);
+    broker.connect().create("fuzzed", 1, &[("retention.ms", "-1")]);
     let mut state = 0x1234_5678_9abc_def1_u64;
     let mut random = move || {
         state ^= state << 13;
@@ -342,4 +342,24 @@ fn bytes_at_random_do_no_harm() {
     let mut client = KafkaConnection::open(&broker.addresses[0]);
     let answer = client.ask(9, &produce("fuzzed", 0, -1, &batch_of(["x"])));
     assert_eq!(answer.responses[0].partition_responses[0].error_code, 0, "the broker lives");
+}
+
+#[test]
+fn a_producer_is_told_the_time_that_the_broker_gave_its_records() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "1"]);
+    let config = [("message.timestamp.type", "LogAppendTime"), ("max.message.bytes", "20000000")];
+    let id = broker.connect().create("stamped", 1, &config);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    let now = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+    for size in [10, 200_000, 9_000_000] {
+        let before = now();
+        let answer = client.ask(9, &produce("stamped", 0, -1, &batch_of([vec![1; size]])));
+        let partition = answer.responses[0].partition_responses[0].clone();
+        assert_eq!(partition.error_code, 0);
+        assert!((before..=now()).contains(&partition.log_append_time_ms), "{size} bytes: {}", partition.log_append_time_ms);
+        let (bytes, _) = broker.connect().fetch(TopicPartition { topic: id, partition: 0 }, partition.base_offset, 1, 0);
+        let header = BatchIter::new(&bytes).next().expect("a batch").expect("whole").0;
+        assert_eq!((header.log_append_time(), header.max_timestamp), (true, partition.log_append_time_ms));
+    }
 }

@@ -104,6 +104,8 @@ impl Exchange {
     pub fn refuse(&self, error: &FrameError) {
         self.context.metrics.add(Counter::FramesRefused, 1);
         tracing::warn!(peer = self.peer, reason = %error, "connection closed");
+        // What is answered already still goes out.
+        self.sender.flush();
         self.sender.close();
     }
 
