@@ -145,6 +145,8 @@ pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
 pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 /// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
+/// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
+pub const MAX_KAFKA_CHANGES: usize = 10_000;
 /// Requests of Kafka's protocol that wait for those before them, and answers that do, on one connection, bytes; more are not read.
 pub const MAX_KAFKA_WAITING: usize = RECEIVE_BUFFER;
 /// Requests that a shard reads ahead of its answers on one connection.

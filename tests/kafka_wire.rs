@@ -123,6 +123,7 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<InitProducerIdRequest>(&mut client, &mut asked);
     ask_all::<DescribeConfigsRequest>(&mut client, &mut asked);
     ask_all::<AlterConfigsRequest>(&mut client, &mut asked);
+    ask_all::<DescribeLogDirsRequest>(&mut client, &mut asked);
     ask_all::<CreatePartitionsRequest>(&mut client, &mut asked);
     ask_all::<IncrementalAlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeClusterRequest>(&mut client, &mut asked);
@@ -361,5 +362,35 @@ fn a_producer_is_told_the_time_that_the_broker_gave_its_records() {
         let (bytes, _) = broker.connect().fetch(TopicPartition { topic: id, partition: 0 }, partition.base_offset, 1, 0);
         let header = BatchIter::new(&bytes).next().expect("a batch").expect("whole").0;
         assert_eq!((header.log_append_time(), header.max_timestamp), (true, partition.log_append_time_ms));
+    }
+}
+
+#[test]
+fn every_broker_tells_the_length_of_its_own_partitions() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2"]);
+    broker.connect().create("long", 3, &[("retention.ms", "-1")]);
+    let batch = batch_of([vec![3; 1000]]);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    for partition in [1, 1, 2] {
+        client.ask(9, &produce("long", partition, -1, &batch));
+    }
+    for (version, request) in [
+        (1, DescribeLogDirsRequest::default().with_topics(None)),
+        (4, {
+            let of =
+                describe_log_dirs_request::DescribableLogDirTopic::default().with_topic(topic_name("long")).with_partitions(vec![0, 1, 2]);
+            DescribeLogDirsRequest::default().with_topics(Some(vec![of]))
+        }),
+    ] {
+        let mut told = Vec::new();
+        for address in &broker.addresses {
+            let answer = KafkaConnection::open(address).ask(version, &request);
+            let topics = answer.results[0].topics.iter().filter(|topic| topic.name == topic_name("long"));
+            told.extend(topics.flat_map(|topic| &topic.partitions).map(|p| (p.partition_index, p.partition_size)));
+        }
+        told.sort_unstable();
+        let len = batch.len() as i64;
+        assert_eq!(told, [(0, 0), (1, 2 * len), (2, len)], "version {version}");
     }
 }

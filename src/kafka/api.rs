@@ -44,6 +44,7 @@ pub const APIS: &[Api] = &[
     of_shape(ApiKey::InitProducerId, (0, 4), 2, shape::INIT_PRODUCER_ID),
     of_shape(ApiKey::DescribeConfigs, (1, 4), 4, shape::DESCRIBE_CONFIGS),
     of_shape(ApiKey::AlterConfigs, (0, 2), 2, shape::ALTER_CONFIGS),
+    of_shape(ApiKey::DescribeLogDirs, (1, 4), 2, shape::DESCRIBE_LOG_DIRS),
     of_shape(ApiKey::CreatePartitions, (0, 3), 2, shape::CREATE_PARTITIONS),
     of_shape(ApiKey::IncrementalAlterConfigs, (0, 1), 1, shape::INCREMENTAL_ALTER_CONFIGS),
     of_shape(ApiKey::DescribeCluster, (0, 1), 0, shape::DESCRIBE_CLUSTER),

@@ -84,6 +84,9 @@ pub const INCREMENTAL_ALTER_CONFIGS: &[Part] = &[
     always(Fixed(1)),
 ];
 
+/// Topics with the partitions wanted.
+pub const DESCRIBE_LOG_DIRS: &[Part] = &[always(Structures(&[always(Text), always(Integers)]))];
+
 /// Topics, time-out, only to be validated.
 pub const CREATE_PARTITIONS: &[Part] =
     &[always(Structures(&[always(Text), always(Fixed(4)), always(Structures(&[always(Integers)]))])), always(Fixed(4)), always(Fixed(1))];

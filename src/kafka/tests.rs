@@ -5,6 +5,7 @@ use kafka_protocol::messages::alter_configs_request::{AlterConfigsResource, Alte
 use kafka_protocol::messages::create_partitions_request::{CreatePartitionsAssignment, CreatePartitionsTopic};
 use kafka_protocol::messages::create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
+use kafka_protocol::messages::describe_log_dirs_request::DescribableLogDirTopic;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{incremental_alter_configs_request as incremental, *};
@@ -141,6 +142,11 @@ fn requests() -> Vec<(i16, i16, Vec<u8>)> {
         let body = CreatePartitionsRequest::default().with_topics(of).with_timeout_ms(9).with_validate_only(true);
         add(&mut all, ApiKey::CreatePartitions, version, body);
     }
+    for version in 1..=4 {
+        let of = DescribableLogDirTopic::default().with_topic(topic("orders")).with_partitions(vec![0, 1]);
+        add(&mut all, ApiKey::DescribeLogDirs, version, DescribeLogDirsRequest::default().with_topics(Some(vec![of])));
+        add(&mut all, ApiKey::DescribeLogDirs, version, DescribeLogDirsRequest::default().with_topics(None));
+    }
     for version in 0..=1 {
         let mut body = DescribeClusterRequest::default().with_include_cluster_authorized_operations(true);
         if version >= 1 {
@@ -167,6 +173,7 @@ fn read(bytes: &[u8]) -> bool {
         ApiKey::InitProducerId => decode::<InitProducerIdRequest>(&head, body).is_ok(),
         ApiKey::DescribeConfigs => decode::<DescribeConfigsRequest>(&head, body).is_ok(),
         ApiKey::AlterConfigs => decode::<AlterConfigsRequest>(&head, body).is_ok(),
+        ApiKey::DescribeLogDirs => decode::<DescribeLogDirsRequest>(&head, body).is_ok(),
         ApiKey::CreatePartitions => decode::<CreatePartitionsRequest>(&head, body).is_ok(),
         ApiKey::IncrementalAlterConfigs => decode::<IncrementalAlterConfigsRequest>(&head, body).is_ok(),
         ApiKey::DescribeCluster => decode::<DescribeClusterRequest>(&head, body).is_ok(),

@@ -63,9 +63,9 @@ fn assigned(what: &str) -> AdminRefusal {
 pub async fn create_topics(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: CreateTopicsRequest = asked.decode()?;
     let mut answer = CreateTopicsResponse::default();
-    for topic in request.topics {
+    for (index, topic) in request.topics.into_iter().enumerate() {
         let result = CreatableTopicResult::default().with_name(topic.name.clone());
-        answer.topics.push(match create_topic(asked, topic, request.validate_only).await {
+        answer.topics.push(match create_topic(asked, index, topic, request.validate_only).await {
             // From version 5 on the answer says what was made (KIP-525).
             Ok(made) if asked.head.version >= 5 => result
                 .with_num_partitions(made.partitions as i32)
@@ -86,7 +86,13 @@ fn made_config(entry: crate::request::ConfigEntry) -> CreatableTopicConfigs {
     CreatableTopicConfigs::default().with_name(entry.name.into()).with_value(Some(entry.value.into())).with_config_source(source)
 }
 
-async fn create_topic(asked: &Asked<'_>, topic: CreatableTopic, validate_only: bool) -> Result<TopicDescription, AdminRefusal> {
+async fn create_topic(
+    asked: &Asked<'_>,
+    index: usize,
+    topic: CreatableTopic,
+    validate_only: bool,
+) -> Result<TopicDescription, AdminRefusal> {
+    asked.next(index).await?;
     let name = topic.name.0.to_string();
     if !topic.assignments.is_empty() {
         return Err(assigned(&format!("topic {name}")));
@@ -128,8 +134,11 @@ fn unexpected(response: &Response) -> AdminRefusal {
 pub async fn delete_topics(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: DeleteTopicsRequest = asked.decode()?;
     let mut answer = DeleteTopicsResponse::default();
-    for name in request.topic_names {
-        let outcome = service::answer(asked.context, Request::DeleteTopic(name.0.to_string())).await;
+    for (index, name) in request.topic_names.into_iter().enumerate() {
+        let outcome = match asked.next(index).await {
+            Ok(()) => service::answer(asked.context, Request::DeleteTopic(name.0.to_string())).await,
+            Err(refusal) => Err(refusal),
+        };
         let result = DeletableTopicResult::default().with_name(Some(name));
         answer.responses.push(match outcome {
             Ok(_) => result,
@@ -147,10 +156,10 @@ pub async fn delete_topics(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
 pub async fn create_partitions(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: CreatePartitionsRequest = asked.decode()?;
     let mut answer = CreatePartitionsResponse::default();
-    for topic in request.topics {
+    for (index, topic) in request.topics.into_iter().enumerate() {
         let outcome = match topic.assignments {
             Some(_) => Err(assigned(&format!("topic {}", topic.name.0))),
-            None => grow(asked, topic.name.0.to_string(), topic.count, request.validate_only).await,
+            None => grow(asked, index, topic.name.0.to_string(), topic.count, request.validate_only).await,
         };
         let result = CreatePartitionsTopicResult::default().with_name(topic.name);
         answer.results.push(match outcome {
@@ -164,7 +173,8 @@ pub async fn create_partitions(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError>
     asked.encode(&answer)
 }
 
-async fn grow(asked: &Asked<'_>, name: String, count: i32, validate_only: bool) -> Result<(), AdminRefusal> {
+async fn grow(asked: &Asked<'_>, index: usize, name: String, count: i32, validate_only: bool) -> Result<(), AdminRefusal> {
+    asked.next(index).await?;
     let present = asked.context.view.borrow().topic(&name).map(|topic| topic.partitions);
     let partitions = u32::try_from(count).ok();
     if let (Some(present), Some(wanted)) = (present, partitions)

@@ -46,13 +46,13 @@ struct Entry {
 }
 
 /// DescribeConfigs.
-pub fn describe_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
+pub async fn describe_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: DescribeConfigsRequest = asked.decode()?;
     let mut answer = DescribeConfigsResponse::default();
-    for resource in &request.resources {
+    for (index, resource) in request.resources.iter().enumerate() {
         let name = resource.resource_name.clone();
         let result = DescribeConfigsResult::default().with_resource_type(resource.resource_type).with_resource_name(name);
-        answer.results.push(match entries(asked, resource) {
+        answer.results.push(match entries(asked, index, resource).await {
             Ok(entries) => result.with_configs(entries.into_iter().map(|entry| told(asked, &request, entry)).collect()),
             Err(refusal) => {
                 let (code, words) = refusal.told(asked);
@@ -63,7 +63,8 @@ pub fn describe_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     asked.encode(&answer)
 }
 
-fn entries(asked: &Asked<'_>, resource: &DescribeConfigsResource) -> Result<Vec<Entry>, AdminRefusal> {
+async fn entries(asked: &Asked<'_>, index: usize, resource: &DescribeConfigsResource) -> Result<Vec<Entry>, AdminRefusal> {
+    asked.next(index).await?;
     let name = resource.resource_name.as_str();
     let mut entries = match resource.resource_type {
         TOPIC => topic_entries(asked, name)?,
@@ -149,11 +150,13 @@ fn kind(name: &str) -> i8 {
 pub async fn alter_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: AlterConfigsRequest = asked.decode()?;
     let mut answer = AlterConfigsResponse::default();
-    for resource in request.resources {
+    for (index, resource) in request.resources.into_iter().enumerate() {
         let name = resource.resource_name.as_str();
         let named = resource.configs.iter().map(|config| Ok((config.name.to_string(), Some(given(&config.name, config.value.as_ref())?))));
         let outcome = match named.collect::<Result<Vec<_>, Refusal>>() {
-            Ok(named) => change(asked, resource.resource_type, name, all_others_unset(asked, name, named), request.validate_only).await,
+            Ok(named) => {
+                change(asked, index, resource.resource_type, name, all_others_unset(asked, name, named), request.validate_only).await
+            }
             Err(refusal) => Err(refusal.into()),
         };
         let (code, words) = outcome.err().map_or((0, None), |refusal| refusal.told(asked));
@@ -178,11 +181,13 @@ fn all_others_unset(asked: &Asked<'_>, topic: &str, named: Vec<(String, Option<S
 
 async fn change(
     asked: &Asked<'_>,
+    index: usize,
     kind: i8,
     name: &str,
     config: Vec<(String, Option<String>)>,
     validate_only: bool,
 ) -> Result<(), AdminRefusal> {
+    asked.next(index).await?;
     match kind {
         TOPIC => alter(asked, AlterTopic { name: name.into(), partitions: None, config }, validate_only).await,
         BROKER => {
@@ -199,14 +204,16 @@ pub async fn incremental_alter_configs(asked: &Asked<'_>) -> Result<Vec<u8>, Fra
     const DELETE: i8 = 1;
     let request: IncrementalAlterConfigsRequest = asked.decode()?;
     let mut answer = IncrementalAlterConfigsResponse::default();
-    for resource in request.resources {
+    for (index, resource) in request.resources.into_iter().enumerate() {
         let changes = resource.configs.iter().map(|config| match config.config_operation {
             SET => Ok((config.name.to_string(), Some(given(&config.name, config.value.as_ref())?))),
             DELETE => Ok((config.name.to_string(), None)),
             _ => Err(Refusal::new(Code::InvalidConfig, format!("setting {} is no list to add to or to take from", config.name))),
         });
         let outcome = match changes.collect::<Result<Vec<_>, Refusal>>() {
-            Ok(changes) => change(asked, resource.resource_type, resource.resource_name.as_str(), changes, request.validate_only).await,
+            Ok(changes) => {
+                change(asked, index, resource.resource_type, resource.resource_name.as_str(), changes, request.validate_only).await
+            }
             Err(refusal) => Err(refusal.into()),
         };
         let (code, words) = outcome.err().map_or((0, None), |refusal| refusal.told(asked));

@@ -13,12 +13,14 @@ use kafka_protocol::messages::{
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
+use crate::limits;
 use crate::metrics::RequestKind;
 use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
 use crate::shard::kafka_admin;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
+use crate::shard::kafka_log_dirs;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
 use crate::types::{Offset, Timestamp, TopicPartition};
@@ -51,6 +53,18 @@ impl Asked<'_> {
         self.head.api.is_flexible(self.head.version)
     }
 
+    /// To be called before each of the things that a request changes or describes: lets other tasks run.
+    ///
+    /// # Errors
+    /// It is one too many.
+    pub async fn next(&self, index: usize) -> Result<(), Refusal> {
+        glommio::yield_if_needed().await;
+        match index < limits::MAX_KAFKA_CHANGES {
+            true => Ok(()),
+            false => Err(Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))),
+        }
+    }
+
     /// Counts a refusal; its Kafka code.
     pub fn refuse(&self, refusal: &Refusal, to: Answering) -> i16 {
         self.context.metrics.count_error(refusal.code.value());
@@ -77,9 +91,10 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
         ApiKey::CreatePartitions => kafka_admin::create_partitions(&asked).await,
-        ApiKey::DescribeConfigs => kafka_admin::describe_configs(&asked),
+        ApiKey::DescribeConfigs => kafka_admin::describe_configs(&asked).await,
         ApiKey::AlterConfigs => kafka_admin::alter_configs(&asked).await,
         ApiKey::IncrementalAlterConfigs => kafka_admin::incremental_alter_configs(&asked).await,
+        ApiKey::DescribeLogDirs => kafka_log_dirs::describe_log_dirs(&asked),
         ApiKey::DescribeCluster => kafka_admin::describe_cluster(&asked).await,
         // Whoever adds an API to the list adds it here: the test that asks every one of it for an answer says so.
         _ => Err(FrameError::UnknownApi { key: head.api.key as i16, version: head.version }),

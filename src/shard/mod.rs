@@ -21,6 +21,7 @@ pub mod kafka_configs;
 pub mod kafka_connection;
 pub mod kafka_exchange;
 pub mod kafka_fetch;
+pub mod kafka_log_dirs;
 pub mod kafka_produce;
 pub mod kafka_service;
 pub mod kick;

@@ -42,6 +42,7 @@ fn frame(bytes: &[u8]) {
         ApiKey::InitProducerId => drop(decode::<InitProducerIdRequest>(&head, body)),
         ApiKey::DescribeConfigs => drop(decode::<DescribeConfigsRequest>(&head, body)),
         ApiKey::AlterConfigs => drop(decode::<AlterConfigsRequest>(&head, body)),
+        ApiKey::DescribeLogDirs => drop(decode::<DescribeLogDirsRequest>(&head, body)),
         ApiKey::CreatePartitions => drop(decode::<CreatePartitionsRequest>(&head, body)),
         ApiKey::IncrementalAlterConfigs => drop(decode::<IncrementalAlterConfigsRequest>(&head, body)),
         ApiKey::DescribeCluster => drop(decode::<DescribeClusterRequest>(&head, body)),
