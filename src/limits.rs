@@ -58,6 +58,8 @@ pub const SEGMENT_READ: usize = 1024 * 1024;
 
 /// Recovery reads the indexes of flushed segments up to this sum for each shard, bytes: some 8 GiB of log, or a thousand small segments.
 pub const INDEX_CHECK: usize = 8 * 1024 * 1024;
+/// Recovery reads large batches that are known durable and not flushed yet up to this sum, bytes: 0.1 to 0.2 s of a device that reads 2 GB/s.
+pub const LARGE_CHECK: usize = 256 * 1024 * 1024;
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
 /// Batches that a producer entry remembers, and that a producer of ours has in flight to a partition: Kafka guarantees five; large batches that each wait

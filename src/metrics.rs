@@ -57,6 +57,7 @@ enumerated! {
         LongPolls = "long_polls", "Fetches that had to wait for records.";
         DuplicateBatches = "duplicate_batches", "Batches that an idempotent producer sent again.";
         LargeAppends = "large_appends", "Batches written straight to a segment.";
+        BatchesLeftOut = "batches_left_out", "Large batches of which memory kept the ragged ends only, before their flush.";
         AdoptedAppends = "adopted_appends", "Batches received into a file and adopted as a segment.";
         JournalGroups = "journal_groups", "Groups committed by the journal.";
         JournalEntries = "journal_entries", "Entries in those groups.";

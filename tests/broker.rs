@@ -498,3 +498,40 @@ fn a_segment_that_is_rolled_by_age_after_a_restart_is_read_from_any_offset() {
     assert!(read.len() == 3 && (0..3).all(|i| read[i].1 == value(0, BATCHES - 3 + i, 100_000)));
     assert_eq!(broker.stop(), 0);
 }
+
+/// With little memory the whole blocks of large batches go before their flush, and come back with it for who reads them.
+#[test]
+fn large_batches_that_memory_left_out_are_read_while_appends_go_on_and_after_a_kill() {
+    const BATCHES: usize = 60;
+    // Every fifth is small, so that large ones are behind small ones too; the rest end in the middle of a block.
+    let value_of = |partition: u32, n: usize| value(partition, n, if n % 5 == 4 { 900 } else { 500_000 + 977 * n });
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+    let broker = Broker::start(directory.path(), &["--shards", "1", "--memory", "32M", "--admin-listen", "127.0.0.1:0"]);
+    let topic = broker.connect().create("left-out", 3, &[("segment.bytes", "8000000"), KEPT]);
+    let partition = |partition| TopicPartition { topic, partition };
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            let mut connection = broker.connect();
+            for n in 0..BATCHES {
+                for p in 0..3 {
+                    connection.produce(partition(p), &batch_of([value_of(p, n)])).outcome.expect("appended");
+                }
+            }
+        });
+        // One partition is read from the front again and again while it grows.
+        let mut reader = broker.connect();
+        eventually("all is read", || {
+            let read = reader.read_all(partition(0), 0);
+            assert!(read.iter().enumerate().all(|(n, (offset, bytes))| *offset == n as i64 && *bytes == value_of(0, n)));
+            read.len() == BATCHES
+        });
+    });
+    assert!(broker.metric("batches_left_out_total") > 0, "memory left something out");
+    broker.kill();
+    let broker = Broker::start(directory.path(), &["--shards", "2", "--memory", "64M"]);
+    for p in 0..3 {
+        let read = broker.connect_owner(partition(p)).read_all(partition(p), 0);
+        assert!(read.len() == BATCHES && read.iter().enumerate().all(|(n, (_, bytes))| *bytes == value_of(p, n)), "partition {p}");
+    }
+    assert_eq!(broker.stop(), 0);
+}

@@ -16,7 +16,7 @@ pub struct Budget {
     cache_share: usize,
     receive_share: usize,
     receiving: Cell<usize>,
-    /// Bytes in memory that wait for their peers to take them.
+    /// Bytes in memory of answers: those that are being put together, and those that wait for their peers to take them.
     answers: Rc<Cell<usize>>,
     answer_share: usize,
 }
@@ -104,7 +104,7 @@ impl Budget {
         self.receiving.set(self.receiving.get() - bytes);
     }
 
-    /// Counter for bytes that wait for their peers.
+    /// Counter for the bytes of answers.
     pub fn answers(&self) -> &Rc<Cell<usize>> {
         &self.answers
     }
@@ -127,6 +127,31 @@ impl Budget {
     /// Bytes of requests being received.
     pub fn receiving(&self) -> usize {
         self.receiving.get()
+    }
+}
+
+/// Bytes of an answer that is being put together, counted until this is dropped.
+pub struct Building {
+    answers: Rc<Cell<usize>>,
+    bytes: usize,
+}
+
+impl Building {
+    /// An empty answer.
+    pub fn new(budget: &Budget) -> Building {
+        Building { answers: budget.answers.clone(), bytes: 0 }
+    }
+
+    /// `bytes` more are in it.
+    pub fn add(&mut self, bytes: usize) {
+        self.bytes += bytes;
+        self.answers.set(self.answers.get() + bytes);
+    }
+}
+
+impl Drop for Building {
+    fn drop(&mut self) {
+        self.answers.set(self.answers.get() - self.bytes);
     }
 }
 
@@ -159,5 +184,20 @@ mod tests {
         assert!(budget.begin_receive(2 << 20) && budget.has_room(), "a received batch does not wait for itself");
         budget.answers().set(9 << 20);
         assert!(budget.answer_room() == RECEIVE_BUFFER && budget.answers_are_pressed());
+    }
+
+    #[test]
+    fn answers_that_are_put_together_at_once_share_the_room() {
+        let budget = Budget::new(64 << 20);
+        let (mut first, mut second) = (Building::new(&budget), Building::new(&budget));
+        first.add(3 << 20);
+        first.add(1 << 20);
+        assert_eq!(budget.answer_room(), 4 << 20);
+        second.add(4 << 20);
+        assert!(budget.answers_are_pressed());
+        drop(first);
+        assert_eq!(budget.answer_room(), 4 << 20);
+        drop(second);
+        assert_eq!(budget.answers().get(), 0);
     }
 }

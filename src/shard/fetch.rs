@@ -10,15 +10,16 @@ use crate::limits;
 use crate::log::segment::FIRST_POSITION;
 use crate::metrics::Counter;
 use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal, Request, Response};
+use crate::shard::budget::Building;
 use crate::shard::buffer::Piece;
 use crate::shard::context::Context;
 use crate::shard::event::{Event, Ticket, wait_any};
 use crate::shard::mesh::{MeshReply, SegmentPart, shard_gone};
 use crate::shard::net::{Outgoing, Sender, Turn};
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::write_behind;
 
 /// An answer: one result for each partition asked, and the bytes in the same order.
-#[derive(Default)]
 pub struct FetchAnswer {
     /// Results in the order of the request.
     pub results: Vec<FetchResult>,
@@ -27,13 +28,40 @@ pub struct FetchAnswer {
     /// Their sum.
     pub bytes: usize,
     /// What it could be, but for one batch.
-    pub most: usize,
+    most: usize,
+    /// There was more, and no room for it.
+    is_cut: bool,
+    /// Counts what is in memory of it until it is queued, or given up.
+    building: Building,
 }
 
 impl FetchAnswer {
+    /// An empty one that may grow to `most` bytes.
+    fn new(context: &Context, most: usize) -> FetchAnswer {
+        FetchAnswer {
+            results: Vec::new(),
+            pieces: Vec::new(),
+            bytes: 0,
+            most,
+            is_cut: false,
+            building: Building::new(&context.store.budget),
+        }
+    }
+
+    /// Bytes that may still come in. Answers that are put together at the same time take the room from each other, so this is asked before each piece.
+    fn room(&self, context: &Context) -> usize {
+        self.most.saturating_sub(self.bytes).min(context.store.budget.answer_room())
+    }
+
+    fn push(&mut self, piece: Outgoing) {
+        self.bytes += piece.len();
+        self.building.add(piece.in_memory());
+        self.pieces.push(piece);
+    }
+
     /// Whether the client should hear of it at once: enough bytes, as many as there may be, or a refusal.
     fn is_enough(&self, min_bytes: usize) -> bool {
-        self.bytes >= min_bytes.min(self.most) || self.results.iter().any(|r| r.outcome.is_err())
+        self.bytes >= min_bytes.min(self.most) || self.is_cut || self.results.iter().any(|r| r.outcome.is_err())
     }
 }
 
@@ -129,12 +157,11 @@ impl Wait {
 }
 
 async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<PartitionCell>>]) -> FetchAnswer {
-    let most = most_bytes(request).min(context.store.budget.answer_room());
-    let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
+    let mut answer = FetchAnswer::new(context, most_bytes(request));
     for (wanted, cell) in request.partitions.iter().zip(cells) {
         let outcome = match cell {
             None => Err(context.unknown(&wanted.partition)),
-            Some(cell) => read_partition(context, cell, wanted, most, &mut answer).await,
+            Some(cell) => read_partition(context, cell, wanted, &mut answer).await,
         };
         answer.results.push(FetchResult { partition: wanted.partition, outcome });
     }
@@ -146,26 +173,30 @@ async fn read_partition(
     context: &Rc<Context>,
     cell: &Rc<PartitionCell>,
     wanted: &FetchPartition,
-    most: usize,
     answer: &mut FetchAnswer,
 ) -> Result<Fetched, Refusal> {
     if let Some(refusal) = cell.gone() {
         return Err(refusal);
     }
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
-    let room = most.saturating_sub(answer.bytes).min(wanted.max_bytes as usize);
     let mut taken = 0;
     // Of the records themselves nothing is parsed: a partition's offsets are without gaps.
     let mut records = 0;
     let mut offset = wanted.offset;
     let is_first = answer.bytes == 0;
-    while offset < high_watermark && (taken < room || (taken == 0 && is_first)) {
-        let left = room - taken.min(room);
+    while offset < high_watermark {
+        let left = answer.room(context).min((wanted.max_bytes as usize).saturating_sub(taken));
         let at_least_one = taken == 0 && is_first;
-        match read_tail(cell, context.store.budget.is_tail_pressed(), offset, high_watermark, left, at_least_one, &mut answer.pieces) {
+        if left == 0 && !at_least_one {
+            break;
+        }
+        let mut pieces = Vec::new();
+        match read_tail(cell, context.store.budget.is_tail_pressed(), offset, high_watermark, left, at_least_one, &mut pieces) {
             Some((bytes, end)) if bytes > 0 => {
+                pieces.into_iter().for_each(|piece| answer.push(piece));
                 taken += bytes;
                 records += end - offset;
+                offset = end;
                 context.metrics.add(Counter::TailHits, 1);
                 break;
             }
@@ -185,11 +216,15 @@ async fn read_partition(
                 let (file, len) = context.store.reader.whole_segment(cell, &info).await?;
                 taken += len;
                 records += info.end_offset - offset;
-                answer.pieces.push(Outgoing::Segment { file, position: FIRST_POSITION, len });
+                answer.push(Outgoing::Segment { file, position: FIRST_POSITION, len });
             }
             break;
         }
-        let run = match context.store.reader.run(cell, offset).await {
+        let run = match write_behind::bring_in(&context.store, cell, offset).await {
+            Ok(()) => context.store.reader.run(cell, offset).await,
+            Err(refusal) => Err(refusal),
+        };
+        let run = match run {
             Ok(run) => run,
             // The pieces before it are in the answer already, and are good; the next fetch hears of it.
             Err(_) if taken > 0 => break,
@@ -202,7 +237,7 @@ async fn read_partition(
         }
         let end = run.offset_after(&range);
         taken += range.len();
-        answer.pieces.push(if is_small_part(range.len(), run.pinned()) {
+        answer.push(if is_small_part(range.len(), run.pinned()) {
             Outgoing::Owned(run.part(&range).to_vec())
         } else {
             Outgoing::Run(run, range)
@@ -210,7 +245,7 @@ async fn read_partition(
         records += end - offset;
         offset = end;
     }
-    answer.bytes += taken;
+    answer.is_cut |= taken > 0 && offset < high_watermark && context.store.budget.answer_room() < answer.most.saturating_sub(answer.bytes);
     cell.metrics.count_out(records as u64, taken as u64);
     context.metrics.add(Counter::RecordsOut, records as u64);
     context.metrics.add(Counter::RecordBytesOut, taken as u64);
@@ -338,42 +373,45 @@ async fn ask(context: &Rc<Context>, shard: u32, part: Fetch) -> FetchAnswer {
     let answer = context.mesh.send(shard, Request::Fetch(part), Bytes::new()).await;
     let refused = |refusal: Refusal| {
         let results = partitions.iter().map(|partition| FetchResult { partition: *partition, outcome: Err(refusal.clone()) }).collect();
-        FetchAnswer { results, ..FetchAnswer::default() }
+        FetchAnswer { results, ..FetchAnswer::new(context, usize::MAX) }
     };
     let Ok(MeshReply { response: Response::Fetch(results), segment, payload }) = answer.recv().await else {
         return refused(shard_gone());
     };
-    let mut pieces = Vec::new();
-    let mut bytes = payload.len();
+    let mut given = FetchAnswer { results, ..FetchAnswer::new(context, usize::MAX) };
     if let Some(SegmentPart { path, position, len }) = segment {
         match context.store.disk.open(&path).await {
-            Ok(file) => pieces.push(Outgoing::Segment { file: Rc::new(file), position, len }),
+            Ok(file) => given.push(Outgoing::Segment { file: Rc::new(file), position, len }),
             Err(error) => return refused(Refusal::new(Code::Storage, format!("{path}: {error}"))),
         }
-        bytes += len;
     }
     if !payload.is_empty() {
-        pieces.push(Outgoing::Shared(payload));
+        given.push(Outgoing::Shared(payload));
     }
-    FetchAnswer { results, pieces, bytes, most: usize::MAX }
+    given
 }
 
 /// Puts the shards' answers back into the order of the request. Each shard's bytes are cut at its results' bounds.
 fn join(context: &Context, request: &Fetch, parts: Vec<Option<FetchAnswer>>) -> FetchAnswer {
     let most = most_bytes(request);
-    let mut answer = FetchAnswer { most, ..FetchAnswer::default() };
-    let mut parts: Vec<_> =
-        parts.into_iter().map(|p| p.unwrap_or_default()).map(|p| (p.results.into_iter(), p.pieces.into_iter().peekable(), None)).collect();
+    let mut answer = FetchAnswer::new(context, most);
+    let mut parts: Vec<_> = parts
+        .into_iter()
+        .map(|p| p.unwrap_or_else(|| FetchAnswer::new(context, 0)))
+        .map(|p| {
+            answer.is_cut |= p.is_cut;
+            (p.results.into_iter(), p.pieces.into_iter().peekable(), None)
+        })
+        .collect();
     for wanted in &request.partitions {
         let (results, pieces, rest) = &mut parts[context.owner(&wanted.partition) as usize];
         let Some(result) = results.next() else { continue };
         let mut left = result.outcome.as_ref().map_or(0, |f| f.bytes as usize);
-        answer.bytes += left;
         while left > 0 {
             let piece: Outgoing = rest.take().or_else(|| pieces.next()).expect("an answer's bytes are in its pieces");
             let (now, later) = piece.split(left);
             left -= now.len();
-            answer.pieces.push(now);
+            answer.push(now);
             *rest = later;
         }
         answer.results.push(result);

@@ -37,6 +37,7 @@ pub mod ring;
 pub mod runtime;
 pub mod segment_files;
 pub mod service;
+pub mod shared_sync;
 pub mod store;
 pub mod sync_choice;
 pub mod tail;

@@ -11,6 +11,7 @@ use crate::request::{ListOffset, ListOffsetResult, OffsetSpec, Refusal, Request,
 use crate::shard::context::Context;
 use crate::shard::mesh::shard_gone;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::write_behind;
 use crate::types::{Offset, Timestamp};
 
 /// Answers questions about partitions anywhere on this node.
@@ -99,6 +100,7 @@ async fn search(
         let header = BatchHeader::parse(&bytes).map_err(|e| crate::shard::produce::batch_refusal(&cell.id, &e))?;
         return Ok((in_batch(cell, &header, &bytes, timestamp, log_start, committed)?, header.next_offset()));
     }
+    write_behind::bring_in(&context.store, cell, offset).await?;
     let run = context.store.reader.run(cell, offset).await?;
     for batch in BatchIter::new(run.bytes()) {
         let (header, bytes) = batch.map_err(|e| crate::shard::produce::batch_refusal(&cell.id, &e))?;

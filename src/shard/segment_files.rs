@@ -9,9 +9,9 @@ use crate::log::index::{INDEX_ENTRY_LEN, Index};
 use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::shard::disk::{DataFile, Disk};
-use crate::shard::event::Event;
 use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
+use crate::shard::shared_sync::SharedSync;
 use crate::types::TopicPartition;
 
 /// First allocation of a segment, bytes; doubled up to [`MAX_ALLOCATION`] each time.
@@ -32,11 +32,7 @@ pub struct SegmentFiles {
     index_written: Cell<usize>,
     /// Its names are durable.
     named: Cell<bool>,
-    /// Shared syncs: how many were asked for, up to which one they are done, whether one is under way.
-    sync_asked: Cell<u64>,
-    sync_done: Cell<u64>,
-    syncing: Cell<bool>,
-    synced: Event,
+    log_sync: SharedSync,
     partition: TopicPartition,
 }
 
@@ -72,10 +68,7 @@ impl SegmentFiles {
             index_allocated: Cell::new(0),
             index_written: Cell::new(0),
             named: Cell::new(false),
-            sync_asked: Cell::new(0),
-            sync_done: Cell::new(0),
-            syncing: Cell::new(false),
-            synced: Event::default(),
+            log_sync: SharedSync::default(),
             partition,
         };
         files.allocate(FIRST_POSITION + 1).await?;
@@ -94,10 +87,7 @@ impl SegmentFiles {
             index_allocated: Cell::new(file.len().await? / BLOCK as u64 * BLOCK as u64),
             index_written: Cell::new(index.len()),
             named: Cell::new(true),
-            sync_asked: Cell::new(0),
-            sync_done: Cell::new(0),
-            syncing: Cell::new(false),
-            synced: Event::default(),
+            log_sync: SharedSync::default(),
             log,
             index: file,
             partition,
@@ -142,36 +132,16 @@ impl SegmentFiles {
 
     /// Makes log, index and, the first time, their names durable.
     pub async fn sync(&self) -> io::Result<()> {
-        futures_util::try_join!(self.log.sync(), self.index.sync())?;
-        self.name().await
+        futures_util::try_join!(self.sync_log_shared(), self.index.sync()).map(drop)
     }
 
-    /// Makes what was written to the log before this call durable, and the names. Callers at the same time share a sync: one that
-    /// is under way may have begun before a caller's write ended, so that caller waits for the next.
+    /// Makes what was written to the log before this call durable, and the names. Callers at the same time share a sync.
     pub async fn sync_log_shared(&self) -> io::Result<()> {
-        let wanted = self.sync_asked.get() + 1;
-        self.sync_asked.set(wanted);
-        loop {
-            let ticket = self.synced.ticket();
-            if self.sync_done.get() >= wanted {
-                return Ok(());
-            }
-            if self.syncing.replace(true) {
-                self.synced.wait(ticket).await;
-                continue;
-            }
-            let covers = self.sync_asked.get();
-            let result = match self.log.sync().await {
-                Ok(()) => self.name().await,
-                Err(error) => Err(error),
-            };
-            self.syncing.set(false);
-            if result.is_ok() {
-                self.sync_done.set(covers);
-            }
-            self.synced.notify();
-            result?;
-        }
+        let sync = || async {
+            self.log.sync().await?;
+            self.name().await
+        };
+        self.log_sync.wait(sync).await
     }
 
     async fn name(&self) -> io::Result<()> {

@@ -36,9 +36,10 @@ use crate::shard::reader::Reader;
 use crate::shard::reserve::{Reserve, is_no_space};
 use crate::shard::ring::Ring;
 use crate::shard::segment_files::SegmentFiles;
-use crate::shard::tail::Chunk;
+use crate::shard::shared_sync::SharedSync;
+use crate::shard::tail::{Body, Chunk};
 use crate::shard::write_behind;
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::{Offset, Timestamp, TopicId, TopicPartition};
 
 /// The store of one shard.
 pub struct Store {
@@ -60,6 +61,8 @@ pub struct Store {
     pub tails: RefCell<VecDeque<Rc<PartitionCell>>>,
     /// Entries of it whose batches have left memory.
     stale: Cell<usize>,
+    /// Directories of topics that this shard has made partitions in.
+    topic_names: RefCell<HashMap<TopicId, Rc<TopicNames>>>,
     /// Notified when write-behind has something to do.
     pub write_behind: Event,
     /// Notified when memory became free.
@@ -112,6 +115,7 @@ impl Store {
             reader,
             unflushed: RefCell::default(),
             tails: RefCell::default(),
+            topic_names: RefCell::default(),
             stale: Cell::new(0),
             write_behind: Event::default(),
             room: Event::default(),
@@ -303,7 +307,7 @@ impl Store {
             position: entry.position,
             carried,
             front: placed.payload.part(fixed.len()..fixed.len() + front_len),
-            body: Some(Piece::new(batch.body.clone(), 0..batch.body_len)),
+            body: Some(Body::Held(Piece::new(batch.body.clone(), 0..batch.body_len))),
             sequence: placed.sequence,
         };
         let direct = Rc::new(DirectWrite::default());
@@ -466,7 +470,7 @@ impl Store {
         let sequence = chunk.sequence;
         let unflushed = match &chunk.body {
             None => chunk.front.len() - chunk.carried,
-            Some(body) => chunk.front.len() - chunk.carried + body.len() % BLOCK,
+            Some(body) => chunk.front.len() - chunk.carried + body.ragged_end().len(),
         };
         self.budget.add_unflushed(unflushed);
         cell.tail.borrow_mut().push(chunk);
@@ -664,10 +668,16 @@ impl Store {
         if !cell.machine.borrow().segments().is_empty() || cell.has_directory.get() {
             return Ok(());
         }
-        self.disk.create_dir(&paths::topic_dir(cell.id.topic)).await?;
+        let topic_dir = paths::topic_dir(cell.id.topic);
+        let names = self.topic_names.borrow_mut().entry(cell.id.topic).or_default().clone();
+        self.disk.create_dir(&topic_dir).await?;
         self.disk.create_dir(&paths::partition_dir(cell.id)).await?;
-        self.disk.sync_dir(paths::TOPICS_DIR).await?;
-        self.disk.sync_dir(&paths::topic_dir(cell.id.topic)).await?;
+        if !names.is_durable.get() {
+            self.disk.sync_dir(paths::TOPICS_DIR).await?;
+            names.is_durable.set(true);
+        }
+        // Partitions of a new topic get their first records at about the same time.
+        names.partitions.wait(|| self.disk.sync_dir(&topic_dir)).await?;
         cell.has_directory.set(true);
         Ok(())
     }
@@ -684,12 +694,28 @@ impl Store {
         Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
     }
 
+    /// The topic was deleted.
+    pub fn forget_topic(&self, topic: TopicId) {
+        self.unflushed.borrow_mut().retain(|cell| cell.id.topic != topic);
+        self.tails.borrow_mut().retain(|cell| cell.id.topic != topic);
+        self.topic_names.borrow_mut().remove(&topic);
+    }
+
     /// Names something that the store did, in the trace.
     pub fn mark(&self, name: &str) {
         if let Some(trace) = self.disk.trace() {
             trace.record(&crate::shard::trace::TraceEvent::Mark { name: name.into() });
         }
     }
+}
+
+/// How far the names of a topic's directories are durable.
+#[derive(Default)]
+struct TopicNames {
+    /// The topic's own.
+    is_durable: Cell<bool>,
+    /// Its partitions'.
+    partitions: SharedSync,
 }
 
 /// The refusal where the disk has no room for records of a partition.

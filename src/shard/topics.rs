@@ -70,8 +70,7 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
             gone.push(cell);
         }
     }
-    context.store.unflushed.borrow_mut().retain(|c| c.id.topic != topic.id);
-    context.store.tails.borrow_mut().retain(|c| c.id.topic != topic.id);
+    context.store.forget_topic(topic.id);
     let (context, topic) = (context.clone(), topic.id);
     // The catalogue's deletion is durable already: a crash in the middle is finished by the next start.
     glommio::spawn_local(async move {

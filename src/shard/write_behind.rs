@@ -2,6 +2,8 @@
 //!
 //! Only bytes that are durable in the journal are written, so a block that is rewritten (after an idle partition was
 //! flushed with a padded last block) is wholly in the journal at that moment: its next entry carries the block's earlier bytes.
+//! A large batch is in its segment already but for its ragged ends: under memory pressure it leaves the rest out and waits for its flush with many others
+//! ([`crate::shard::tail::Tail`]); only a reader who wants it brings the flush forward.
 //! Order: segment and index written and synced, then the machine's flushed position moves, then memory and, after a
 //! checkpoint, the journal are used again.
 
@@ -16,6 +18,7 @@ use crate::limits::BLOCK;
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::segment::SegmentInfo;
 use crate::metrics::{Counter, Gauge};
+use crate::request::{Code, Refusal};
 use crate::shard::buffer::Piece;
 use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::PartitionCell;
@@ -32,6 +35,8 @@ pub const FLUSHES: usize = 16;
 const RETRY: Duration = Duration::from_millis(1);
 /// Batches that leave the memory tail for one that comes: more than one, so that memory falls back to its bound.
 const EVICTED_PER_APPEND: usize = 4;
+/// Batches that are looked at before it is decided whether to flush.
+const EVICTED_PER_ROUND: usize = 256;
 /// A partition without an append for so long is flushed whole, s.
 const IDLE_SECONDS: u64 = 10;
 
@@ -39,6 +44,7 @@ const IDLE_SECONDS: u64 = 10;
 pub async fn run(store: Rc<Store>) {
     loop {
         let ticket = store.write_behind.ticket();
+        evict(&store, EVICTED_PER_ROUND);
         if !store.budget.wants_flush() {
             // Memory is also given back by peers that take their answers, by requests that end and by retention, and they tell nobody. Who waits
             // for room has notified this task, which looks again and again until there is some.
@@ -110,7 +116,7 @@ pub async fn flush_all(store: &Rc<Store>, cells: Vec<Rc<PartitionCell>>, padded:
         }
     }))
     .await;
-    evict(store);
+    evict(store, usize::MAX);
     store.room.notify();
 }
 
@@ -168,7 +174,7 @@ fn gather(cell: &PartitionCell, segment: Offset, start: u64, target: u64) -> io:
         gathered.take(chunk.position, &chunk.front);
         if let (Some((from, to)), Some(body)) = (chunk.direct(), &chunk.body) {
             gathered.skip(from, to);
-            gathered.take(to, &body.part((to - from) as usize..body.len()));
+            gathered.take(to, &body.ragged_end());
         }
         if gathered.at >= target {
             break;
@@ -248,6 +254,7 @@ fn flushed(store: &Store, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: u6
         }
         if target > from {
             machine.flushed_to(info.base_offset, target);
+            cell.tail.borrow_mut().drop_left_out(machine.flushed());
         }
     }
     store.add_state_entry(cell, EntryKind::FlushedTo, info.base_offset, target, cell.machine.borrow().ladder().appended());
@@ -313,13 +320,38 @@ pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
     store.mark("carry");
 }
 
-/// Lets flushed batches leave the memory tail, oldest first, until half of its share is used. Unflushed ones that pin a large buffer are copied out.
-fn evict(store: &Store) {
-    let mut rounds = store.tails.borrow().len();
-    while store.budget.wants_eviction() && rounds > 0 {
-        rounds -= 1;
+/// Makes the batch of `offset` readable from its segment, if all but its ragged ends was left out of memory.
+///
+/// # Errors
+/// When the partition is gone, or the disk fails.
+pub async fn bring_in(store: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offset) -> Result<(), Refusal> {
+    let is_left_out = || cell.tail.borrow().is_left_out(offset, cell.machine.borrow().flushed());
+    while is_left_out() {
+        if let Some(refusal) = cell.gone() {
+            return Err(refusal);
+        }
+        if let Err(error) = flush(store, cell, true).await {
+            store.fail(format!("write-behind of {}: {error}", cell.id));
+            return Err(Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id)));
+        }
+        if is_left_out() {
+            // Its last block is shared with an append that is not durable yet.
+            glommio::timer::sleep(RETRY).await;
+        }
+    }
+    Ok(())
+}
+
+/// Lets batches leave the memory tail, oldest first, until half of its share is used: flushed ones, and the whole blocks of large ones. Unflushed
+/// ones that pin a large buffer are copied out. Looks at `rounds` of them.
+fn evict(store: &Store, rounds: usize) {
+    let entries = store.tails.borrow().len();
+    for _ in 0..rounds.min(entries) {
+        if !store.budget.wants_eviction() {
+            return;
+        }
         let Some(cell) = store.tails.borrow_mut().pop_front() else { return };
-        if evict_first(&cell) {
+        if evict_first(store, &cell) {
             continue;
         }
         let is_there = cell.tail.borrow_mut().copy_out_first(store.budget.accounted());
@@ -330,12 +362,12 @@ fn evict(store: &Store) {
     }
 }
 
-/// After an append: lets a few of the oldest go, as long as they are flushed.
+/// After an append: lets a few of the oldest go, as long as they can.
 pub fn make_way(store: &Store) {
     for _ in 0..EVICTED_PER_APPEND {
         let Some(cell) = store.tails.borrow().front().filter(|_| store.budget.wants_eviction()).cloned() else { return };
-        if !evict_first(&cell) {
-            if cell.tail.borrow().first_offset().is_some() {
+        if !evict_first(store, &cell) {
+            if cell.tail.borrow().holds_any() {
                 return;
             }
             store.entry_gone(&cell);
@@ -344,8 +376,19 @@ pub fn make_way(store: &Store) {
     }
 }
 
-/// Lets the partition's oldest batch go if it is flushed.
-fn evict_first(cell: &PartitionCell) -> bool {
-    let flushed = cell.machine.borrow().flushed();
-    cell.tail.borrow_mut().pop_flushed(flushed).is_some()
+/// Lets the partition's oldest batch go if it is flushed, or leaves its whole blocks out if they are durable.
+fn evict_first(store: &Store, cell: &PartitionCell) -> bool {
+    let (flushed, durable) = {
+        let machine = cell.machine.borrow();
+        (machine.flushed(), machine.ladder().durable())
+    };
+    if cell.tail.borrow_mut().evict_flushed(flushed) {
+        return true;
+    }
+    let left_out = cell.tail.borrow_mut().leave_out_next(durable, store.budget.accounted());
+    if left_out {
+        store.metrics.add(Counter::BatchesLeftOut, 1);
+        store.mark("left out");
+    }
+    left_out
 }

@@ -34,7 +34,7 @@ impl Life {
 }
 
 /// Every step, in order: a crash is to be tried in each.
-pub const STEPS: [&str; 18] = [
+pub const STEPS: [&str; 19] = [
     "first start",
     "topic creation",
     "small appends",
@@ -52,7 +52,8 @@ pub const STEPS: [&str; 18] = [
     "idempotent retry after the restart",
     "appends of the second run",
     "clean stop",
-    "restart with fewer shards, and appends",
+    "restart with fewer shards, large batches left out",
+    "appends behind them",
 ];
 
 struct Workload {
@@ -156,13 +157,18 @@ impl Workload {
         assert_eq!(broker.stop(), 0);
         self.done("clean stop");
 
-        let broker = self.start(1);
+        let broker = self.start_with(1, &["--memory", "32M"]);
         let mut connection = broker.connect();
+        for round in 0..12 {
+            let large = self.sparse(900_000 + 37 * round as usize);
+            produce(&mut connection, part(round % 2), &large);
+        }
+        self.done("restart with fewer shards, large batches left out");
         for round in 0..12 {
             self.append(&mut connection, part(round % 3), 100 + 900 * round as usize);
         }
         broker.kill();
-        self.done("restart with fewer shards, and appends");
+        self.done("appends behind them");
         assert_eq!(self.ends.iter().map(|(name, _)| *name).collect::<Vec<_>>(), STEPS, "every step is done");
     }
 
@@ -203,9 +209,15 @@ impl Workload {
     }
 
     fn start(&self, shards: u32) -> Broker {
+        self.start_with(shards, &[])
+    }
+
+    fn start_with(&self, shards: u32, flags: &[&str]) -> Broker {
         fs::create_dir_all(&self.data).expect("a directory");
         let trace = self.trace.to_str().expect("a path in UTF-8");
-        Broker::start(&self.data, &["--shards", &shards.to_string(), "--disk-trace", trace, "--journal-file", JOURNAL_FILE])
+        let shards = shards.to_string();
+        let always = ["--shards", &shards, "--disk-trace", trace, "--journal-file", JOURNAL_FILE];
+        Broker::start(&self.data, &[&always, flags].concat())
     }
 
     /// Ends a step: what the broker has recorded by now belongs to it.

@@ -44,7 +44,7 @@ impl Check for Crashes {
         for kind in broker::KINDS {
             expect(counts.by_kind.contains_key(kind), || format!("no crash after an event of kind {kind:?}"))?;
         }
-        for mark in ["lap", "roll", "checkpoint", "adopt", "topic deleted", "segment deleted"] {
+        for mark in ["lap", "roll", "checkpoint", "adopt", "topic deleted", "segment deleted", "left out"] {
             let done = life.events.iter().any(|event| matches!(event, TraceEvent::Mark { name } if name == mark));
             expect(done, || format!("the broker did no {mark}"))?;
         }

@@ -26,7 +26,7 @@ pub use self::journals::TornGroup;
 use self::journals::{Chain, Scan};
 pub(crate) use self::replay::BatchCheck;
 use self::replay::Replay;
-use crate::limits::{BLOCK, INDEX_CHECK, MAX_CHECKPOINT, MAX_SHARDS};
+use crate::limits::{BLOCK, INDEX_CHECK, LARGE_CHECK, MAX_CHECKPOINT, MAX_SHARDS};
 use crate::log::checkpoint::{self, CheckpointBody, CheckpointError, PartitionState};
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, CheckpointHeader, GenerationRecord, HeaderError};
@@ -525,12 +525,20 @@ fn finish_seen(recovery: &mut Recovery, replays: &mut Replays) -> Result<(), Ope
     Ok(())
 }
 
+/// What a recovery may still read without having to, bytes.
+struct Checks {
+    /// Of indexes of flushed segments.
+    index_bytes: usize,
+    /// Of large batches that are known durable.
+    batch_bytes: usize,
+}
+
 /// Proves and writes what the journal brought.
 fn finish(recovery: &mut Recovery, files: &mut impl StoreFiles, mut replays: Replays) -> Result<Replays, OpenError> {
     let nowhere = Source { file: paths::JOURNAL_DIR.into(), offset: 0, proven_durable: true };
-    let mut index_check = INDEX_CHECK;
+    let mut checks = Checks { index_bytes: INDEX_CHECK, batch_bytes: LARGE_CHECK };
     for partition in replays.keys().copied().collect::<Vec<_>>() {
-        let outcome = replays.get_mut(&partition).map_or(Ok(()), |replay| replay.finish(files, &mut index_check));
+        let outcome = replays.get_mut(&partition).map_or(Ok(()), |replay| replay.finish(files, &mut checks));
         settle(recovery, &mut replays, partition, outcome, &nowhere)?;
     }
     Ok(replays)

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 
 use super::index_tail::IndexTail;
 use super::place::{Placement, block_start, check_header};
-use super::{Fault, Source};
+use super::{Checks, Fault, Source};
 use crate::batch::{BatchHeader, BatchIter, HEADER_LEN};
 use crate::checksum::{Crc32c, running_hash};
 use crate::limits::{BLOCK, MAX_PRODUCERS, SEGMENT_READ};
@@ -604,15 +604,18 @@ impl Replay {
         Ok(self.indexes.len() - 1)
     }
 
-    /// Proves what is still to be proven, and writes everything that the journal brought. `index_check`: how many bytes of indexes may be read that need not be.
-    pub(super) fn finish(&mut self, files: &mut impl StoreFiles, index_check: &mut usize) -> Result<(), Fault> {
+    /// Proves what is still to be proven, and writes everything that the journal brought.
+    pub(super) fn finish(&mut self, files: &mut impl StoreFiles, checks: &mut Checks) -> Result<(), Fault> {
         if let Some(damage) = self.suspect.take() {
             return Err(Fault::Partition(damage));
         }
-        for pending in std::mem::take(&mut self.references) {
+        // A batch that is known durable is looked at so that damage shows early; who reads it looks again. The newest come first, as far as it goes.
+        for pending in std::mem::take(&mut self.references).into_iter().rev() {
             if self.placement.is_flushed(pending.segment, pending.end()) {
                 continue;
             }
+            let Some(left) = checks.batch_bytes.checked_sub(pending.reference.batch_len as usize) else { break };
+            checks.batch_bytes = left;
             if let Err(detail) = self.prove(files, &pending)? {
                 let detail = format!("{detail}; group at {} of {} knows the batch durable", pending.source.offset, pending.source.file);
                 let path = paths::segment(self.state.partition, pending.segment);
@@ -629,7 +632,7 @@ impl Replay {
             return Err(Fault::Partition(damage.clone()));
         }
         self.count_partial_indexes(files)?;
-        self.check_flushed_indexes(files, index_check)?;
+        self.check_flushed_indexes(files, &mut checks.index_bytes)?;
         for index in &mut self.indexes {
             if let Some(segment) = self.state.segments.iter_mut().find(|segment| segment.base_offset == index.segment()) {
                 segment.index_entries = index.write(files, &segment.header(self.state.partition))?;

@@ -247,13 +247,14 @@ fn restart(context: &Context, collected: &mut Collected) -> Result<(), BenchErro
     Ok(())
 }
 
-/// The same fixed rate and batches for both, so that only the number of shards differs.
+/// The same fixed rate and batches for both, so that only the number of shards differs: batches are full before they have lingered. Closed by a short linger they
+/// come in one request for each connection, and two shards would get twice the requests.
 fn cpu_per_record(context: &Context, collected: &mut Collected) -> Result<(), BenchError> {
     let workload = WorkloadArgs {
         partitions: 8,
         producers: 2,
         rate: Some(50_000.0),
-        linger_ms: 5.0,
+        linger_ms: 100.0,
         warm_up: 0.5,
         duration: 4.0,
         ..WorkloadArgs::default()
