@@ -149,6 +149,10 @@ impl Exchange {
     }
 
     fn spawn(self: &Rc<Exchange>, place: Place, waiting: Waiting) {
+        if self.sender.is_closed() {
+            // Nobody hears of it: what was not begun is not done.
+            return;
+        }
         let exchange = self.clone();
         glommio::spawn_local(async move {
             let Waiting { start, frame, open } = waiting;
