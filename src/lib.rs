@@ -4,7 +4,7 @@
 //! every acknowledgement given after the bytes are on disk.
 //!
 //! ```text
-//!        clients: the native FlatBuffers protocol, pipelined, each shard at an address of its own
+//!        clients: the native FlatBuffers protocol or Kafka's on the same port, pipelined, each shard at an address of its own
 //!              |               |               |
 //! data plane  [ shard 0 ]   [ shard 1 ]  ...  [ shard n-1 ]      glommio: pinned, nothing shared, direct I/O
 //!              \               |               /
@@ -14,7 +14,7 @@
 //! ```
 //!
 //! # The way of a record
-//! A producer's batch is encoded once, in Kafka's layout ([`batch`]). A frame carries it ([`wire`]) to the shard that owns the
+//! A producer's batch is encoded once, in Kafka's layout ([`batch`]). A frame carries it ([`wire`], [`kafka`]) to the shard that owns the
 //! partition; the shard checks it, its machine gives it its offsets ([`partition`]), the bytes join the journal group that is being gathered
 //! ([`log`] has its format), the group is written with one aligned write and one sync, and the producer is answered ([`shard`]). The same bytes go to the partition's segment later, and to consumers:
 //! from memory at the tail, from disk further back. Each place that copies a byte is listed in [`docs::data_path`]; what survives which
@@ -26,13 +26,13 @@
 //! | layer | modules | rule |
 //! | --- | --- | --- |
 //! | vocabulary | [`types`], [`limits`], [`checksum`], [`metrics`] | no behaviour; every bound has its name in `limits` |
-//! | formats | [`batch`], [`request`], [`wire`] | pure: bytes to values and back |
+//! | formats | [`batch`], [`request`], [`wire`], [`kafka`] | pure: bytes to values and back |
 //! | machines | [`log`], [`partition`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
 //! | shells | [`shard`] (glommio), [`control`] (tokio), [`client`] (tokio), [`bridge`] | the planes meet in `bridge` only; `client` stands alone |
 //! | assembly | [`server`], [`cli`] | settings, start, stop, commands |
 //!
 //! # Features
-//! `server`, `client` and `cli`, all on by default. `default-features = false, features = ["client"]` compiles no broker and no
+//! `server`, `client` and `cli`, all on by default; `kafka` is the formats of Kafka's protocol alone, a part of `server`. `default-features = false, features = ["client"]` compiles no broker and no
 //! io_uring.
 //!
 //! # What is not here, on purpose
@@ -40,7 +40,7 @@
 //! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
 //! - No external coordinator, and no garbage collector.
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
-//! - Not yet: replication, consumer groups, Kafka's own protocol, TLS and access control.
+//! - Not yet: replication, consumer groups, transactions, TLS and access control.
 
 pub mod batch;
 #[cfg(feature = "server")]
@@ -54,6 +54,8 @@ pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod limits;
 pub mod log;
 #[cfg(feature = "server")]

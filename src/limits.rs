@@ -141,6 +141,16 @@ pub const LISTEN_PATIENCE_MS: u64 = 2000;
 pub const LISTEN_RETRY_MS: u64 = 2;
 /// Connections of one shard.
 pub const MAX_CONNECTIONS: usize = 10_000;
+/// Longest request of Kafka's protocol but for Produce, bytes.
+pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
+/// Longest Produce request of Kafka's protocol with more than one batch, bytes: it is held whole. One with a single batch is as long as a native one.
+pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
+/// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
+pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
+/// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
+pub const MAX_KAFKA_CHANGES: usize = 10_000;
+/// Requests of Kafka's protocol that wait for those before them, and answers that do, on one connection, bytes; more are not read.
+pub const MAX_KAFKA_WAITING: usize = RECEIVE_BUFFER;
 /// Requests that a shard reads ahead of its answers on one connection.
 pub const MAX_IN_FLIGHT: u32 = 1024;
 /// Bytes of answers that may wait for a slow reader before its requests wait too.

@@ -166,6 +166,12 @@ impl BatchHeader {
         self.attributes & LOG_APPEND_TIME != 0
     }
 
+    /// The broker's time of the append where the records bear that, else -1.
+    #[must_use]
+    pub fn append_time(&self) -> Timestamp {
+        if self.log_append_time() { self.max_timestamp } else { -1 }
+    }
+
     /// Whether an idempotent producer sent it.
     #[must_use]
     pub fn has_producer(&self) -> bool {

@@ -44,6 +44,9 @@ pub struct RawSettings {
     /// When an append is acknowledged, unless its topic says otherwise: durable (synced), written, memory [default: durable]
     #[cfg_attr(feature = "cli", arg(long, value_name = "LEVEL"))]
     pub durability: Option<String>,
+    /// Whether a Kafka client's use of a topic that does not exist creates it: true or false [default: true]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
+    pub auto_create_topics: Option<bool>,
     /// How long a shard with nothing to do spins before it sleeps: lower latency for a busy CPU [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MICROS"))]
     pub spin: Option<u64>,
@@ -78,6 +81,8 @@ pub struct ServeSettings {
     pub admin_listen: Option<SocketAddr>,
     /// The default of topics.
     pub durability: Durability,
+    /// Metadata asked for a topic that does not exist may create it.
+    pub auto_create_topics: bool,
     /// How long an idle shard spins; zero does not.
     pub spin: Duration,
     /// Page cache instead of direct I/O.
@@ -99,6 +104,8 @@ pub struct ShardSettings {
     pub memory_bytes: u64,
     /// The default of topics.
     pub durability: Durability,
+    /// Metadata asked for a topic that does not exist may create it.
+    pub auto_create_topics: bool,
     /// How long it spins when idle.
     pub spin: Duration,
     /// Page cache instead of direct I/O.
@@ -160,6 +167,7 @@ impl RawSettings {
             memory: self.memory.or(file.memory),
             admin_listen: self.admin_listen.or(file.admin_listen),
             durability: self.durability.or(file.durability),
+            auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
             spin: self.spin.or(file.spin),
             buffered_io: self.buffered_io || file.buffered_io,
             insecure: self.insecure || file.insecure,
@@ -209,6 +217,7 @@ impl RawSettings {
             memory_bytes: memory.0,
             admin_listen,
             durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
+            auto_create_topics: self.auto_create_topics.unwrap_or(true),
             spin: Duration::from_micros(spin_us),
             buffered_io: self.buffered_io,
         })
@@ -240,6 +249,7 @@ impl ServeSettings {
                 listen,
                 memory_bytes: self.memory_bytes / u64::from(shards),
                 durability: self.durability,
+                auto_create_topics: self.auto_create_topics,
                 spin: self.spin,
                 buffered_io: self.buffered_io,
             }
@@ -417,6 +427,7 @@ mod tests {
             memory_bytes: 1 << 30,
             admin_listen: Some("127.0.0.1:9644".parse().unwrap()),
             durability: Durability::Durable,
+            auto_create_topics: true,
             spin: Duration::ZERO,
             buffered_io: false,
         };

@@ -140,6 +140,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             memory: shard.memory_bytes,
             ring,
             durability: shard.durability,
+            auto_create_topics: shard.auto_create_topics,
             generation,
             salt,
             partitions,

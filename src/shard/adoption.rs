@@ -219,6 +219,7 @@ impl Adoption {
             segment: plan.segment,
             position: plan.position,
             sequence,
+            log_append_time: header.append_time(),
             direct: Some(direct.clone()),
             completion: Some(done),
         });

@@ -20,6 +20,7 @@ use glommio::net::TcpStream;
 
 use crate::batch;
 use crate::checksum::Crc32c;
+use crate::kafka;
 use crate::limits::{self, ADOPT_APPEND, BLOCK, LARGE_APPEND, RECEIVE_BUFFER};
 use crate::metrics::{Counter, Gauge, Stage};
 use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Request, Response};
@@ -37,7 +38,7 @@ use crate::wire::{self, FrameError, FramePrefix, MAGIC, PREFIX_LEN, ResponseEnco
 
 /// Why a connection ends from this side.
 #[derive(Debug, thiserror::Error)]
-enum End {
+pub(super) enum End {
     #[error("the client closed it")]
     Closed,
     #[error("{0}")]
@@ -46,6 +47,8 @@ enum End {
     Frame(#[from] FrameError),
     #[error("{0}")]
     Wire(#[from] WireError),
+    #[error("{0}")]
+    Kafka(#[from] kafka::FrameError),
     #[error("it did not begin with the protocol's magic")]
     NoMagic,
     #[error("refused: {0}")]
@@ -77,11 +80,15 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
         first_byte: None,
         last_read: Instant::now(),
     };
-    let ended = connection.run().await;
+    let ended = match connection.is_native().await {
+        Ok(true) => connection.run().await,
+        Ok(false) => connection.run_kafka(peer.clone()).await,
+        Err(end) => Err(end),
+    };
     connection.release_buffer();
     match &ended {
         Err(End::Closed) | Ok(()) => {}
-        Err(end @ (End::Frame(_) | End::Wire(_) | End::NoMagic)) => {
+        Err(end @ (End::Frame(_) | End::Wire(_) | End::Kafka(_) | End::NoMagic)) => {
             context.metrics.add(Counter::FramesRefused, 1);
             tracing::warn!(peer, reason = %end, "connection closed");
         }
@@ -95,24 +102,33 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     context.metrics.set(Gauge::Connections, context.connections.borrow().len() as u64);
 }
 
-struct Connection {
-    context: Rc<Context>,
+/// The receiving side of a connection.
+pub(super) struct Connection {
+    pub(super) context: Rc<Context>,
     socket: ReadHalf<TcpStream>,
-    sender: Rc<Sender>,
-    state: Rc<ConnectionState>,
+    pub(super) sender: Rc<Sender>,
+    pub(super) state: Rc<ConnectionState>,
     /// Leased while bytes are in it; they are [start, end).
-    buffer: Vec<u8>,
-    start: usize,
-    end: usize,
+    pub(super) buffer: Vec<u8>,
+    pub(super) start: usize,
+    pub(super) end: usize,
     /// The list of the last produce request, for the next.
     spare: Vec<ProduceBatch>,
     /// When the first byte of the frame in hand was read.
-    first_byte: Option<Instant>,
+    pub(super) first_byte: Option<Instant>,
     /// When the buffer got bytes last.
-    last_read: Instant,
+    pub(super) last_read: Instant,
 }
 
 impl Connection {
+    /// Whether the client speaks the native protocol, told by its first byte: of a Kafka request that is the highest of a length, which is not negative.
+    async fn is_native(&mut self) -> Result<bool, End> {
+        while self.start == self.end {
+            self.fill().await?;
+        }
+        Ok(self.buffer[self.start] == MAGIC[0])
+    }
+
     async fn run(&mut self) -> Result<(), End> {
         self.handshake().await?;
         loop {
@@ -178,7 +194,7 @@ impl Connection {
     }
 
     /// Reads more into the buffer. With nothing in it, the buffer is given back while there is nothing to read.
-    async fn fill(&mut self) -> Result<(), End> {
+    pub(super) async fn fill(&mut self) -> Result<(), End> {
         if self.start == self.end {
             (self.start, self.end) = (0, 0);
         } else if self.end == self.buffer.len() {
@@ -215,7 +231,7 @@ impl Connection {
     }
 
     /// The frame in hand is here whole: it came in time, and how long it waits for room is not the client's doing. Notes how long it took from its first byte.
-    fn frame_received(&mut self, at: Instant) {
+    pub(super) fn frame_received(&mut self, at: Instant) {
         self.state.deadline.set(0);
         if let Some(first) = self.first_byte.take() {
             self.context.metrics.record(Stage::Receive, at.saturating_duration_since(first).as_nanos() as u64);
@@ -328,7 +344,7 @@ impl Connection {
     }
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
-    async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
+    pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
         if len > cell.settings.get().max_message_bytes {
             return self.refuse_too_large(cell, len, 0, answer).await;
         }
@@ -364,7 +380,7 @@ impl Connection {
     }
 
     /// One batch that is too large for memory: into a file of its own.
-    async fn adopted_produce(
+    pub(super) async fn adopted_produce(
         &mut self,
         cell: &Rc<PartitionCell>,
         len: usize,
@@ -417,7 +433,7 @@ impl Connection {
     }
 
     /// Fills `space` from the buffer, then from the socket.
-    async fn take(&mut self, space: &mut [u8]) -> Result<(), End> {
+    pub(super) async fn take(&mut self, space: &mut [u8]) -> Result<(), End> {
         let mut filled = 0;
         while filled < space.len() {
             filled += self.take_some(&mut space[filled..]).await?;
@@ -443,7 +459,7 @@ impl Connection {
         }
     }
 
-    async fn skip(&mut self, len: usize) -> Result<(), End> {
+    pub(super) async fn skip(&mut self, len: usize) -> Result<(), End> {
         let mut left = len;
         let mut scratch = self.context.lease_buffer();
         while left > 0 {
@@ -481,13 +497,13 @@ impl Connection {
 }
 
 /// Memory for a request, given back when dropped.
-struct ReceiveLease {
+pub(super) struct ReceiveLease {
     context: Rc<Context>,
     bytes: usize,
 }
 
 impl ReceiveLease {
-    async fn take(context: &Rc<Context>, bytes: usize) -> ReceiveLease {
+    pub(super) async fn take(context: &Rc<Context>, bytes: usize) -> ReceiveLease {
         loop {
             let ticket = context.receive_room.ticket();
             if context.store.budget.begin_receive(bytes) {

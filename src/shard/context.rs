@@ -44,6 +44,8 @@ pub struct Context {
     pub view: RefCell<Arc<CatalogueView>>,
     /// The broker's default.
     pub durability: Durability,
+    /// Whether metadata asked for a topic that does not exist may create it.
+    pub auto_create_topics: bool,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -113,6 +115,7 @@ impl Context {
         control: ShardEnd,
         view: Arc<CatalogueView>,
         durability: Durability,
+        auto_create_topics: bool,
         metrics: Arc<ShardMetrics>,
     ) -> Rc<Context> {
         Rc::new(Context {
@@ -122,6 +125,7 @@ impl Context {
             control,
             view: RefCell::new(view),
             durability,
+            auto_create_topics,
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),

@@ -18,7 +18,7 @@ use crate::shard::pending::Completion;
 use crate::shard::segment_files::SegmentFiles;
 use crate::shard::tail::Tail;
 use crate::shard::trace::TraceEvent;
-use crate::types::{Durability, Offset, TopicPartition};
+use crate::types::{Durability, Offset, Timestamp, TopicPartition};
 
 /// A partition on its shard.
 pub struct PartitionCell {
@@ -82,6 +82,7 @@ struct InFlight {
     segment: Offset,
     position: u64,
     sequence: u64,
+    log_append_time: Timestamp,
     direct: Option<Rc<DirectWrite>>,
     completion: Option<Completion>,
 }
@@ -147,6 +148,8 @@ pub struct Tracked {
     pub position: u64,
     /// Journal group.
     pub sequence: u64,
+    /// The broker's timestamp where it set one, else -1.
+    pub log_append_time: Timestamp,
     /// Blocks that went straight to the segment.
     pub direct: Option<Rc<DirectWrite>>,
     /// Who waits.
@@ -261,7 +264,7 @@ impl PartitionCell {
 
     /// Follows an append until it is durable and its completion is answered.
     pub fn track(&self, append: Tracked) {
-        let Tracked { base_offset, end_offset, count, crc, segment, position, sequence, direct, completion } = append;
+        let Tracked { base_offset, end_offset, count, crc, segment, position, sequence, log_append_time, direct, completion } = append;
         self.in_flight.borrow_mut().appends.push_back(InFlight {
             base_offset,
             end_offset,
@@ -270,6 +273,7 @@ impl PartitionCell {
             segment,
             position,
             sequence,
+            log_append_time,
             direct,
             completion,
         });
@@ -286,13 +290,13 @@ impl PartitionCell {
             Some((original, first)) => original.completion = Some(first.and(completion, base_offset)),
             None => {
                 drop(in_flight);
-                completion.complete(Ok(self.acknowledgement(base_offset)));
+                completion.complete(Ok(self.acknowledgement(base_offset, -1)));
             }
         }
     }
 
-    fn acknowledgement(&self, base_offset: Offset) -> Appended {
-        Appended { base_offset, log_append_time: -1, log_start: self.machine.borrow().log_start() }
+    fn acknowledgement(&self, base_offset: Offset, log_append_time: Timestamp) -> Appended {
+        Appended { base_offset, log_append_time, log_start: self.machine.borrow().log_start() }
     }
 
     /// Groups up to `written` are written and up to `durable` synced: moves the ends on, answers who waited, wakes readers.
@@ -325,7 +329,7 @@ impl PartitionCell {
             for append in appends.range_mut((*all_answered).min(reached)..reached) {
                 news |= machine.ladder_mut().commit_to(append.end_offset, level).expect("the level was reached");
                 let Some(completion) = append.completion.take() else { continue };
-                answered.push((completion, append.base_offset));
+                answered.push((completion, append.base_offset, append.log_append_time));
                 if let Some(trace) = self.disk.trace() {
                     let (base_offset, count, crc) = (append.base_offset, append.count, append.crc);
                     trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
@@ -336,8 +340,8 @@ impl PartitionCell {
             *all_written -= all_durable;
             *all_answered -= all_durable;
         }
-        for (completion, base_offset) in answered {
-            completion.complete(Ok(self.acknowledgement(base_offset)));
+        for (completion, base_offset, log_append_time) in answered {
+            completion.complete(Ok(self.acknowledgement(base_offset, log_append_time)));
         }
         if news {
             self.committed.notify();
@@ -479,6 +483,7 @@ mod tests {
             segment: base_offset,
             position: FIRST_POSITION,
             sequence: 1,
+            log_append_time: -1,
             direct: Some(direct.clone()),
             completion: None,
         });

@@ -55,6 +55,8 @@ pub struct ShardParts {
     pub ring: (u64, usize),
     /// The broker's default.
     pub durability: Durability,
+    /// Whether metadata asked for a topic that does not exist may create it.
+    pub auto_create_topics: bool,
     /// The generation in force.
     pub generation: u64,
     /// Its salt.
@@ -130,7 +132,9 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
     let journal = Journal::new(identity, ring.clone(), budget.accounted().clone(), parts.metrics.clone());
     let store = Store::new(disk, parts.reserve, ring, journal, budget, parts.metrics.clone());
     let checkpoints = Rc::new(Checkpoints::new(parts.identity.cluster, parts.generation, parts.shard));
-    let context = Context::new(parts.identity, store, parts.mesh, parts.control, parts.view.clone(), parts.durability, parts.metrics);
+    let (durability, auto_create_topics) = (parts.durability, parts.auto_create_topics);
+    let context =
+        Context::new(parts.identity, store, parts.mesh, parts.control, parts.view.clone(), durability, auto_create_topics, parts.metrics);
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
         topics::open(&context, &topic, image.state, Some(image.remainder), parts.view.leader_epoch());

@@ -23,7 +23,9 @@ use crate::shard::produce;
 use crate::types::TopicId;
 
 /// Partitions of a topic that is created without a number.
-const DEFAULT_PARTITIONS: u32 = 1;
+pub const DEFAULT_PARTITIONS: u32 = 1;
+/// Replicas of a topic that is created without a number.
+pub const DEFAULT_REPLICATION_FACTOR: u16 = 1;
 /// Bytes of a metadata answer for a topic and for a partition of it, with what FlatBuffers adds; at most.
 const METADATA_OF_TOPIC: usize = 256;
 /// See [`METADATA_OF_TOPIC`].
@@ -65,7 +67,11 @@ fn kind(request: &Request) -> RequestKind {
     }
 }
 
-async fn answer(context: &Rc<Context>, request: Request) -> Result<Response, Refusal> {
+/// Answers a request but produce and fetch.
+///
+/// # Errors
+/// The whole request is refused.
+pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response, Refusal> {
     match request {
         Request::Metadata(request) => Ok(Response::Metadata(metadata(context, request).await)),
         Request::CreateTopic(request) => create_topic(context, request).await,
@@ -78,7 +84,8 @@ async fn answer(context: &Rc<Context>, request: Request) -> Result<Response, Ref
     }
 }
 
-async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
+/// Describes brokers and topics, and makes those that are missing where that is asked for and allowed.
+pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
     let mut topics = Vec::new();
     let names = match request.topics {
         Some(names) => names,
@@ -90,7 +97,7 @@ async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
             continue;
         }
         let mut found = describe_partitions(context, &name);
-        if request.create_missing && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
+        if request.create_missing && context.auto_create_topics && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
             let create =
                 CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
             found = match create_topic(context, create).await {
@@ -132,11 +139,11 @@ async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Res
         id: TopicId(*uuid::Uuid::new_v4().as_bytes()),
         name: request.name.clone(),
         partitions: request.partitions.unwrap_or(DEFAULT_PARTITIONS),
-        replication_factor: request.replication_factor.unwrap_or(1),
+        replication_factor: request.replication_factor.unwrap_or(DEFAULT_REPLICATION_FACTOR),
         config: request.config,
     };
     if request.validate_only {
-        return match Catalogue::from_view(1, context.view.borrow().clone()).apply(&command)? {
+        return match validate(context, &command)? {
             Applied::TopicCreated(topic) => Ok(Response::TopicCreated(topic.describe(context.durability))),
             other => Err(Refusal::new(Code::Internal, format!("a creation did {other:?}"))),
         };
@@ -150,6 +157,14 @@ async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Res
     let committed = context.control.propose(command).await?;
     let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
     Ok(Response::TopicCreated(topic.describe(context.durability)))
+}
+
+/// What a command would do, were it proposed now.
+///
+/// # Errors
+/// It would be refused.
+pub fn validate(context: &Context, command: &Command) -> Result<Applied, Refusal> {
+    Catalogue::from_view(1, context.view.borrow().clone()).apply(command)
 }
 
 async fn delete_topic(context: &Rc<Context>, name: &str) -> Result<Response, Refusal> {
@@ -187,7 +202,8 @@ async fn alter_topic(context: &Rc<Context>, request: AlterTopic) -> Result<Respo
     Ok(Response::TopicAltered(topic.describe(context.durability)))
 }
 
-fn unknown(name: &str) -> Refusal {
+/// The refusal of a name that no topic has.
+pub fn unknown(name: &str) -> Refusal {
     Refusal::new(Code::UnknownTopicOrPartition, format!("there is no topic {name:?}"))
 }
 

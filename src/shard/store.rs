@@ -488,6 +488,7 @@ impl Store {
             segment: plan.segment,
             position: plan.position,
             sequence,
+            log_append_time: header.append_time(),
             direct,
             completion: Some(done),
         });
