@@ -27,7 +27,7 @@
 //! | --- | --- | --- |
 //! | vocabulary | [`types`], [`limits`], [`checksum`], [`metrics`] | no behaviour; every bound has its name in `limits` |
 //! | formats | [`batch`], [`request`], [`wire`], [`kafka`] | pure: bytes to values and back |
-//! | machines | [`log`], [`partition`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
+//! | machines | [`log`], [`partition`], [`group`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
 //! | shells | [`shard`] (glommio), [`control`] (tokio), [`client`] (tokio), [`bridge`] | the planes meet in `bridge` only; `client` stands alone |
 //! | assembly | [`server`], [`cli`] | settings, start, stop, commands |
 //!
@@ -40,7 +40,8 @@
 //! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
 //! - No external coordinator, and no garbage collector.
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
-//! - Not yet: replication, consumer groups, transactions, TLS and access control.
+//! - Not yet: replication, transactions, TLS and access control. Of consumer groups the rules are here ([`group`]), and no shell drives them yet: no group
+//!   request is served.
 
 pub mod batch;
 #[cfg(feature = "server")]
@@ -54,6 +55,8 @@ pub mod cluster;
 #[cfg(feature = "server")]
 pub mod control;
 pub mod docs;
+#[cfg(feature = "server")]
+pub mod group;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod limits;

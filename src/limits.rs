@@ -179,3 +179,57 @@ pub const MAX_PRODUCERS: usize = 10_000;
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
 /// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
 pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
+
+/// Default of `offsets.topic.num.partitions` (Kafka's default).
+pub const OFFSETS_PARTITIONS: u32 = 50;
+/// Default of `group.min.session.timeout.ms` (Kafka's default), ms.
+pub const GROUP_MIN_SESSION_TIMEOUT_MS: i32 = 6_000;
+/// Default of `group.max.session.timeout.ms` (Kafka's default), ms.
+pub const GROUP_MAX_SESSION_TIMEOUT_MS: i32 = 1_800_000;
+/// Default of `group.initial.rebalance.delay.ms` (Kafka's default), ms.
+pub const GROUP_INITIAL_REBALANCE_DELAY_MS: i32 = 3_000;
+/// A new member whose join is not over after this long is dropped (as Kafka does), ms: its client has given up and joined again.
+pub const GROUP_NEW_MEMBER_TIMEOUT_MS: i32 = 300_000;
+/// Default of `offsets.retention.minutes` (Kafka's default), ms.
+pub const OFFSETS_RETENTION_MS: i64 = 7 * 24 * 3600 * 1000;
+/// Default of `offsets.retention.check.interval.ms` (Kafka's default), ms.
+pub const OFFSETS_RETENTION_CHECK_MS: u64 = 600_000;
+/// Default of `offset.metadata.max.bytes` (Kafka's default), UTF-16 units, as Kafka counts.
+pub const OFFSET_METADATA_MAX: usize = 4096;
+/// Largest value of `offset.metadata.max.bytes`: three bytes for each unit still fit the 15-bit length of a string.
+pub const MAX_OFFSET_METADATA: usize = STRING_MAX / 3;
+/// Longest string of Kafka's non-compact encoding, bytes: its length is a signed 16-bit number.
+pub const STRING_MAX: usize = i16::MAX as usize;
+/// Groups of one partition of `__consumer_offsets`.
+pub const MAX_CONSUMER_GROUPS: usize = 100_000;
+/// Longest group id, bytes.
+pub const MAX_GROUP_ID: usize = 1024;
+/// Longest client id, client host, group instance id, member id, protocol type or protocol name, bytes.
+pub const MAX_GROUP_STRING: usize = 4096;
+/// Members of one group: default and largest value of `group.max.size`.
+pub const MAX_GROUP_MEMBERS: usize = 10_000;
+/// Member ids of one group that were given out and have not joined yet.
+pub const MAX_PENDING_MEMBERS: usize = 10_000;
+/// Protocols that one member offers.
+pub const MAX_MEMBER_PROTOCOLS: usize = 64;
+/// Metadata of all protocols of one member, bytes.
+pub const MAX_MEMBER_METADATA: usize = 512 * 1024;
+/// Protocol metadata of all members of one group, bytes.
+pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
+/// Longest record of a group with its assignments, bytes: it is to fit a batch of the offsets topic.
+pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
+/// Committed positions of all groups of one partition of `__consumer_offsets`.
+pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.
+pub const PURGE_RECORDS: usize = 500;
+/// Groups that one step of the search for old positions looks at.
+pub const GROUP_EXPIRY_STEP: usize = 256;
+/// A rebalance that nobody joins is looked at no more often than this, ms: a client may say that it is to wait 0 ms.
+pub const GROUP_LEAST_WAIT_MS: i32 = 1_000;
+
+const _: () = {
+    assert!(MAX_GROUP_STRING + 64 <= STRING_MAX && MAX_GROUP_ID <= STRING_MAX, "a member id is a client id and a UUID");
+    assert!(OFFSET_METADATA_MAX <= MAX_OFFSET_METADATA, "metadata fits a string of a record");
+    assert!(MAX_MEMBER_METADATA <= MAX_GROUP_METADATA && MAX_MEMBER_METADATA <= MAX_GROUP_RECORD, "a group of one member is possible");
+    assert!(PURGE_RECORDS * (MAX_GROUP_ID + MAX_TOPIC_NAME + 64) < DEFAULT_MAX_MESSAGE_BYTES, "tombstones fit a batch");
+};
