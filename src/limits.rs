@@ -58,7 +58,7 @@ pub const SEGMENT_READ: usize = 1024 * 1024;
 
 /// Recovery reads the indexes of flushed segments up to this sum for each shard, bytes: some 8 GiB of log, or a thousand small segments.
 pub const INDEX_CHECK: usize = 8 * 1024 * 1024;
-/// Recovery reads large batches that are known durable and not flushed yet up to this sum, bytes: 0.1 to 0.2 s of a device that reads 2 GB/s.
+/// Recovery reads large batches that are known durable and not flushed yet up to this sum, of all shards, bytes: 0.1 to 0.2 s of a device that reads 2 GB/s.
 pub const LARGE_CHECK: usize = 256 * 1024 * 1024;
 /// Log bytes between two index entries.
 pub const INDEX_INTERVAL: u64 = 32 * 1024;
@@ -149,6 +149,10 @@ pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
 /// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
 pub const MAX_KAFKA_CHANGES: usize = 10_000;
+/// Longest string of a request of Kafka's protocol, bytes (that of its classic encoding).
+pub const MAX_KAFKA_TEXT: usize = i16::MAX as usize;
+/// Topics that one request for metadata creates by naming them, at most.
+pub const MAX_CREATED_BY_NAME: usize = 1000;
 /// Requests of Kafka's protocol that wait for those before them, and answers that do, on one connection, bytes; more are not read.
 pub const MAX_KAFKA_WAITING: usize = RECEIVE_BUFFER;
 /// Requests that a shard reads ahead of its answers on one connection.

@@ -394,3 +394,39 @@ fn every_broker_tells_the_length_of_its_own_partitions() {
         assert_eq!(told, [(0, 0), (1, 2 * len), (2, len)], "version {version}");
     }
 }
+
+/// A name that no topic can have, for thousands of partitions: what is said of each of them does not repeat it.
+#[test]
+fn an_answer_is_not_much_longer_than_its_request() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "1"]);
+    broker.connect().create("real", 1, &[]);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    for (name, partitions) in [("n".repeat(30_000), 6_000), ("real".to_owned(), 6_000)] {
+        let data = |index| produce_request::PartitionProduceData::default().with_index(index).with_records(None);
+        let topic = produce_request::TopicProduceData::default().with_name(topic_name(&name));
+        let topic = topic.with_partition_data((1..=partitions).map(data).collect());
+        let asked = ProduceRequest::default().with_acks(1).with_timeout_ms(1000).with_topic_data(vec![topic]);
+        for version in [8, 11] {
+            let (correlation, frame) = client.frame(version, &asked);
+            client.socket.write_all(&frame).expect("the broker reads");
+            let (answered, rest) = client.receive();
+            assert_eq!(answered, correlation);
+            assert!(rest.len() < 1_000_000, "{} bytes to a request of {}", rest.len(), frame.len());
+            let answer = answer_of::<ProduceRequest>(answered, version, rest);
+            let codes = answer.responses[0].partition_responses.iter().map(|partition| partition.error_code);
+            assert!(codes.clone().count() == partitions as usize && codes.clone().all(|code| code == 3));
+        }
+    }
+    // A string is never longer than the classic encoding allows, nor where the newer one could say so.
+    let (_, mut frame) = client.frame(9, &metadata(&"n".repeat(30_000)));
+    let at = frame.windows(3).position(|bytes| bytes == b"nnn").expect("the name");
+    let longer = [&frame[..at - 3], &[0xc1, 0xb8, 0x02], &"n".repeat(40_000).into_bytes(), &frame[at + 30_000..]].concat();
+    frame.clear();
+    frame.extend_from_slice(&longer);
+    let len = frame.len() as u32 - 4;
+    frame[..4].copy_from_slice(&len.to_be_bytes());
+    client.socket.write_all(&frame).expect("the broker reads");
+    assert!(client.try_receive().is_none(), "it ends the connection");
+    assert_eq!(broker.stop(), 0);
+}

@@ -93,6 +93,11 @@ impl FrameStart {
         matches!(self.api.key, ApiKey::Produce)
     }
 
+    /// Whether it asks for records.
+    pub fn is_fetch(&self) -> bool {
+        matches!(self.api.key, ApiKey::Fetch)
+    }
+
     /// Whether its version is one that clients are told.
     pub fn is_served(&self) -> bool {
         self.api.has(self.version)

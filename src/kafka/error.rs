@@ -66,7 +66,7 @@ pub enum DecodeError {
         /// Bytes that are left.
         available: usize,
     },
-    /// A length below -1.
+    /// A length below -1, or of a string that is longer than any may be.
     #[error("a length of {len}")]
     Length {
         /// As received.

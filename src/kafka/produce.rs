@@ -82,17 +82,25 @@ pub fn decode_produce<'a>(mut reader: Reader<'a>, version: i16) -> Result<Produc
 pub fn decode_produce_start<'a>(mut reader: Reader<'a>, version: i16) -> Result<Option<ProduceRequest<'a>>, DecodeError> {
     let r = &mut reader;
     let mut request = prelude(r, version)?;
-    if r.count(3)? != 1 {
+    if !is_one(r.count(3))? {
         return Ok(None);
     }
     let name = r.string()?;
-    if r.count(SHORTEST_PARTITION)? != 1 {
+    if !is_one(r.count(SHORTEST_PARTITION))? {
         return Ok(None);
     }
     let index = r.i32()?;
     let records = r.bytes_range()?;
     request.topics.push(ProduceTopic { name, partitions: vec![ProducePartition { index, records }] });
     Ok(Some(request))
+}
+
+/// Whether an array has one element; of one that is longer than what is at hand that is known too.
+fn is_one(count: Result<usize, DecodeError>) -> Result<bool, DecodeError> {
+    match count {
+        Err(DecodeError::Count { count, .. }) if count > 1 => Ok(false),
+        count => Ok(count? == 1),
+    }
 }
 
 fn prelude<'a>(r: &mut Reader<'a>, version: i16) -> Result<ProduceRequest<'a>, DecodeError> {

@@ -119,6 +119,7 @@ impl<'a> Reader<'a> {
     fn text(&mut self, len: i64) -> Result<Option<&'a str>, DecodeError> {
         match self.nullable(len)? {
             None => Ok(None),
+            Some(len) if len > limits::MAX_KAFKA_TEXT => Err(DecodeError::Length { len: len as i64 }),
             Some(len) => std::str::from_utf8(self.take(len)?).map(Some).map_err(|_| DecodeError::Text),
         }
     }

@@ -109,9 +109,10 @@ impl Budget {
         &self.answers
     }
 
-    /// Bytes that another answer may hold: never nothing, so that a reader that takes what it is sent goes on, slowly.
-    pub fn answer_room(&self) -> usize {
-        self.answer_share.saturating_sub(self.answers.get()).max(RECEIVE_BUFFER)
+    /// Bytes that may come into an answer that holds `held`: each may hold a little whatever there is, so that a reader that takes what it is sent goes on,
+    /// slowly.
+    pub fn answer_room(&self, held: usize) -> usize {
+        self.answer_share.saturating_sub(self.answers.get()).max(RECEIVE_BUFFER.saturating_sub(held))
     }
 
     /// Whether answers fill their share: a connection then gets one when it has taken the one before.
@@ -177,13 +178,18 @@ mod tests {
         assert!(!budget.begin_receive(1));
         budget.end_receive(100 << 20);
         assert!(budget.begin_receive(1));
-        assert_eq!(budget.answer_room(), 8 << 20);
+        assert_eq!(budget.answer_room(0), 8 << 20);
         budget.end_receive(1);
         budget.accounted().set(17 << 20);
         assert!(!budget.has_room());
         assert!(budget.begin_receive(2 << 20) && budget.has_room(), "a received batch does not wait for itself");
         budget.answers().set(9 << 20);
-        assert!(budget.answer_room() == RECEIVE_BUFFER && budget.answers_are_pressed());
+        assert!(
+            budget.answer_room(0) == RECEIVE_BUFFER
+                && budget.answer_room(RECEIVE_BUFFER - 1) == 1
+                && budget.answer_room(1 << 20) == 0
+                && budget.answers_are_pressed()
+        );
     }
 
     #[test]
@@ -192,11 +198,11 @@ mod tests {
         let (mut first, mut second) = (Building::new(&budget), Building::new(&budget));
         first.add(3 << 20);
         first.add(1 << 20);
-        assert_eq!(budget.answer_room(), 4 << 20);
+        assert_eq!(budget.answer_room(0), 4 << 20);
         second.add(4 << 20);
         assert!(budget.answers_are_pressed());
         drop(first);
-        assert_eq!(budget.answer_room(), 4 << 20);
+        assert_eq!(budget.answer_room(0), 4 << 20);
         drop(second);
         assert_eq!(budget.answers().get(), 0);
     }

@@ -50,7 +50,7 @@ impl FetchAnswer {
 
     /// Bytes that may still come in. Answers that are put together at the same time take the room from each other, so this is asked before each piece.
     fn room(&self, context: &Context) -> usize {
-        self.most.saturating_sub(self.bytes).min(context.store.budget.answer_room())
+        self.most.saturating_sub(self.bytes).min(context.store.budget.answer_room(self.bytes))
     }
 
     fn push(&mut self, piece: Outgoing) {
@@ -220,6 +220,10 @@ async fn read_partition(
             }
             break;
         }
+        if !at_least_one && cell.left_out(offset).is_some_and(|batch| batch > left) {
+            // It is not flushed for an answer that has no room for it.
+            break;
+        }
         let run = match write_behind::bring_in(&context.store, cell, offset).await {
             Ok(()) => context.store.reader.run(cell, offset).await,
             Err(refusal) => Err(refusal),
@@ -231,6 +235,8 @@ async fn read_partition(
             Err(refusal) => return Err(refusal),
         };
         context.store.reader.read_ahead(&context.store, cell, &run);
+        // Others may have taken the room meanwhile.
+        let left = left.min(answer.room(context));
         let range = run.from(offset, left.max(1));
         if !at_least_one && range.len() > left {
             break;
@@ -245,7 +251,7 @@ async fn read_partition(
         records += end - offset;
         offset = end;
     }
-    answer.is_cut |= taken > 0 && offset < high_watermark && context.store.budget.answer_room() < answer.most.saturating_sub(answer.bytes);
+    answer.is_cut |= answer.bytes > 0 && offset < high_watermark && answer.room(context) < answer.most.saturating_sub(answer.bytes);
     cell.metrics.count_out(records as u64, taken as u64);
     context.metrics.add(Counter::RecordsOut, records as u64);
     context.metrics.add(Counter::RecordBytesOut, taken as u64);

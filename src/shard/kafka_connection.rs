@@ -155,7 +155,7 @@ impl Connection {
             None if len > ADOPT_APPEND => 0,
             None => start.total_len(),
         };
-        let _lease = self.lease_kafka_frame(start, memory).await;
+        let lease = self.lease_kafka_frame(start, memory).await;
         self.start += records.start;
         match cell {
             Some(cell) if len > ADOPT_APPEND => self.adopted_produce(&cell, len, false, answer).await?,
@@ -177,8 +177,12 @@ impl Connection {
                 crate::shard::produce::produce(&self.context, &produce, &payload, answer).await;
             }
         }
-        // Tagged fields: nothing that changes what was asked.
-        self.skip(start.total_len() - records.end).await
+        drop(lease);
+        // Tagged fields: nothing that changes what was asked. They are to come as promptly as the batch was.
+        self.state.deadline.set(self.context.store.seconds.get() + limits::FRAME_DEADLINE_S);
+        self.skip(start.total_len() - records.end).await?;
+        self.state.deadline.set(0);
+        Ok(())
     }
 }
 

@@ -156,6 +156,14 @@ impl Exchange {
         let exchange = self.clone();
         glommio::spawn_local(async move {
             let Waiting { start, frame, open } = waiting;
+            // A fetch takes its turn itself, when there is something to answer. The others are answered when what is queued already has been taken.
+            let _turn = match start.is_fetch() {
+                true => None,
+                false => match exchange.sender.turn(&exchange.context.store.budget).await {
+                    Some(turn) => Some(turn),
+                    None => return,
+                },
+            };
             match kafka_service::answer(&exchange, start, frame).await {
                 Ok(frame) => exchange.answer(place, frame),
                 Err(error) => exchange.refuse(&error),

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use crate::batch::Compression;
 use crate::kafka::{self, Answering, DecodeError, FrameError, FrameStart, Place, ProduceRequest, Produced, kafka_code};
+use crate::limits;
 use crate::metrics::RequestKind;
 use crate::request::{Acks, Code, Produce, ProduceBatch, ProduceResult, Refusal};
 use crate::shard::context::Context;
@@ -37,15 +38,19 @@ pub fn malformed(start: FrameStart, error: DecodeError) -> FrameError {
 
 /// The partition of a name and an index, if there is one.
 pub fn resolve(context: &Context, topic: &str, partition: i32) -> Option<TopicPartition> {
+    // No topic has a longer name; a request may ask for a long one a hundred thousand times.
+    if topic.len() > limits::MAX_TOPIC_NAME {
+        return None;
+    }
     let view = context.view.borrow();
     let topic = view.topic(topic)?;
     let partition = u32::try_from(partition).ok().filter(|partition| *partition < topic.partitions)?;
     Some(TopicPartition { topic: topic.id, partition })
 }
 
-/// The refusal where there is none.
-pub fn unknown(topic: &str, partition: i32) -> Refusal {
-    Refusal::new(Code::UnknownTopicOrPartition, format!("there is no partition {partition} of a topic {topic:?}"))
+/// The refusal where there is none. It does not repeat the name: there may be one for each of a hundred thousand partitions.
+pub fn unknown(partition: i32) -> Refusal {
+    Refusal::new(Code::UnknownTopicOrPartition, format!("there is no such topic, or it has no partition {partition}"))
 }
 
 /// A request of which it is known what is to be appended and what is refused.
@@ -89,7 +94,7 @@ pub fn plan(context: &Context, start: FrameStart, correlation: i32, request: &Pr
     let mut batches = Vec::new();
     let mut outcome = |topic: &str, partition: &kafka::ProducePartition| {
         let refused = whole_refusal(start, acks, request).or_else(|| match resolve(context, topic, partition.index) {
-            None => Some(of_code(unknown(topic, partition.index))),
+            None => Some(of_code(unknown(partition.index))),
             Some(id) => {
                 let range = partition.records.clone().unwrap_or(0..0);
                 let refused = unsupported_compression(start, frame.get(range.start..).unwrap_or_default());

@@ -174,8 +174,8 @@ async fn list_offsets(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
             let outcome = match question(asked.context, &topic.name.0, p) {
                 // The topic was made or deleted meanwhile: then there may be no result, or that of another.
                 Ok(question) => match results.as_slice().first().filter(|result| result.partition == question.partition) {
-                    Some(_) => results.next().map_or_else(|| Err(unknown(&topic.name.0, p.partition_index)), |result| result.outcome),
-                    None => Err(unknown(&topic.name.0, p.partition_index)),
+                    Some(_) => results.next().map_or_else(|| Err(unknown(p.partition_index)), |result| result.outcome),
+                    None => Err(unknown(p.partition_index)),
                 },
                 Err(refusal) => Err(refusal),
             };
@@ -197,7 +197,7 @@ fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<(Offset, Timesta
 
 /// What a partition of a ListOffsets request asks: timestamps below 0 are names of offsets.
 fn question(context: &Context, topic: &str, asked: &ListOffsetsPartition) -> Result<ListOffset, Refusal> {
-    let partition: TopicPartition = resolve(context, topic, asked.partition_index).ok_or_else(|| unknown(topic, asked.partition_index))?;
+    let partition: TopicPartition = resolve(context, topic, asked.partition_index).ok_or_else(|| unknown(asked.partition_index))?;
     check_epoch(context, asked.current_leader_epoch)?;
     let spec = match asked.timestamp {
         -1 => OffsetSpec::Latest,

@@ -18,6 +18,8 @@ use crate::types::{Offset, Timestamp};
 pub async fn list_offsets(context: &Rc<Context>, questions: &[ListOffset]) -> Vec<ListOffsetResult> {
     let mut results = Vec::with_capacity(questions.len());
     for question in questions {
+        // One request may ask for a hundred thousand.
+        glommio::yield_if_needed().await;
         let outcome = match context.is_mine(&question.partition) {
             true => answer(context, question).await,
             false => ask(context, question).await,

@@ -367,6 +367,11 @@ impl PartitionCell {
         self.tail.borrow().oldest_unflushed(self.machine.borrow().flushed())
     }
 
+    /// Bytes of the batch of `offset`, if it can be read from nowhere before it is flushed.
+    pub fn left_out(&self, offset: Offset) -> Option<usize> {
+        self.tail.borrow().left_out(offset, self.machine.borrow().flushed())
+    }
+
     /// Bytes in memory that are in no segment.
     pub fn unflushed_bytes(&self) -> usize {
         let flushed = self.machine.borrow().flushed();

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use bytes::Bytes;
 
 use crate::batch::{self, BatchError, BatchErrorKind};
-use crate::limits::LARGE_APPEND;
+use crate::limits::{ADOPT_APPEND, LARGE_APPEND};
 use crate::metrics::Counter;
 use crate::request::{Code, Produce, ProduceBatch, Refusal, Request, Response};
 use crate::shard::context::Context;
@@ -40,6 +40,10 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
         Ok(header) => header,
         Err(error) => return done.complete(Err(batch_refusal(id, &error))),
     };
+    if bytes.len() > ADOPT_APPEND {
+        let words = format!("a batch of {} bytes comes alone in its request, as all of more than {ADOPT_APPEND} do", bytes.len());
+        return done.complete(Err(Refusal::new(Code::RecordTooLarge, words)));
+    }
     let store = &context.store;
     if bytes.len() >= LARGE_APPEND {
         let position = cell.machine.borrow().next_position().unwrap_or(crate::limits::BLOCK as u64);

@@ -26,10 +26,10 @@ use crate::types::TopicId;
 pub const DEFAULT_PARTITIONS: u32 = 1;
 /// Replicas of a topic that is created without a number.
 pub const DEFAULT_REPLICATION_FACTOR: u16 = 1;
-/// Bytes of a metadata answer for a topic and for a partition of it, with what FlatBuffers adds; at most.
+/// Bytes of a metadata answer for a topic and for a partition of it, with what the protocol adds; at most.
 const METADATA_OF_TOPIC: usize = 256;
 /// See [`METADATA_OF_TOPIC`].
-const METADATA_OF_PARTITION: usize = 16;
+const METADATA_OF_PARTITION: usize = 34;
 
 /// Answers a request; never a produce.
 pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
@@ -91,8 +91,9 @@ pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metada
         Some(names) => names,
         None => context.view.borrow().topics().map(|t| t.name.clone()).collect(),
     };
-    let (mut seen, mut room) = (HashSet::new(), limits::MAX_RESPONSE_HEADER);
+    let (mut seen, mut room, mut tries) = (HashSet::new(), limits::MAX_RESPONSE_HEADER, limits::MAX_CREATED_BY_NAME);
     for name in names {
+        glommio::yield_if_needed().await;
         if !seen.insert(name.clone()) {
             continue;
         }
@@ -100,10 +101,16 @@ pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metada
         if request.create_missing && context.auto_create_topics && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
             let create =
                 CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
-            found = match create_topic(context, create).await {
-                Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
-                _ => describe_partitions(context, &name),
+            found = match tries {
+                0 => {
+                    Err(Refusal::new(Code::LimitReached, "a request that names topics creates some of them only: ask again for the others"))
+                }
+                _ => match create_topic(context, create).await {
+                    Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
+                    _ => describe_partitions(context, &name),
+                },
             };
+            tries = tries.saturating_sub(1);
         }
         let size = METADATA_OF_TOPIC + name.len() + found.as_ref().map_or(0, |found| found.partitions.len() * METADATA_OF_PARTITION);
         match room.checked_sub(size) {

@@ -159,6 +159,11 @@ impl Store {
         self.failed.notify();
     }
 
+    /// Whether [`Store::fail`] was called.
+    pub fn is_failed(&self) -> bool {
+        self.failure.borrow().is_some()
+    }
+
     /// A failure that costs room, not data.
     pub fn note_disk_error(&self, error: &io::Error) {
         if !is_no_space(error) || self.reserve.note_full() {

@@ -8,6 +8,9 @@ use crate::limits::BLOCK;
 use crate::shard::buffer::{AppendBuffer, Piece};
 use crate::types::Offset;
 
+/// Batches that were left out behind which one that is held is looked for.
+const LOOKED_AT: usize = 64;
+
 /// One appended batch in memory.
 pub struct Chunk {
     /// First offset.
@@ -170,10 +173,11 @@ impl Tail {
         self.held > 0
     }
 
-    /// Whether the batch of `offset` was left out and is not wholly below `flushed`: it can be read from nowhere before it is.
-    pub fn is_left_out(&self, offset: Offset, flushed: (Offset, u64)) -> bool {
+    /// Bytes of the batch of `offset`, if it was left out and is not wholly below `flushed`: it can be read from nowhere before it is.
+    pub fn left_out(&self, offset: Offset, flushed: (Offset, u64)) -> Option<usize> {
         let at = self.chunks.partition_point(|c| c.end_offset <= offset);
-        self.chunks.get(at).is_some_and(|c| c.is_left_out() && c.base_offset <= offset && (c.segment, c.end_position()) > flushed)
+        let batch = self.chunks.get(at).filter(|c| c.is_left_out() && c.base_offset <= offset)?;
+        ((batch.segment, batch.end_position()) > flushed).then(|| batch.batch_len())
     }
 
     /// The chunks from the one that holds `offset` on, as far as they follow each other (an adopted batch between them is only on disk);
@@ -235,7 +239,10 @@ impl Tail {
 
     /// Gives the oldest chunk memory of its own, if it shares a larger buffer and is a small one; false if no batch is held.
     pub fn copy_out_first(&mut self, accounted: &Rc<Cell<usize>>) -> bool {
-        let Some(first) = self.chunks.front_mut().filter(|_| self.held > 0) else { return false };
+        if self.held == 0 {
+            return false;
+        }
+        let Some(first) = self.chunks.iter_mut().take(LOOKED_AT).find(|c| !c.is_left_out()) else { return true };
         if first.body.is_none() && first.front.pinned() > first.front.len().next_multiple_of(BLOCK) {
             let copy = Rc::new(AppendBuffer::new(first.front.len(), 0, accounted));
             let range = copy.push(first.front.bytes());
@@ -322,8 +329,8 @@ mod tests {
         assert_eq!(tail.unflushed_bytes((0, BLOCK as u64)), unflushed, "as much is to be flushed as before");
         assert_eq!(tail.first_offset(), Some(0));
         let start = (0, BLOCK as u64);
-        assert!(tail.is_left_out(0, start) && tail.is_left_out(199, start) && !tail.is_left_out(200, start));
-        assert!(!tail.is_left_out(0, (0, 5 * BLOCK as u64)), "it is flushed");
+        assert_eq!([0, 199, 200].map(|offset| tail.left_out(offset, start)), [Some(15_384), Some(16_384), None]);
+        assert_eq!(tail.left_out(0, (0, 5 * BLOCK as u64)), None, "it is flushed");
         assert!(tail.from(0).is_none() && tail.from(150).is_none());
         assert_eq!(tail.from(200).map(Iterator::count), Some(1));
         // The block that the first two batches share.
@@ -375,13 +382,13 @@ mod tests {
         let mut first = tail(4, &accounted);
         assert!(first.leave_out_next(400, &accounted) && first.leave_out_next(400, &accounted));
         assert_eq!(first.forget_below(300), 1, "two of the three were left out");
-        assert!(first.holds_any() && !first.is_left_out(300, (0, 0)));
+        assert!(first.holds_any() && first.left_out(300, (0, 0)).is_none());
         assert_eq!(first.forget_below(400), 1);
         assert_eq!((first.holds_any(), first.bytes()), (false, 0));
         let mut second = tail(4, &accounted);
         assert!(second.leave_out_next(400, &accounted) && second.leave_out_next(400, &accounted));
         second.truncate(100);
-        assert_eq!((second.holds_any(), second.is_left_out(50, (0, 0)), second.bytes()), (false, true, 0));
+        assert_eq!((second.holds_any(), second.left_out(50, (0, 0)).is_some(), second.bytes()), (false, true, 0));
         assert_eq!(second.forget_below(100), 0);
     }
 }

@@ -9,7 +9,7 @@
 
 use std::io;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use futures_util::stream::{self, TryStreamExt};
@@ -33,6 +33,8 @@ const WRITES_IN_FLIGHT: usize = 4;
 pub const FLUSHES: usize = 16;
 /// Pause when nothing could be flushed.
 const RETRY: Duration = Duration::from_millis(1);
+/// A reader that waits for a flush looks again after this long.
+const RECHECK: Duration = Duration::from_millis(10);
 /// Batches that leave the memory tail for one that comes: more than one, so that memory falls back to its bound.
 const EVICTED_PER_APPEND: usize = 4;
 /// Batches that are looked at before it is decided whether to flush.
@@ -56,8 +58,11 @@ pub async fn run(store: Rc<Store>) {
         let cells = take_unflushed(&store, FLUSHES, |_| true);
         flush_all(&store, cells, false).await;
         if (store.budget.unflushed(), store.budget.accounted().get()) >= before && store.budget.wants_eviction() {
-            // Unfinished blocks pin what is left: those partitions are flushed whole.
-            flush_all(&store, oldest_in_memory(&store), true).await;
+            // Unfinished blocks pin what is left: those partitions are flushed whole; of a batch that was left out the ends too, which no entry of `tails` tells.
+            let mut cells = oldest_in_memory(&store);
+            let known: Vec<_> = cells.iter().map(|cell| cell.id).collect();
+            cells.extend(take_unflushed(&store, FLUSHES - known.len(), |cell| !known.contains(&cell.id)));
+            flush_all(&store, cells, true).await;
         }
         if (store.budget.unflushed(), store.budget.accounted().get()) >= before {
             // The rest is not durable in the journal yet, or waits for peers.
@@ -325,18 +330,26 @@ pub fn carry(store: &Store, cell: &Rc<PartitionCell>) {
 /// # Errors
 /// When the partition is gone, or the disk fails.
 pub async fn bring_in(store: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offset) -> Result<(), Refusal> {
-    let is_left_out = || cell.tail.borrow().is_left_out(offset, cell.machine.borrow().flushed());
+    let is_left_out = || cell.left_out(offset).is_some();
     while is_left_out() {
+        let ticket = store.journal.progress().ticket();
+        cell.enter_flush().await;
+        // Others may have waited for the same.
+        let flushed = if is_left_out() { flush_segments(store, cell, true).await } else { Ok(()) };
+        cell.leave_flush();
         if let Some(refusal) = cell.gone() {
             return Err(refusal);
         }
-        if let Err(error) = flush(store, cell, true).await {
+        if let Err(error) = flushed {
             store.fail(format!("write-behind of {}: {error}", cell.id));
             return Err(Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id)));
         }
+        if store.is_failed() {
+            return Err(Refusal::new(Code::Storage, format!("partition {}: the broker is going down", cell.id)));
+        }
         if is_left_out() {
             // Its last block is shared with an append that is not durable yet.
-            glommio::timer::sleep(RETRY).await;
+            store.journal.progress().wait_until(ticket, Instant::now() + RECHECK).await;
         }
     }
     Ok(())

@@ -609,16 +609,26 @@ impl Replay {
         if let Some(damage) = self.suspect.take() {
             return Err(Fault::Partition(damage));
         }
-        // A batch that is known durable is looked at so that damage shows early; who reads it looks again. The newest come first, as far as it goes.
+        // A batch that is known durable is looked at so that damage shows early, of each partition the newest first, as far as it goes; who reads it looks again. Of
+        // the others the file must be there and long enough: a lost one would be made anew.
         for pending in std::mem::take(&mut self.references).into_iter().rev() {
             if self.placement.is_flushed(pending.segment, pending.end()) {
                 continue;
             }
-            let Some(left) = checks.batch_bytes.checked_sub(pending.reference.batch_len as usize) else { break };
-            checks.batch_bytes = left;
-            if let Err(detail) = self.prove(files, &pending)? {
+            let path = paths::segment(self.state.partition, pending.segment);
+            let proven = match checks.batch_bytes.checked_sub(pending.reference.batch_len as usize) {
+                Some(left) => {
+                    checks.batch_bytes = left;
+                    self.prove(files, &pending)?
+                }
+                None => {
+                    let len = len_if_exists(files, &path)?.unwrap_or(0);
+                    let end = pending.end() - u64::from(pending.reference.tail_len);
+                    if len < end { Err(format!("segment {} ends at {len}, not at {end} or later", pending.segment)) } else { Ok(()) }
+                }
+            };
+            if let Err(detail) = proven {
                 let detail = format!("{detail}; group at {} of {} knows the batch durable", pending.source.offset, pending.source.file);
-                let path = paths::segment(self.state.partition, pending.segment);
                 return Err(Fault::at(&path, pending.position, DamageKind::Batch, detail));
             }
         }
