@@ -286,10 +286,9 @@ class Groups(WithConfluent):
         consumer.close()
         described = admin.describe_consumer_groups(["administered"])["administered"].result(PATIENCE)
         self.assertEqual((described.state.name, described.members), ("EMPTY", []))
-        offsets = lambda: {
-            p.partition: p.offset
-            for p in admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions("administered")])["administered"].result(PATIENCE).topic_partitions
-        }
+        asked = ConsumerGroupTopicPartitions("administered")
+        listed = lambda: admin.list_consumer_group_offsets([asked])["administered"].result(PATIENCE)
+        offsets = lambda: {one.partition: one.offset for one in listed().topic_partitions}
         self.assertEqual(offsets(), {0: 10, 1: 10})
         altered = ConsumerGroupTopicPartitions("administered", [TopicPartition("group-admin", 1, 3)])
         admin.alter_consumer_group_offsets([altered])["administered"].result(PATIENCE)

@@ -78,7 +78,8 @@ class Records(WithKafkaPython):
                 self.assertEqual(seen, sent)
 
     def test_idempotence_and_all_settings_of_acks(self):
-        for settings in [{"acks": 0, "enable_idempotence": False}, {"acks": 1, "enable_idempotence": False}, {"acks": "all"}, {"enable_idempotence": True}]:
+        plain = {"enable_idempotence": False}
+        for settings in [{"acks": 0, **plain}, {"acks": 1, **plain}, {"acks": "all"}, {"enable_idempotence": True}]:
             with self.subTest(settings=settings):
                 topic = "python-" + "-".join(f"{k}-{v}" for k, v in settings.items())
                 self.broker.create(topic, 2)

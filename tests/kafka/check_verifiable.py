@@ -54,8 +54,11 @@ class Ledger:
     def verdict(self):
         """Words for each fault, if the reading is over."""
         lost = [f"lost: {place} {self.acknowledged[place]}" for place in self.missing()]
-        both = self.acknowledged.keys() & self.read.keys()
-        changed = [f"{place} has {self.read[place]}, acknowledged was {self.acknowledged[place]}" for place in both if self.read[place] != self.acknowledged[place]]
+        changed = [
+            f"{place} has {self.read[place]}, acknowledged was {value}"
+            for place, value in self.acknowledged.items()
+            if self.read.get(place, value) != value
+        ]
         found = self.faults + lost + changed
         return found and [f"{len(found)} faults", *found[:DESCRIBED]]
 
