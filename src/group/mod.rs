@@ -75,13 +75,9 @@ mod tests;
 mod timers;
 
 pub use coordinator::Coordinator;
-pub use error::{AppendFailure, GroupError};
+pub use error::AppendFailure;
 pub use fields::FieldError;
-pub use message::{
-    Answer, CommitOffsets, CommitPartition, DescribedGroup, DescribedMember, Effect, FetchOffsets, FetchedOffset, FetchedTopic, Heartbeat,
-    JoinGroup, JoinRefused, Joined, LeaveGroup, Left, ListedGroup, MemberMetadata, MemberRef, Protocol, State, SyncGroup, Synced, Token,
-    TopicOutcome, Waiter,
-};
+pub use message::{Effect, Token, Waiter};
 pub use partition_of::partition_of;
 pub use settings::{Now, Settings};
 pub use snapshot::SnapshotError;

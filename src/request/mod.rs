@@ -3,6 +3,9 @@
 //! Record batches are not part of these values: a request points into the payload that came with it by byte
 //! range, a response is paired by the codec with the batches' bytes, so nothing here copies a record.
 
+pub mod group;
+mod group_error;
+
 use std::ops::Range;
 
 use crate::types::{Durability, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
