@@ -210,6 +210,8 @@ pub const MAX_CONSUMER_GROUPS: usize = 100_000;
 pub const MAX_GROUP_ID: usize = 1024;
 /// Longest client id, client host, group instance id, member id, protocol type or protocol name, bytes.
 pub const MAX_GROUP_STRING: usize = 4096;
+/// Groups that one request of the native protocol names, at most.
+pub const MAX_GROUPS_OF_REQUEST: usize = 10_000;
 /// Members of one group: default and largest value of `group.max.size`.
 pub const MAX_GROUP_MEMBERS: usize = 10_000;
 /// Member ids of one group that were given out and have not joined yet.

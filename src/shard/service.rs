@@ -64,6 +64,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::Fetch(_) => RequestKind::Fetch,
         Request::ListOffsets(_) => RequestKind::ListOffsets,
         Request::InitProducerId => RequestKind::InitProducerId,
+        Request::FindCoordinator(_) | Request::Group(_) => RequestKind::Other,
     }
 }
 
@@ -80,6 +81,7 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::FindCoordinator(_) | Request::Group(_) => Err(Refusal::new(Code::UnsupportedVersion, "this broker coordinates no groups")),
         Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }
 }
