@@ -210,6 +210,8 @@ pub const MAX_CONSUMER_GROUPS: usize = 100_000;
 pub const MAX_GROUP_ID: usize = 1024;
 /// Longest client id, client host, group instance id, member id, protocol type or protocol name, bytes.
 pub const MAX_GROUP_STRING: usize = 4096;
+/// Groups that one request of the native protocol names, at most.
+pub const MAX_GROUPS_OF_REQUEST: usize = 10_000;
 /// Members of one group: default and largest value of `group.max.size`.
 pub const MAX_GROUP_MEMBERS: usize = 10_000;
 /// Member ids of one group that were given out and have not joined yet.
@@ -224,6 +226,8 @@ pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
 pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
 /// Committed positions of all groups of one partition of `__consumer_offsets`.
 pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Bytes of a partition of `__consumer_offsets` that are read at once when its groups are loaded.
+pub const GROUP_LOAD_BYTES: u32 = 1024 * 1024;
 /// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.
 pub const PURGE_RECORDS: usize = 500;
 /// Groups that one step of the search for old positions looks at.

@@ -109,6 +109,7 @@ enumerated! {
         Fetch = "fetch", "Read batches.";
         ListOffsets = "list_offsets", "Resolve offsets.";
         InitProducerId = "init_producer_id", "A new producer id.";
+        Group = "group", "Membership and positions of consumer groups.";
         Other = "other", "Any other.";
     }
 }

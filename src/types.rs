@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The internal topic that consumer groups are kept in.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+
 /// Position of a record in its partition, from 0. Signed because Kafka's wire format is.
 pub type Offset = i64;
 /// Milliseconds since the Unix epoch.

@@ -127,6 +127,17 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<CreatePartitionsRequest>(&mut client, &mut asked);
     ask_all::<IncrementalAlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeClusterRequest>(&mut client, &mut asked);
+    ask_all::<FindCoordinatorRequest>(&mut client, &mut asked);
+    ask_all::<JoinGroupRequest>(&mut client, &mut asked);
+    ask_all::<SyncGroupRequest>(&mut client, &mut asked);
+    ask_all::<HeartbeatRequest>(&mut client, &mut asked);
+    ask_all::<LeaveGroupRequest>(&mut client, &mut asked);
+    ask_all::<OffsetCommitRequest>(&mut client, &mut asked);
+    ask_all::<OffsetFetchRequest>(&mut client, &mut asked);
+    ask_all::<OffsetDeleteRequest>(&mut client, &mut asked);
+    ask_all::<DescribeGroupsRequest>(&mut client, &mut asked);
+    ask_all::<ListGroupsRequest>(&mut client, &mut asked);
+    ask_all::<DeleteGroupsRequest>(&mut client, &mut asked);
     asked.sort_unstable();
     assert_eq!(asked, APIS.iter().map(|api| api.key as i16).collect::<Vec<_>>());
 
@@ -150,7 +161,7 @@ fn every_version_of_everything_advertised_is_answered() {
     let producer = client.ask(4, &InitProducerIdRequest::default().with_transactional_id(Some(TransactionalId("t".into()))));
     assert_eq!((producer.error_code, producer.producer_id.0), (35, -1));
     let metadata = client.ask(0, &MetadataRequest::default().with_topics(Some(vec![])));
-    assert_eq!(metadata.topics.len(), 1, "in version 0 no names are all topics");
+    assert_eq!(metadata.topics.len(), 2, "in version 0 no names are all topics, that of the groups too");
     let metadata = client.ask(1, &MetadataRequest::default().with_topics(Some(vec![])));
     assert_eq!(metadata.topics.len(), 0, "from version 1 on they are none");
     let cluster = client.ask(0, &DescribeClusterRequest::default());
@@ -170,7 +181,7 @@ fn a_version_that_is_not_known_is_told_which_are_and_what_is_not_served_closes()
     assert_eq!((answered, answer.error_code, answer.api_keys.len()), (correlation, 35, 1));
     assert_eq!(client.ask(3, &ApiVersionsRequest::default()).error_code, 0, "the connection goes on");
 
-    for (key, version) in [(3_i16, 10_i16), (10, 0), (999, 0), (-1, 0), (1, 3)] {
+    for (key, version) in [(3_i16, 10_i16), (24, 0), (999, 0), (-1, 0), (1, 3)] {
         let (_, mut frame) = client.frame(0, &MetadataRequest::default().with_topics(Some(vec![])));
         frame[4..6].copy_from_slice(&key.to_be_bytes());
         frame[6..8].copy_from_slice(&version.to_be_bytes());

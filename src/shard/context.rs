@@ -14,6 +14,7 @@ use crate::metrics::{Gauge, ShardMetrics};
 use crate::partition::Settings;
 use crate::request::{Broker, Code, Refusal};
 use crate::shard::event::Event;
+use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
 use crate::shard::store::Store;
@@ -46,6 +47,8 @@ pub struct Context {
     pub durability: Durability,
     /// Whether metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// The coordinators of consumer groups.
+    pub groups: Groups,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -116,6 +119,7 @@ impl Context {
         view: Arc<CatalogueView>,
         durability: Durability,
         auto_create_topics: bool,
+        groups: crate::group::Settings,
         metrics: Arc<ShardMetrics>,
     ) -> Rc<Context> {
         Rc::new(Context {
@@ -126,6 +130,7 @@ impl Context {
             view: RefCell::new(view),
             durability,
             auto_create_topics,
+            groups: Groups::new(groups),
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),

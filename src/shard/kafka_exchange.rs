@@ -24,7 +24,8 @@ pub struct Exchange {
     pub context: Rc<Context>,
     /// The sending side.
     pub sender: Rc<Sender>,
-    peer: String,
+    /// The client's address.
+    pub peer: String,
     order: RefCell<InOrder<Waiting, Vec<u8>>>,
     /// A request of which not all has come, and its answer if that is there already.
     receiving: Cell<Option<Place>>,

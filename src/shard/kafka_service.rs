@@ -15,12 +15,17 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
 use crate::metrics::RequestKind;
+use crate::request::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
+use crate::shard::groups;
 use crate::shard::kafka_admin;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
+use crate::shard::kafka_group_admin;
+use crate::shard::kafka_groups;
 use crate::shard::kafka_log_dirs;
+use crate::shard::kafka_offsets;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
 use crate::types::{Offset, Timestamp, TopicPartition};
@@ -34,6 +39,7 @@ pub struct Asked<'a> {
     /// Its header.
     pub head: RequestHead<'a>,
     body: Reader<'a>,
+    peer: &'a str,
 }
 
 impl Asked<'_> {
@@ -65,6 +71,22 @@ impl Asked<'_> {
         }
     }
 
+    /// Asks the coordinator of a group.
+    pub async fn ask_group(&self, request: GroupRequest) -> GroupAnswer {
+        groups::ask(self.context, groups::from_client(request, self.peer)).await
+    }
+
+    /// Counts a refusal of a group's coordinator; its code.
+    pub fn refuse_group(&self, error: GroupError) -> i16 {
+        self.context.metrics.count_error(error.code());
+        error.code()
+    }
+
+    /// The code of an outcome; a refusal is counted.
+    pub fn group_code(&self, outcome: Result<(), GroupError>) -> i16 {
+        outcome.map_or_else(|error| self.refuse_group(error), |()| 0)
+    }
+
     /// Counts a refusal; its Kafka code.
     pub fn refuse(&self, refusal: &Refusal, to: Answering) -> i16 {
         self.context.metrics.count_error(refusal.code.value());
@@ -82,12 +104,23 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         request.answer(exchange).await;
         return Ok(Vec::new());
     }
-    let asked = Asked { context: &exchange.context, start, head, body };
+    let asked = Asked { context: &exchange.context, start, head, body, peer: &exchange.peer };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,
         ApiKey::ListOffsets => list_offsets(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
+        ApiKey::FindCoordinator => kafka_groups::find_coordinator(&asked).await,
+        ApiKey::JoinGroup => kafka_groups::join_group(&asked).await,
+        ApiKey::SyncGroup => kafka_groups::sync_group(&asked).await,
+        ApiKey::Heartbeat => kafka_groups::heartbeat(&asked).await,
+        ApiKey::LeaveGroup => kafka_groups::leave_group(&asked).await,
+        ApiKey::OffsetCommit => kafka_offsets::offset_commit(&asked).await,
+        ApiKey::OffsetFetch => kafka_offsets::offset_fetch(&asked).await,
+        ApiKey::OffsetDelete => kafka_offsets::offset_delete(&asked).await,
+        ApiKey::DescribeGroups => kafka_group_admin::describe_groups(&asked).await,
+        ApiKey::ListGroups => kafka_group_admin::list_groups(&asked).await,
+        ApiKey::DeleteGroups => kafka_group_admin::delete_groups(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
         ApiKey::CreatePartitions => kafka_admin::create_partitions(&asked).await,
@@ -111,6 +144,17 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,
         ApiKey::DescribeConfigs => RequestKind::DescribeTopic,
         ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs | ApiKey::CreatePartitions => RequestKind::AlterTopic,
+        ApiKey::FindCoordinator
+        | ApiKey::JoinGroup
+        | ApiKey::SyncGroup
+        | ApiKey::Heartbeat
+        | ApiKey::LeaveGroup
+        | ApiKey::OffsetCommit
+        | ApiKey::OffsetFetch
+        | ApiKey::OffsetDelete
+        | ApiKey::DescribeGroups
+        | ApiKey::ListGroups
+        | ApiKey::DeleteGroups => RequestKind::Group,
         _ => RequestKind::Other,
     }
 }

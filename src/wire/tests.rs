@@ -75,6 +75,8 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         name().prop_map(|n| (Request::DeleteTopic(n), 0)),
         name().prop_map(|n| (Request::DescribeTopic(n), 0)),
         Just((Request::InitProducerId, 0)),
+        vec(name(), 0..4).prop_map(|names| (Request::FindCoordinator(names), 0)),
+        group_values::request().prop_map(|r| (Request::Group(r), 0)),
     ]
 }
 
@@ -136,6 +138,8 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         Just((Response::TopicDeleted, 0)),
         any::<(i64, i16)>().prop_map(|(id, epoch)| (Response::ProducerId(id, epoch), 0)),
         refusal().prop_map(|r| (Response::Refused(r), 0)),
+        group_values::coordinators().prop_map(|c| (Response::Coordinators(c), 0)),
+        group_values::answer().prop_map(|a| (Response::Group(a), 0)),
     ]
 }
 
