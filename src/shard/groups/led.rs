@@ -100,27 +100,7 @@ impl Led {
         let refused = super::refusal(&request);
         let (sender, answer) = async_channel::bounded(1);
         self.waiters.borrow_mut().insert(waiter, sender);
-        let at_once = {
-            let mut machine = self.machine.borrow_mut();
-            match request {
-                GroupRequest::Join(join) => none(machine.handle_join(waiter, join, now)),
-                GroupRequest::Sync(sync) | GroupRequest::SyncAssignedByBroker(sync) => none(machine.handle_sync(waiter, sync, now)),
-                GroupRequest::Leave(leave) => none(machine.handle_leave(waiter, &leave, now)),
-                GroupRequest::Commit(commit) => none(machine.handle_commit(waiter, &commit, now)),
-                GroupRequest::Delete(groups) => none(machine.handle_delete_groups(waiter, groups, now)),
-                GroupRequest::DeleteOffsets { group, topics } => none(machine.handle_delete_offsets(waiter, &group, &topics)),
-                GroupRequest::Heartbeat(heartbeat) => Some(GroupAnswer::Heartbeat(machine.handle_heartbeat(&heartbeat, now))),
-                GroupRequest::FetchOffsets(fetch) => Some(GroupAnswer::FetchOffsets(machine.fetch_offsets(&fetch))),
-                GroupRequest::List(states) => Some(GroupAnswer::List(machine.list(&states))),
-                GroupRequest::Describe(groups) => {
-                    let described = groups.into_iter().map(|group| {
-                        let described = machine.describe(&group);
-                        (group, described)
-                    });
-                    Some(GroupAnswer::Describe(described.collect()))
-                }
-            }
-        };
+        let at_once = self.handle(waiter, request, now);
         self.pump();
         if let Some(answer) = at_once {
             self.waiters.borrow_mut().remove(&waiter);
@@ -128,6 +108,30 @@ impl Led {
         }
         // The machine answers each request once, or is unloaded and answers then.
         answer.recv().await.unwrap_or_else(|_| refused(GroupError::NotCoordinator))
+    }
+
+    /// Gives the request to the machine; the answer where that does not wait for the log or for other members.
+    fn handle(&self, waiter: Waiter, request: GroupRequest, now: Now) -> Option<GroupAnswer> {
+        let mut machine = self.machine.borrow_mut();
+        match request {
+            GroupRequest::Join(join) => machine.handle_join(waiter, join, now),
+            GroupRequest::Sync(sync) | GroupRequest::SyncAssignedByBroker(sync) => machine.handle_sync(waiter, sync, now),
+            GroupRequest::Leave(leave) => machine.handle_leave(waiter, &leave, now),
+            GroupRequest::Commit(commit) => machine.handle_commit(waiter, &commit, now),
+            GroupRequest::Delete(groups) => machine.handle_delete_groups(waiter, groups, now),
+            GroupRequest::DeleteOffsets { group, topics } => machine.handle_delete_offsets(waiter, &group, &topics),
+            GroupRequest::Heartbeat(heartbeat) => return Some(GroupAnswer::Heartbeat(machine.handle_heartbeat(&heartbeat, now))),
+            GroupRequest::FetchOffsets(fetch) => return Some(GroupAnswer::FetchOffsets(machine.fetch_offsets(&fetch))),
+            GroupRequest::List(states) => return Some(GroupAnswer::List(machine.list(&states))),
+            GroupRequest::Describe(groups) => {
+                let described = groups.into_iter().map(|group| {
+                    let described = machine.describe(&group);
+                    (group, described)
+                });
+                return Some(GroupAnswer::Describe(described.collect()));
+            }
+        }
+        None
     }
 
     /// Groups in one of these states.
@@ -297,11 +301,6 @@ impl Led {
             self.wake.notify();
         }
     }
-}
-
-/// The answer comes later.
-fn none(_: ()) -> Option<GroupAnswer> {
-    None
 }
 
 /// Hears what became of an append.
