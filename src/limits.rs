@@ -226,6 +226,10 @@ pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
 pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
 /// Committed positions of all groups of one partition of `__consumer_offsets`.
 pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Longest snapshot of a partition's groups that is kept in checkpoints, bytes: each checkpoint has it again. Groups of a longer one are loaded from the log.
+pub const MAX_GROUP_SNAPSHOT: usize = 4 * 1024 * 1024;
+/// Records of a partition's groups after which a snapshot is made again, at least; with more groups and positions than that, after as many.
+pub const GROUP_SNAPSHOT_RECORDS: usize = 1_000;
 /// Bytes of a partition of `__consumer_offsets` that are read at once when its groups are loaded.
 pub const GROUP_LOAD_BYTES: u32 = 1024 * 1024;
 /// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.

@@ -54,6 +54,7 @@ enumerated! {
         SlowPeersClosed = "slow_peers_closed", "Connections closed because their peer took nothing of what it had asked for.";
         MeshSent = "mesh_sent", "Requests forwarded to the shard that owns the partition.";
         MeshServed = "mesh_served", "Requests served for another shard.";
+        GroupRecordsLoaded = "group_records_loaded", "Records of consumer groups read when their coordinators were loaded; what the checkpoint had is not among them.";
         LongPolls = "long_polls", "Fetches that had to wait for records.";
         DuplicateBatches = "duplicate_batches", "Batches that an idempotent producer sent again.";
         LargeAppends = "large_appends", "Batches written straight to a segment.";

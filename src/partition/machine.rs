@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use crate::batch::{self, BatchHeader};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
@@ -32,6 +34,7 @@ pub struct Partition {
     producers: ProducerTable,
     /// It was damaged when the store was opened: what is known of it is kept as it is, and nothing is served.
     quarantined: bool,
+    groups: Option<Bytes>,
 }
 
 /// Everything below is in segments and synced.
@@ -115,7 +118,18 @@ impl Partition {
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(max_producers, &state.producers, now),
             quarantined: state.quarantined,
+            groups: state.groups,
         }
+    }
+
+    /// The snapshot of the consumer groups that this partition holds, as it goes into checkpoints.
+    pub fn groups(&self) -> Option<&Bytes> {
+        self.groups.as_ref()
+    }
+
+    /// Another snapshot from the next checkpoint on.
+    pub fn set_groups(&mut self, groups: Option<Bytes>) {
+        self.groups = groups;
     }
 
     /// Whether it was set aside when the store was opened; every checkpoint says so again, or the next start would serve a shorter log.
@@ -396,6 +410,7 @@ impl Partition {
             epochs: self.epochs.clone(),
             segments: self.segments.iter().copied().collect(),
             producers: self.producers.snapshot(),
+            groups: self.groups.clone(),
         }
     }
 }

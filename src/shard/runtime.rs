@@ -276,7 +276,7 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
         cell.committed.notify();
     }
     wait_for_all(store).await;
-    context.groups.stop();
+    context.groups.stop(context);
     let deadline = Instant::now() + DRAIN_TIME;
     while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.queued_bytes() > 0) {
         context.answers.flush();

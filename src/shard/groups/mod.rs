@@ -63,9 +63,9 @@ impl Groups {
     }
 
     /// Nothing is coordinated any more: whoever waits is told to look for another coordinator.
-    pub fn stop(&self) {
+    pub fn stop(&self, context: &Context) {
         for led in std::mem::take(&mut *self.led.borrow_mut()).into_values() {
-            led.stop();
+            led.finish(context);
         }
     }
 
