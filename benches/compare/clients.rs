@@ -11,7 +11,7 @@ use corelane::cli::bench::BenchError;
 use corelane::cli::bench::process::Usage;
 use serde_json::Value;
 
-use crate::systems::{Broker, tail};
+use crate::systems::{Broker, ends_with_this_process, tail};
 
 /// A client process; killed when dropped.
 pub struct Client {
@@ -36,6 +36,7 @@ impl Client {
         let log = scratch.join(format!("{name}.log"));
         let errors = File::create(&log).map_err(BenchError::io(format!("creating {}", log.display())))?;
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(errors);
+        ends_with_this_process(&mut command);
         let program = command.get_program().to_string_lossy().into_owned();
         let mut process = command.spawn().map_err(BenchError::io(format!("starting {program}")))?;
         let output = process.stdout.take();

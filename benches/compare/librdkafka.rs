@@ -22,6 +22,10 @@ use serde_json::{Value, json};
 const DRAIN: Duration = Duration::from_secs(10);
 /// A record that is late by less than this is sent with those before it: waking up for each would cost the brokers' cores.
 const TICK: Duration = Duration::from_micros(250);
+/// What a producer queues at most, KiB.
+const QUEUE_KIB: u64 = 32 * 1024;
+/// The warm-up may take so many times as long as it should.
+const MOST_WARM_UPS: u64 = 3;
 /// Threads that send at a fixed rate.
 const MOST_PACERS: usize = 2;
 /// How long a producer whose queue is full waits for room at a time.
@@ -87,9 +91,14 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
     let text = |name: &str| arguments.get(name).ok_or_else(|| format!("the argument {name}=... is missing"));
     let number = |name: &str| text(name)?.parse::<f64>().map_err(|error| format!("{name}: {error}"));
     let nanoseconds = |seconds: f64| (seconds * 1e9) as u64;
-    let begin = nanoseconds(number("warm_up")?);
-    let run = Run { start: Instant::now(), begin, end: begin + nanoseconds(number("seconds")?) };
+    let (warm_up, length) = (nanoseconds(number("warm_up")?), nanoseconds(number("seconds")?));
+    let start = Instant::now();
     let (producers, rate) = (number("producers")? as usize, number("rate")?);
+    // Only at a fixed rate is it known before when the window begins; only there latencies are taken.
+    let run = match rate > 0.0 {
+        true => Run { start, begin: warm_up, end: warm_up + length },
+        false => Run { start, begin: u64::MAX, end: u64::MAX },
+    };
     let (mut ledgers, mut all_producers) = (Vec::new(), Vec::new());
     for _ in 0..producers {
         let ledger = Arc::new(Ledger {
@@ -102,7 +111,10 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
         });
         ledgers.push(ledger.clone());
         let mut config = ClientConfig::new();
-        config.set("bootstrap.servers", text("bootstrap")?).set("partitioner", "murmur2_random").set("queue.buffering.max.kbytes", "32768");
+        config
+            .set("bootstrap.servers", text("bootstrap")?)
+            .set("partitioner", "murmur2_random")
+            .set("queue.buffering.max.kbytes", QUEUE_KIB.to_string());
         let producer: ThreadedProducer<Told> = config.create_with_context(Told(ledger)).map_err(|error| error.to_string())?;
         all_producers.push(producer);
     }
@@ -122,17 +134,26 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
     let sum = |figure: fn(&Ledger) -> &AtomicU64| ledgers.iter().map(|ledger| figure(ledger).load(Ordering::Relaxed)).sum::<u64>();
     let acknowledged = || sum(|ledger| &ledger.acknowledged);
     let sleep_until = |moment: u64| thread::sleep(Duration::from_nanos(moment.saturating_sub(run.now())));
-    sleep_until(run.begin);
+    sleep_until(warm_up);
+    let mut begin = warm_up;
+    if rate == 0.0 {
+        // Half of what the queues hold is to be acknowledged, unless that takes too long.
+        let wanted = producers as u64 * QUEUE_KIB * 1024 / 2 / number("record_bytes")? as u64;
+        while acknowledged() < wanted && run.now() < MOST_WARM_UPS * warm_up {
+            thread::sleep(Duration::from_millis(5));
+        }
+        begin = run.now();
+    }
     println!("{}", json!({"event": "begin"}));
     let (began_at, at_begin) = (run.now(), acknowledged());
     let (mut per_second, mut last) = (Vec::new(), at_begin);
-    for second in 1..=(run.end - run.begin) / 1_000_000_000 {
-        sleep_until(run.begin + second * 1_000_000_000);
+    for second in 1..=length / 1_000_000_000 {
+        sleep_until(begin + second * 1_000_000_000);
         let now = acknowledged();
         per_second.push(now - last);
         last = now;
     }
-    sleep_until(run.end);
+    sleep_until(begin + length);
     let (records, seconds) = (acknowledged() - at_begin, (run.now() - began_at) as f64 / 1e9);
     println!("{}", json!({"event": "end"}));
     let mut all = Latencies::new();
@@ -158,6 +179,8 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
             "acknowledged": acknowledged(), "first_error": first.unwrap_or_default(), "per_second": per_second, "latency": latency,
         })
     );
+    // What it has used is read from outside at the end of the window; until then the process is to be there.
+    thread::sleep(Duration::from_millis(200));
     // What is still queued is not waited for: it belongs to no window.
     std::process::exit(0)
 }
@@ -184,7 +207,7 @@ impl Sender {
         let pacers = self.producers.len().min(MOST_PACERS);
         for n in (first as u64..).step_by(pacers) {
             let intended = (n as f64 * 1e9 / rate) as u64;
-            if intended >= run.end || self.stopping() {
+            if self.stopping() || intended >= run.end {
                 return;
             }
             if intended > run.now() {

@@ -172,7 +172,7 @@ fn java(producers: u32, partitions: u32, record_bytes: u32) -> Case {
         kind: Kind::Produce,
         systems: TWO.to_vec(),
         repeats: 3,
-        warm_up: 6.0,
+        warm_up: 5.0,
         seconds: 8.0,
     }
 }

@@ -120,6 +120,7 @@ impl Broker {
         let log = File::create(scratch.join("broker.log")).map_err(BenchError::io("creating the broker's log"))?;
         let both = log.try_clone().map_err(BenchError::io("the broker's log"))?;
         command.stdin(Stdio::null()).stdout(log).stderr(both);
+        ends_with_this_process(&mut command);
         let started = Instant::now();
         let process = command.spawn().map_err(BenchError::io(format!("starting {}", system.name())))?;
         let mut broker = Broker { process, bootstrap: format!("127.0.0.1:{port}"), start_up: Duration::ZERO, data };
@@ -281,6 +282,15 @@ fn allocated(directory: &Path) -> u64 {
         Some(if metadata.is_dir() { allocated(&entry.path()) } else { metadata.blocks() * 512 })
     });
     sizes.sum()
+}
+
+/// The kernel kills it when this process is killed: no broker stays behind.
+#[allow(unsafe_code)]
+pub fn ends_with_this_process(command: &mut Command) {
+    use rustix::process::{Signal, set_parent_process_death_signal};
+    use std::os::unix::process::CommandExt;
+    // SAFETY: between fork and exec only one system call is made, nothing is allocated.
+    unsafe { command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?)) };
 }
 
 /// The last lines, for an error.

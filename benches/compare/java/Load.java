@@ -18,6 +18,10 @@ public final class Load {
     private static final long TICK_NS = 250_000;
     /** How long records that were sent in the window may take after its end. */
     private static final long DRAIN_NS = 10_000_000_000L;
+    /** What a producer queues by default. */
+    private static final long QUEUE_BYTES = 32 << 20;
+    /** The warm-up may take so many times as long as it should. */
+    private static final long MOST_WARM_UPS = 3;
     /** Threads that send at a fixed rate. */
     private static final int MOST_PACERS = 2;
 
@@ -50,23 +54,25 @@ public final class Load {
 
     public static void main(String[] words) throws Exception {
         new Load(new Arguments(words)).run();
-        // What is still queued is not waited for: it belongs to no window.
         System.out.flush();
+        // What it has used is read from outside at the end of the window; until then the process is to be there.
+        Thread.sleep(200);
+        // What is still queued is not waited for: it belongs to no window.
         Runtime.getRuntime().halt(0);
     }
 
     private void run() throws Exception {
-        long begin = System.nanoTime() + (long) (arguments.number("warm_up") * 1e9);
-        long end = begin + (long) (arguments.number("seconds") * 1e9);
+        long started = System.nanoTime();
+        long warm = started + (long) (arguments.number("warm_up") * 1e9);
+        long length = (long) (arguments.number("seconds") * 1e9);
         long total = (long) arguments.number("total");
-        ledgers.forEach(ledger -> ledger.window(begin, end));
         if (rate > 0) {
-            // The schedule begins now; the window is a part of it.
-            long start = System.nanoTime();
+            // The window is a part of the schedule.
+            ledgers.forEach(ledger -> ledger.window(warm, warm + length));
             int pacers = Math.min(producers, MOST_PACERS);
             for (int i = 0; i < pacers; i++) {
                 int first = i;
-                start(() -> sendAtRate(start, first, pacers, end));
+                start(() -> sendAtRate(started, first, pacers, warm + length));
             }
         } else {
             for (int i = 0; i < producers; i++) {
@@ -77,8 +83,19 @@ public final class Load {
         if (total > 0) {
             untilAcknowledged(total);
         } else {
-            measure(begin, end);
+            long begin = rate > 0 ? warm : whenWarm(warm, started);
+            measure(begin, begin + length);
         }
+    }
+
+    /** At full load the queues fill first, which takes the cores from the broker: half of what they hold is to be acknowledged, unless that takes too long. */
+    private long whenWarm(long warm, long started) throws Exception {
+        long wanted = (long) producers * QUEUE_BYTES / 2 / value.length;
+        long latest = started + MOST_WARM_UPS * (warm - started);
+        while (System.nanoTime() < warm || (acknowledged() < wanted && System.nanoTime() < latest)) {
+            Thread.sleep(5);
+        }
+        return System.nanoTime();
     }
 
     private void untilAcknowledged(long total) throws Exception {
