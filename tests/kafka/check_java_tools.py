@@ -22,7 +22,6 @@ from confluent_kafka import Consumer
 
 # Steps that only a broker with consumer groups can answer.
 ALL = tool_steps.TOPICS + tool_steps.CONFIGS + tool_steps.CONSOLE
-SETTINGS = {"group_initial_rebalance_delay_ms": 0, "num_partitions": 1}
 
 MASKS = [
     # A set-up that has no logger says so once.
@@ -200,7 +199,8 @@ class JavaTools(unittest.TestCase):
             except Exception as failure:
                 said[broker.name] = failure
 
-        both = [brokers.ApacheKafka(**{name.replace("_", "."): value for name, value in SETTINGS.items()}), brokers.Corelane()]
+        settings = {"group.initial.rebalance.delay.ms": 0, "num.partitions": 1}
+        both = [brokers.ApacheKafka(**settings), brokers.Corelane("--group-initial-rebalance-delay-ms", "0")]
         for broker in both:
             self.addCleanup(broker.close)
         threads = [threading.Thread(target=play, args=[broker]) for broker in both]

@@ -8,6 +8,7 @@ import json
 import signal
 import subprocess
 import sys
+import threading
 import time
 import unittest
 
@@ -118,7 +119,7 @@ class LogCollection(brokers.Case):
         self.addCleanup(rsyslog.close)
         bulk = self.broker.directory / "bulk.ndjson"
         indexer = Indexer(self.broker, bulk)
-        begun, written, arrived, kills, back_at = time.monotonic(), 0, set(), 0, None
+        begun, written, arrived, kill = time.monotonic(), 0, set(), None
         with open(rsyslog.source, "w") as source:
             while len(arrived) < LINES:
                 self.assertIsNone(rsyslog.process.poll(), rsyslog.log.read_text())
@@ -130,20 +131,24 @@ class LogCollection(brokers.Case):
                     source.writelines(line(number) + "\n" for number in range(written, written + 5000))
                     source.flush()
                     written += 5000
-                if not kills and len(arrived) > KILL_AT:
-                    self.broker.kill()
-                    kills, back_at = 1, time.monotonic() + AWAY
-                if back_at and time.monotonic() > back_at:
-                    self.broker.start()
-                    back_at = None
+                if not kill and len(arrived) > KILL_AT:
+                    # In a thread of its own: the group's member may wait for the broker meanwhile.
+                    kill = threading.Thread(target=self.kill_and_start)
+                    kill.start()
                 arrived.update(indexer.work())
+        kill.join()
         seconds = time.monotonic() - begun
         rsyslog.stop()
         indexer.close()
         written = [line(number) for number in range(LINES)]
-        self.assertEqual((kills, missing(written, bulk.read_text())), (1, []))
+        self.assertEqual(missing(written, bulk.read_text()), [])
         count = bulk.read_text().count("\n") // 2
         print(f"{LINES} lines, {count} documents, a kill, {seconds:.1f} s", file=sys.stderr)
+
+    def kill_and_start(self):
+        self.broker.kill()
+        time.sleep(AWAY)
+        self.broker.start()
 
 
 class Comparison(unittest.TestCase):
