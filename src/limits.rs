@@ -181,6 +181,22 @@ pub const MESH_QUEUE: usize = 1024;
 pub const MAX_PRODUCERS: usize = 10_000;
 /// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
+/// A shard's memory divided by this is what a cleaning's map of keys takes: 24 bytes a slot, three of four in use.
+pub const CLEANER_MEMORY_PART: usize = 32;
+/// Most memory of a cleaning's map, bytes (Kafka's default of `log.cleaner.dedupe.buffer.size`).
+pub const MAX_CLEANER_MEMORY: usize = 128 * 1024 * 1024;
+/// A cleaning reads and writes in pieces of about this many bytes.
+pub const CLEANER_PIECE: usize = 512 * 1024;
+/// A cleaning reads and writes at most so many bytes per second in each shard: a small part of what a device does.
+pub const CLEANER_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+/// Pause between two looks for what is to be cleaned, ms.
+pub const CLEANER_PAUSE_MS: u64 = 1_000;
+/// Largest uncompressed block of a batch for a compacted topic, bytes: its keys are looked at when it comes, and by every cleaning.
+pub const MAX_COMPACTED_BLOCK: usize = ADOPT_APPEND;
+/// Default of `delete.retention.ms` (Kafka's default), ms.
+pub const DEFAULT_DELETE_RETENTION_MS: u64 = 24 * 3600 * 1000;
+/// Default of `min.cleanable.dirty.ratio` (Kafka's default), millionths.
+pub const DEFAULT_DIRTY_RATIO_MILLIONTHS: u32 = 500_000;
 /// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
 pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
 

@@ -13,6 +13,7 @@ const QUARANTINED: u32 = 1;
 const WITH_GROUPS: u32 = 2;
 const SEALED: u32 = 1;
 const ADOPTED: u32 = 2;
+const CLEANED: u32 = 4;
 
 /// The state of a shard after one group.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -186,7 +187,8 @@ fn write_partition(out: &mut Vec<u8>, state: &PartitionState) {
         out.extend(segment.running_hash.to_le_bytes());
         out.extend(segment.rewrite_generation.to_le_bytes());
         out.extend(segment.index_entries.to_le_bytes());
-        let flags = if segment.sealed { SEALED } else { 0 } | if segment.adopted { ADOPTED } else { 0 };
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags = flag(segment.sealed, SEALED) | flag(segment.adopted, ADOPTED) | flag(segment.cleaned, CLEANED);
         out.extend(flags.to_le_bytes());
     }
     out.extend((state.producers.len() as u32).to_le_bytes());
@@ -297,10 +299,12 @@ fn read_segment(reader: &mut Reader<'_>) -> Option<SegmentInfo> {
         index_entries: reader.u32()?,
         sealed: false,
         adopted: false,
+        cleaned: false,
     };
     let flags = reader.u32()?;
     segment.sealed = flags & SEALED != 0;
     segment.adopted = flags & ADOPTED != 0;
+    segment.cleaned = flags & CLEANED != 0;
     Some(segment)
 }
 
@@ -343,7 +347,7 @@ mod tests {
             flushed_position: 8192,
             epochs: vec![(0, 0), (3, 120)],
             segments: vec![
-                SegmentInfo { sealed: true, adopted: true, index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
+                SegmentInfo { sealed: true, adopted: true, cleaned: n % 2 == 0, index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
                 SegmentInfo::new(100, 0, 6),
             ],
             producers: vec![ProducerSnapshot { id: 9, epoch: 1, batches: vec![batch; PRODUCER_BATCHES] }],

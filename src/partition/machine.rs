@@ -7,8 +7,10 @@ use bytes::Bytes;
 use crate::batch::{self, BatchHeader};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
+use crate::log::cleaning::plan::{Bounds, Survey};
 use crate::log::index::{Index, IndexEntry, fits_segment};
 use crate::log::producers::{ProducerTable, Sequence};
+use crate::log::replacement::replaced;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
@@ -382,6 +384,39 @@ impl Partition {
             self.flushed = Flushed { segment: first.base_offset, position: FIRST_POSITION };
         }
         Ok(gone)
+    }
+
+    /// What of the log may be cleaned, and how much of it is dirty.
+    pub fn survey(&self, now: Timestamp, settings: &Settings) -> Survey {
+        let bounds = Bounds {
+            flushed_segment: self.flushed.segment,
+            committed: self.ladder.committed(),
+            newest_timestamp: if settings.compaction_lag_ms > 0 { now.saturating_sub(settings.compaction_lag_ms) } else { Timestamp::MAX },
+        };
+        Survey::of(&self.segments, &bounds)
+    }
+
+    /// Puts a rewritten segment, which is on disk, in the place of those that it was made of; they are returned.
+    ///
+    /// # Errors
+    /// When they are not those of the log (any more).
+    pub fn replace_segments(&mut self, new: SegmentInfo) -> Result<Vec<SegmentInfo>, String> {
+        let range = replaced(self.segments.iter(), &new)?;
+        assert!(self.segments.range(range.clone()).all(|s| s.base_offset < self.flushed.segment), "only what is flushed is cleaned");
+        let at = range.start;
+        let gone: Vec<_> = self.segments.drain(range).collect();
+        if !gone.is_empty() {
+            self.segments.insert(at, new);
+        }
+        Ok(gone)
+    }
+
+    /// A pass has looked at all of a segment and found nothing to leave out.
+    pub fn mark_cleaned(&mut self, segment: &SegmentInfo) {
+        let same = |s: &&mut SegmentInfo| (s.base_offset, s.rewrite_generation) == (segment.base_offset, segment.rewrite_generation);
+        if let Some(found) = self.segments.iter_mut().find(same) {
+            found.cleaned = true;
+        }
     }
 
     /// Forgets producers that have been silent too long.
