@@ -561,3 +561,22 @@ async fn settings_that_can_not_be_are_refused() {
     let error = short.next_record().await.unwrap_err().to_string();
     assert!(error.contains("session timeout"), "{error}");
 }
+
+fn consume(place: &Place, flags: &[&str]) -> String {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_corelane"));
+    let output = command.args(["consume", "t", "--broker", &place.address]).args(flags).output().expect("the command runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_goes_on_where_its_group_stopped() {
+    let place = Place::start();
+    let client = place.client().await;
+    topic(&client, "t", 1).await;
+    send(&client, "t", 0..10).await;
+    assert_eq!(consume(&place, &["--group", "g", "--from-beginning", "--count", "3"]), "0\n1\n2\n");
+    assert_eq!(consume(&place, &["--group", "g", "--count", "2", "--format", "%o=%s\\n"]), "3=3\n4=4\n");
+    let line = consume(&place, &["--group", "g", "--count", "1", "--json"]);
+    assert_eq!(serde_json::from_str::<serde_json::Value>(&line).unwrap()["offset"], 5);
+}
