@@ -20,8 +20,7 @@ import tool_steps
 from brokers import PATIENCE
 from confluent_kafka import Consumer
 
-# Steps that only a broker with consumer groups can answer.
-ALL = tool_steps.TOPICS + tool_steps.CONFIGS + tool_steps.CONSOLE
+ALL = tool_steps.TOPICS + tool_steps.CONFIGS + tool_steps.CONSOLE + tool_steps.GROUPS
 
 MASKS = [
     # A set-up that has no logger says so once.
