@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use crate::limits;
 use crate::log::journal::EntryKind;
-use crate::log::paths;
 use crate::metrics::{Counter, Gauge};
 use crate::shard::context::Context;
 use crate::shard::partition_cell::PartitionCell;
@@ -116,7 +115,7 @@ async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i6
     cell.leave_flush();
     for segment in gone {
         cell.drop_files(segment.base_offset);
-        for path in [paths::segment(cell.id, segment.base_offset), paths::index(cell.id, segment.base_offset)] {
+        for path in [segment.path(cell.id), segment.index_path(cell.id)] {
             if let Err(error) = store.disk.remove(&path).await {
                 tracing::warn!(path, %error, "a deleted segment's file stays until the next start");
             }

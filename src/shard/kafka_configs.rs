@@ -131,6 +131,7 @@ fn kind(name: &str) -> i8 {
     const STRING: i8 = 2;
     const INT: i8 = 3;
     const LONG: i8 = 5;
+    const DOUBLE: i8 = 6;
     const LIST: i8 = 7;
     match name {
         "auto.create.topics.enable" => BOOLEAN,
@@ -140,7 +141,8 @@ fn kind(name: &str) -> i8 {
         | "num.partitions"
         | "segment.bytes"
         | "default.replication.factor" => INT,
-        "retention.bytes" | "retention.ms" | "segment.ms" => LONG,
+        "delete.retention.ms" | "min.compaction.lag.ms" | "retention.bytes" | "retention.ms" | "segment.ms" => LONG,
+        "min.cleanable.dirty.ratio" => DOUBLE,
         "cleanup.policy" => LIST,
         _ => STRING,
     }

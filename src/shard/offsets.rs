@@ -51,7 +51,8 @@ async fn answer(context: &Rc<Context>, question: &ListOffset) -> Result<(Offset,
         OffsetSpec::Latest => Ok((cell.machine.borrow().ladder().committed(), -1)),
         OffsetSpec::At(timestamp) => first_at(context, &cell, timestamp).await,
         OffsetSpec::MaxTimestamp => {
-            let largest = cell.machine.borrow().max_timestamp();
+            // That of the log may have been a record's that a cleaning left out.
+            let largest = cell.machine.borrow().segments().iter().map(|segment| segment.max_timestamp).max().unwrap_or(-1);
             if cell.machine.borrow().ladder().committed() == cell.machine.borrow().log_start() {
                 Ok((-1, -1))
             } else {
