@@ -120,6 +120,7 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<MetadataRequest>(&mut client, &mut asked);
     ask_all::<CreateTopicsRequest>(&mut client, &mut asked);
     ask_all::<DeleteTopicsRequest>(&mut client, &mut asked);
+    ask_all::<DeleteRecordsRequest>(&mut client, &mut asked);
     ask_all::<InitProducerIdRequest>(&mut client, &mut asked);
     ask_all::<DescribeConfigsRequest>(&mut client, &mut asked);
     ask_all::<AlterConfigsRequest>(&mut client, &mut asked);

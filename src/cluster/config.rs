@@ -207,6 +207,11 @@ impl TopicConfig {
         SETTINGS.iter().enumerate().map(entry).collect()
     }
 
+    /// The value in force of a setting; `None` where there is no such setting.
+    pub fn value(&self, name: &str, broker_durability: Durability) -> Option<String> {
+        SETTINGS.iter().find(|setting| setting.name == name).map(|setting| (setting.print)(self, broker_durability))
+    }
+
     /// The settings that somebody set, as (name, value): [`TopicConfig::from_pairs`] makes the same of them.
     pub fn set_pairs(&self) -> Vec<(String, String)> {
         let is_set = |(index, _): &(usize, &Setting)| self.set & (1 << index) != 0;

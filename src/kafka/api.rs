@@ -41,6 +41,7 @@ pub const APIS: &[Api] = &[
     of_shape(ApiKey::ApiVersions, (0, 4), 3, shape::API_VERSIONS),
     of_shape(ApiKey::CreateTopics, (2, 6), 5, shape::CREATE_TOPICS),
     of_shape(ApiKey::DeleteTopics, (1, 5), 4, shape::DELETE_TOPICS),
+    of_shape(ApiKey::DeleteRecords, (0, 2), 2, shape::DELETE_RECORDS),
     of_shape(ApiKey::InitProducerId, (0, 4), 2, shape::INIT_PRODUCER_ID),
     of_shape(ApiKey::DescribeConfigs, (1, 4), 4, shape::DESCRIBE_CONFIGS),
     of_shape(ApiKey::AlterConfigs, (0, 2), 2, shape::ALTER_CONFIGS),

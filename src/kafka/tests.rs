@@ -4,6 +4,7 @@ use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages::alter_configs_request::{AlterConfigsResource, AlterableConfig};
 use kafka_protocol::messages::create_partitions_request::{CreatePartitionsAssignment, CreatePartitionsTopic};
 use kafka_protocol::messages::create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig};
+use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_log_dirs_request::DescribableLogDirTopic;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
@@ -109,6 +110,11 @@ fn requests() -> Vec<(i16, i16, Vec<u8>)> {
         let body = DeleteTopicsRequest::default().with_topic_names(vec![topic("orders"), topic("x")]).with_timeout_ms(9);
         add(&mut all, ApiKey::DeleteTopics, version, body);
     }
+    for version in 0..=2 {
+        let partition = |index, offset| DeleteRecordsPartition::default().with_partition_index(index).with_offset(offset);
+        let of = DeleteRecordsTopic::default().with_name(topic("orders")).with_partitions(vec![partition(0, -1), partition(3, 1 << 40)]);
+        add(&mut all, ApiKey::DeleteRecords, version, DeleteRecordsRequest::default().with_topics(vec![of]).with_timeout_ms(9));
+    }
     for version in 0..=4 {
         let mut body =
             InitProducerIdRequest::default().with_transactional_id(Some(TransactionalId(text("t")))).with_transaction_timeout_ms(9);
@@ -170,6 +176,7 @@ fn read(bytes: &[u8]) -> bool {
         ApiKey::ApiVersions => decode::<ApiVersionsRequest>(&head, body).is_ok(),
         ApiKey::CreateTopics => decode::<CreateTopicsRequest>(&head, body).is_ok(),
         ApiKey::DeleteTopics => decode::<DeleteTopicsRequest>(&head, body).is_ok(),
+        ApiKey::DeleteRecords => decode::<DeleteRecordsRequest>(&head, body).is_ok(),
         ApiKey::InitProducerId => decode::<InitProducerIdRequest>(&head, body).is_ok(),
         ApiKey::DescribeConfigs => decode::<DescribeConfigsRequest>(&head, body).is_ok(),
         ApiKey::AlterConfigs => decode::<AlterConfigsRequest>(&head, body).is_ok(),

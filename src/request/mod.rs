@@ -42,6 +42,8 @@ pub enum Request {
     ListOffsets(Vec<ListOffset>),
     /// A new identity for an idempotent producer.
     InitProducerId,
+    /// Delete the first records of partitions.
+    DeleteRecords(Vec<DeleteRecords>),
 }
 
 /// Which topics to describe.
@@ -150,6 +152,15 @@ pub struct ListOffset {
     pub spec: OffsetSpec,
 }
 
+/// The first records of one partition, to be deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeleteRecords {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First offset that stays; `None` is the high watermark. Below the first readable one nothing changes.
+    pub before: Option<Offset>,
+}
+
 /// Any response but fetch, whose bytes travel beside it.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Response {
@@ -171,6 +182,8 @@ pub enum Response {
     ListOffsets(Vec<ListOffsetResult>),
     /// To [`Request::InitProducerId`].
     ProducerId(ProducerId, ProducerEpoch),
+    /// To [`Request::DeleteRecords`], in the order of the request.
+    RecordsDeleted(Vec<DeleteRecordsResult>),
     /// The whole request was refused.
     Refused(Refusal),
 }
@@ -305,6 +318,15 @@ pub struct ListOffsetResult {
     pub outcome: Result<(Offset, Timestamp), Refusal>,
 }
 
+/// The answer to one [`DeleteRecords`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeleteRecordsResult {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First readable offset from now on, or the refusal.
+    pub outcome: Result<Offset, Refusal>,
+}
+
 /// Why something was refused: a code for programs, and words that say what was expected and what came.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{message} ({code:?})")]
@@ -382,6 +404,8 @@ codes! {
     InvalidConfig = 40, false;
     /// The request contradicts itself.
     InvalidRequest = 42, false;
+    /// It is against a rule that the topic was given.
+    PolicyViolation = 44, false;
     /// The sequence is not the one that follows.
     OutOfOrderSequence = 45, false;
     /// Another producer has the id in a newer epoch.

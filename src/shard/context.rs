@@ -193,6 +193,14 @@ impl Context {
         }
     }
 
+    /// A partition as its users know it: the topic's name and the number, or the id where the topic has gone.
+    pub fn name_of(&self, id: &TopicPartition) -> String {
+        match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) => format!("partition {} of topic {}", id.partition, topic.name),
+            None => format!("partition {id}"),
+        }
+    }
+
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {

@@ -18,6 +18,7 @@ use crate::metrics::RequestKind;
 use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
 use crate::shard::kafka_admin;
+use crate::shard::kafka_delete_records;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
 use crate::shard::kafka_log_dirs;
@@ -61,8 +62,13 @@ impl Asked<'_> {
         glommio::yield_if_needed().await;
         match index < limits::MAX_KAFKA_CHANGES {
             true => Ok(()),
-            false => Err(Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))),
+            false => Err(self.too_many()),
         }
+    }
+
+    /// The refusal of what is behind the last that a request may change or describe.
+    pub fn too_many(&self) -> Refusal {
+        Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))
     }
 
     /// Counts a refusal; its Kafka code.
@@ -87,6 +93,7 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,
         ApiKey::ListOffsets => list_offsets(&asked).await,
+        ApiKey::DeleteRecords => kafka_delete_records::delete_records(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
@@ -106,6 +113,7 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::Fetch => RequestKind::Fetch,
         ApiKey::Metadata => RequestKind::Metadata,
         ApiKey::ListOffsets => RequestKind::ListOffsets,
+        ApiKey::DeleteRecords => RequestKind::DeleteRecords,
         ApiKey::InitProducerId => RequestKind::InitProducerId,
         ApiKey::CreateTopics => RequestKind::CreateTopic,
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,

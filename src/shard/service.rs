@@ -14,6 +14,7 @@ use crate::request::{
 };
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
+use crate::shard::deletion::delete_records;
 use crate::shard::fetch::{fetch, fetch_mine};
 use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
 use crate::shard::net::{Outgoing, Sender};
@@ -64,6 +65,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::Fetch(_) => RequestKind::Fetch,
         Request::ListOffsets(_) => RequestKind::ListOffsets,
         Request::InitProducerId => RequestKind::InitProducerId,
+        Request::DeleteRecords(_) => RequestKind::DeleteRecords,
     }
 }
 
@@ -80,6 +82,7 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }
 }

@@ -7,9 +7,9 @@ use flatbuffers::{ForwardsUOffset, InvalidFlatbuffer, Vector};
 
 use super::{generated as g, verified};
 use crate::request::{
-    Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, Fetch, FetchPartition, FetchResult, Fetched, ListOffset,
-    ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, Request,
-    Response, TopicDescription, TopicMetadata, TopicPartitions,
+    Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, Fetch, FetchPartition,
+    FetchResult, Fetched, ListOffset, ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, PartitionMetadata, Produce, ProduceBatch,
+    ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata, TopicPartitions,
 };
 use crate::types::{Durability, TopicId, TopicPartition};
 
@@ -162,6 +162,9 @@ fn request_of(root: &g::Request<'_>, payload_len: usize, spare: &mut Vec<Produce
     if root.body_as_init_producer_id_request().is_some() {
         return Ok(Request::InitProducerId);
     }
+    if let Some(delete) = root.body_as_delete_records_request() {
+        return delete.partitions().iter().map(records_to_delete_of).collect::<Result<_, _>>().map(Request::DeleteRecords);
+    }
     Err(Fault::Kind(root.body_type().0))
 }
 
@@ -236,6 +239,15 @@ fn question_of(question: &g::OffsetQuestion) -> Result<ListOffset, Fault> {
     Ok(ListOffset { partition: partition(question.topic(), question.partition()), spec })
 }
 
+fn records_to_delete_of(records: &g::RecordsToDelete) -> Result<DeleteRecords, Fault> {
+    let before = match records.before() {
+        -1 => None,
+        offset if offset >= 0 => Some(offset),
+        offset => return invalid(format!("the first offset that stays must be -1 (the high watermark) or more, not {offset}")),
+    };
+    Ok(DeleteRecords { partition: partition(records.topic(), records.partition()), before })
+}
+
 fn create_topic_of(create: &g::CreateTopicRequest<'_>) -> Result<CreateTopic, Fault> {
     let mut config = Vec::new();
     for (name, value) in settings_of(create.config()) {
@@ -283,6 +295,9 @@ fn response_of(root: &g::Response<'_>, payload_len: usize) -> Result<Response, F
     if let Some(producer) = root.body_as_init_producer_id_response() {
         return Ok(Response::ProducerId(producer.producer_id(), producer.producer_epoch()));
     }
+    if let Some(deleted) = root.body_as_delete_records_response() {
+        return delete_records_results_of(&deleted).map(Response::RecordsDeleted);
+    }
     if let Some(refusal) = root.body_as_refusal() {
         return Ok(Response::Refused(refusal_of(refusal)));
     }
@@ -323,6 +338,16 @@ fn offset_results_of(list: &g::ListOffsetsResponse<'_>) -> Result<Vec<ListOffset
         outcome: refusals.outcome(index, (a.offset(), a.timestamp())),
     };
     Ok(answers.iter().enumerate().map(result).collect())
+}
+
+fn delete_records_results_of(deleted: &g::DeleteRecordsResponse<'_>) -> Result<Vec<DeleteRecordsResult>, Fault> {
+    let starts = deleted.starts();
+    let mut refusals = Refusals::of(deleted.refusals(), starts.len())?;
+    let result = |(index, s): (usize, &g::LogStart)| DeleteRecordsResult {
+        partition: partition(s.topic(), s.partition()),
+        outcome: refusals.outcome(index, s.log_start()),
+    };
+    Ok(starts.iter().enumerate().map(result).collect())
 }
 
 /// The refusals of a list's items, taken in the order of their indices.

@@ -9,8 +9,8 @@ use super::frame::{self, FrameError};
 use super::generated as g;
 use crate::limits;
 use crate::request::{
-    Acks, AlterTopic, Code, CreateTopic, Fetch, FetchResult, ListOffset, ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, Produce,
-    ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata,
+    Acks, AlterTopic, Code, CreateTopic, DeleteRecords, DeleteRecordsResult, Fetch, FetchResult, ListOffset, ListOffsetResult, Metadata,
+    MetadataRequest, OffsetSpec, Produce, ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata,
 };
 use crate::types::{Durability, TopicPartition};
 
@@ -117,6 +117,7 @@ fn request_body(b: &mut Builder, request: &Request, payload_len: usize) -> (g::R
         Request::InitProducerId => {
             (Body::InitProducerIdRequest, g::InitProducerIdRequest::create(b, &g::InitProducerIdRequestArgs {}).as_union_value())
         }
+        Request::DeleteRecords(partitions) => (Body::DeleteRecordsRequest, delete_records_request(b, partitions).as_union_value()),
     }
 }
 
@@ -160,6 +161,15 @@ fn list_offsets_request(b: &mut Builder, questions: &[ListOffset]) -> Offset<g::
     });
     let questions = Some(b.create_vector_from_iter(questions));
     g::ListOffsetsRequest::create(b, &g::ListOffsetsRequestArgs { questions })
+}
+
+fn delete_records_request(b: &mut Builder, partitions: &[DeleteRecords]) -> Offset<g::DeleteRecordsRequest<'static>> {
+    let partitions = partitions.iter().map(|p| {
+        let (topic, partition) = place(p.partition);
+        g::RecordsToDelete::new(&topic, partition, p.before.unwrap_or(-1))
+    });
+    let partitions = Some(b.create_vector_from_iter(partitions));
+    g::DeleteRecordsRequest::create(b, &g::DeleteRecordsRequestArgs { partitions })
 }
 
 fn metadata_request(b: &mut Builder, metadata: &MetadataRequest) -> Offset<g::MetadataRequest<'static>> {
@@ -227,6 +237,7 @@ fn response_body(b: &mut Builder, response: &Response, payload_len: usize) -> (g
             let args = g::InitProducerIdResponseArgs { producer_id: *producer_id, producer_epoch: *producer_epoch };
             (Body::InitProducerIdResponse, g::InitProducerIdResponse::create(b, &args).as_union_value())
         }
+        Response::RecordsDeleted(results) => (Body::DeleteRecordsResponse, delete_records_response(b, results).as_union_value()),
         Response::Refused(refusal) => (Body::Refusal, refusal_offset(b, refusal).as_union_value()),
     }
 }
@@ -270,6 +281,16 @@ fn list_offsets_response(b: &mut Builder, results: &[ListOffsetResult]) -> Offse
     });
     let answers = Some(b.create_vector_from_iter(answers));
     g::ListOffsetsResponse::create(b, &g::ListOffsetsResponseArgs { answers, refusals })
+}
+
+fn delete_records_response(b: &mut Builder, results: &[DeleteRecordsResult]) -> Offset<g::DeleteRecordsResponse<'static>> {
+    let refusals = refused_items(b, results.iter().map(|r| r.outcome.as_ref().err()));
+    let starts = results.iter().map(|r| {
+        let (topic, partition) = place(r.partition);
+        g::LogStart::new(&topic, partition, *r.outcome.as_ref().unwrap_or(&-1))
+    });
+    let starts = Some(b.create_vector_from_iter(starts));
+    g::DeleteRecordsResponse::create(b, &g::DeleteRecordsResponseArgs { starts, refusals })
 }
 
 /// The refusals of a list with their places; none at all (and nothing allocated) where nothing was refused.

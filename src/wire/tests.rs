@@ -65,6 +65,7 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         .prop_map(|(name, partitions, config)| Request::AlterTopic(AlterTopic { name, partitions, config }));
     let metadata = (proptest::option::of(vec(name(), 0..4)), any::<bool>())
         .prop_map(|(topics, create_missing)| Request::Metadata(MetadataRequest { topics, create_missing }));
+    let delete = (place(), proptest::option::of(0..i64::MAX)).prop_map(|(partition, before)| DeleteRecords { partition, before });
     prop_oneof![
         produce(),
         fetch().prop_map(|r| (r, 0)),
@@ -75,6 +76,7 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         name().prop_map(|n| (Request::DeleteTopic(n), 0)),
         name().prop_map(|n| (Request::DescribeTopic(n), 0)),
         Just((Request::InitProducerId, 0)),
+        vec(delete, 0..5).prop_map(|d| (Request::DeleteRecords(d), 0)),
     ]
 }
 
@@ -122,6 +124,7 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         (any::<[i64; 2]>(), 0u32..9000).prop_map(|([high_watermark, log_start], bytes)| Fetched { high_watermark, log_start, bytes });
     let fetched = (place(), outcome(fetched)).prop_map(|(partition, outcome)| FetchResult { partition, outcome });
     let answered = (place(), outcome(any::<(i64, i64)>())).prop_map(|(partition, outcome)| ListOffsetResult { partition, outcome });
+    let deleted = (place(), outcome(any::<i64>())).prop_map(|(partition, outcome)| DeleteRecordsResult { partition, outcome });
     prop_oneof![
         vec(produced, 0..5).prop_map(|r| (Response::Produce(r), 0)),
         vec(fetched, 0..5).prop_map(|r| {
@@ -135,6 +138,7 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         description().prop_map(|t| (Response::TopicAltered(t), 0)),
         Just((Response::TopicDeleted, 0)),
         any::<(i64, i16)>().prop_map(|(id, epoch)| (Response::ProducerId(id, epoch), 0)),
+        vec(deleted, 0..5).prop_map(|r| (Response::RecordsDeleted(r), 0)),
         refusal().prop_map(|r| (Response::Refused(r), 0)),
     ]
 }

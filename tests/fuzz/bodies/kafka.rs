@@ -39,6 +39,7 @@ fn frame(bytes: &[u8]) {
         ApiKey::ApiVersions => drop(decode::<ApiVersionsRequest>(&head, body)),
         ApiKey::CreateTopics => drop(decode::<CreateTopicsRequest>(&head, body)),
         ApiKey::DeleteTopics => drop(decode::<DeleteTopicsRequest>(&head, body)),
+        ApiKey::DeleteRecords => drop(decode::<DeleteRecordsRequest>(&head, body)),
         ApiKey::InitProducerId => drop(decode::<InitProducerIdRequest>(&head, body)),
         ApiKey::DescribeConfigs => drop(decode::<DescribeConfigsRequest>(&head, body)),
         ApiKey::AlterConfigs => drop(decode::<AlterConfigsRequest>(&head, body)),
