@@ -149,6 +149,8 @@ pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
 /// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
 pub const MAX_KAFKA_CHANGES: usize = 10_000;
+/// Words of refusals and settings in one answer of Kafka's protocol, bytes; all else in it is in proportion to its request or to what there is.
+pub const MAX_KAFKA_DETAILS: usize = 4 * 1024 * 1024;
 /// Longest string of a request of Kafka's protocol, bytes (that of its classic encoding).
 pub const MAX_KAFKA_TEXT: usize = i16::MAX as usize;
 /// Topics that one request for metadata creates by naming them, at most.

@@ -6,6 +6,11 @@ use crate::limits;
 use crate::request::ConfigEntry;
 use crate::types::Durability;
 
+/// The setting that says what happens to old records.
+pub const CLEANUP_POLICY: &str = "cleanup.policy";
+/// The setting whose default is the broker's.
+pub const DURABILITY: &str = "durability";
+
 /// Which timestamp a record keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TimestampType {
@@ -54,7 +59,7 @@ pub struct Setting {
 /// Every setting of a topic, by name.
 pub const SETTINGS: &[Setting] = &[
     Setting {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         default: "delete",
         help: "what happens to old records; only delete for now",
         read: |_, v| match v {
@@ -72,7 +77,7 @@ pub const SETTINGS: &[Setting] = &[
         print: |_, _| "producer".into(),
     },
     Setting {
-        name: "durability",
+        name: DURABILITY,
         default: "",
         help: "when an append is acknowledged: durable, written or memory; the broker's default unless set",
         read: |c, v| v.parse().map(|d| c.durability = Some(d)).map_err(|_| "durable, written or memory".into()),
@@ -230,7 +235,7 @@ impl TopicConfig {
 
     fn put_default(&mut self, index: usize) {
         let setting = &SETTINGS[index];
-        if setting.name == "durability" {
+        if setting.name == DURABILITY {
             self.durability = None;
         } else {
             (setting.read)(self, setting.default).expect("a default is a valid value");

@@ -192,7 +192,7 @@ impl Partition {
         match self.producers.check(header) {
             Sequence::New => {}
             Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
-            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
+            refused => return Planned::Refused(sequence_refusal(header, &refused)),
         }
         let base_offset = self.ladder.appended();
         let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
@@ -400,17 +400,17 @@ impl Partition {
     }
 }
 
-fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+fn sequence_refusal(header: &BatchHeader, sequence: &Sequence) -> Refusal {
     let producer = header.producer_id;
     match sequence {
         Sequence::OutOfOrder { expected, actual } => {
-            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer}: expected sequence {expected}, got {actual}"))
         }
         Sequence::Fenced { current, actual } => {
-            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer}: epoch {actual}, the current one is {current}"))
         }
         Sequence::UnknownProducer { actual } => {
-            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known: expected sequence 0, got {actual}"))
         }
         Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
     }

@@ -20,6 +20,8 @@ pub struct Settings {
     pub log_append_time: bool,
     /// What an acknowledgement waits for.
     pub durability: Durability,
+    /// Only the broker itself appends, and no client deletes.
+    pub internal: bool,
 }
 
 impl Default for Settings {
@@ -33,6 +35,7 @@ impl Default for Settings {
             retention_ms: Some(7 * 24 * 3600 * 1000),
             log_append_time: false,
             durability: Durability::Durable,
+            internal: false,
         }
     }
 }

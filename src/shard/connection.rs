@@ -23,7 +23,7 @@ use crate::checksum::Crc32c;
 use crate::kafka;
 use crate::limits::{self, ADOPT_APPEND, BLOCK, LARGE_APPEND, RECEIVE_BUFFER};
 use crate::metrics::{Counter, Gauge, Stage};
-use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Request, Response};
+use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Refusal, Request, Response};
 use crate::shard::adoption;
 use crate::shard::buffer::AppendBuffer;
 use crate::shard::context::{ConnectionState, Context};
@@ -345,8 +345,8 @@ impl Connection {
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
     pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
-        if len > cell.settings.get().max_message_bytes {
-            return self.refuse_too_large(cell, len, 0, answer).await;
+        if let Some(refusal) = produce::early_refusal(cell, len) {
+            return self.refuse_unread(cell, refusal, len, answer).await;
         }
         let position = cell.machine.borrow().next_position().unwrap_or(BLOCK as u64);
         let mut head = vec![0; head_len(position)];
@@ -370,7 +370,7 @@ impl Connection {
         let mut first = head.clone();
         first.extend_from_slice(body.slice(0..batch::HEADER_LEN.saturating_sub(head.len())));
         match batch::check_ingress_computed(&first, len, cell.settings.get().max_message_bytes, crc.finish()) {
-            Err(error) => done.complete(Err(batch_refusal(&cell.id, &error))),
+            Err(error) => done.complete(Err(batch_refusal(cell, &error))),
             Ok(header) => {
                 let batch = LargeBatch { head, body: Rc::new(body), body_len };
                 append_large(&self.context, cell, &header, batch, done).await;
@@ -388,8 +388,8 @@ impl Connection {
         answer: Box<dyn Answer>,
     ) -> Result<(), End> {
         let trailer = if crc_trailer { 4 } else { 0 };
-        if len > cell.settings.get().max_message_bytes {
-            return self.refuse_too_large(cell, len, trailer, answer).await;
+        if let Some(refusal) = produce::early_refusal(cell, len) {
+            return self.refuse_unread(cell, refusal, len + trailer, answer).await;
         }
         let pending = PendingProduce::new(std::iter::once(cell.id), answer);
         let done = pending.completion(0);
@@ -426,10 +426,9 @@ impl Connection {
     }
 
     /// Answers at once; the batch is read past, nothing of it is kept.
-    async fn refuse_too_large(&mut self, cell: &PartitionCell, len: usize, trailer: usize, answer: Box<dyn Answer>) -> Result<(), End> {
-        let error = batch::BatchError::TooLarge { max: cell.settings.get().max_message_bytes, actual: len };
-        PendingProduce::new(std::iter::once(cell.id), answer).completion(0).complete(Err(batch_refusal(&cell.id, &error)));
-        self.skip(len + trailer).await
+    async fn refuse_unread(&mut self, cell: &PartitionCell, refusal: Refusal, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
+        PendingProduce::new(std::iter::once(cell.id), answer).completion(0).complete(Err(refusal));
+        self.skip(len).await
     }
 
     /// Fills `space` from the buffer, then from the socket.

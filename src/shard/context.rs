@@ -17,7 +17,7 @@ use crate::shard::event::Event;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
 use crate::shard::store::Store;
-use crate::types::{Durability, ProducerId, TopicPartition};
+use crate::types::{Durability, ProducerId, TopicPartition, is_internal_topic};
 
 /// Identity of a node.
 #[derive(Clone, Debug)]
@@ -190,6 +190,7 @@ impl Context {
             retention_ms: config.retention_ms.map(|ms| ms.min(i64::MAX as u64) as i64),
             log_append_time: config.timestamp_type == TimestampType::LogAppendTime,
             durability: topic.durability(self.durability),
+            internal: is_internal_topic(&topic.name),
         }
     }
 
@@ -206,7 +207,7 @@ impl Context {
         match self.view.borrow().topic_by_id(&id.topic) {
             Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
                 Code::NotLeader,
-                format!("a batch this large goes to the shard that owns partition {id}, which is {}", self.owner(id)),
+                format!("a batch this large goes to the shard that owns {}, which is {}", self.name_of(id), self.owner(id)),
             ),
             Some(topic) if id.partition < topic.partitions => Refusal::new(
                 Code::InvalidRequest,

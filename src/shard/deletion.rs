@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
+use crate::cluster::config::CLEANUP_POLICY;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
 use crate::metrics::Counter;
@@ -20,9 +21,7 @@ use crate::types::{Durability, Offset};
 
 /// Partitions of one request whose files are looked after at once.
 const AT_ONCE: usize = 16;
-/// The topic setting that says what happens to old records.
-const CLEANUP_POLICY: &str = "cleanup.policy";
-/// Its value where records stay until others of their key come.
+/// The cleanup policy where records stay until others of their key come.
 const ONLY_COMPACT: &str = "compact";
 
 /// Deletes records of partitions anywhere on this node.
@@ -70,16 +69,18 @@ async fn delete(context: &Rc<Context>, asked: DeleteRecords) -> Result<Offset, R
     if let Some(refusal) = cell.gone() {
         return Err(refusal);
     }
+    if cell.settings.get().internal {
+        return Err(cell.refusal(Code::InvalidTopicName, "only the broker deletes from it"));
+    }
     let policy = context.view.borrow().topic_by_id(&id.topic).and_then(|topic| topic.config.value(CLEANUP_POLICY, Durability::Durable));
     if policy.is_some_and(|policy| policy == ONLY_COMPACT) {
-        let words = format!("{} is {ONLY_COMPACT}: records of {} are deleted by their keys only", CLEANUP_POLICY, context.name_of(&id));
-        return Err(Refusal::new(Code::PolicyViolation, words));
+        let words = format!("{CLEANUP_POLICY} is {ONLY_COMPACT}: records are deleted by their keys only");
+        return Err(cell.refusal(Code::PolicyViolation, words));
     }
     let high_watermark = cell.machine.borrow().ladder().committed();
     let start = asked.before.unwrap_or(high_watermark);
     if start > high_watermark {
-        let words = format!("{} ends at {high_watermark}: there is no {start} to delete up to", context.name_of(&id));
-        return Err(Refusal::new(Code::OffsetOutOfRange, words));
+        return Err(cell.refusal(Code::OffsetOutOfRange, format!("it ends at {high_watermark}: there is no {start} to delete up to")));
     }
     if start > cell.machine.borrow().log_start() {
         roll_what_goes(context, &cell, start).await;

@@ -262,18 +262,18 @@ fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i
     let machine = cell.machine.borrow();
     if let Some(epoch) = wanted.leader_epoch {
         let current = machine.epoch();
-        let message = || format!("partition {}: leader epoch {epoch}, the current one is {current}", cell.id);
+        let message = || format!("leader epoch {epoch}, the current one is {current}");
         if epoch < current {
-            return Err(Refusal::new(Code::FencedLeaderEpoch, message()));
+            return Err(cell.refusal(Code::FencedLeaderEpoch, message()));
         }
         if epoch > current {
-            return Err(Refusal::new(Code::UnknownLeaderEpoch, message()));
+            return Err(cell.refusal(Code::UnknownLeaderEpoch, message()));
         }
     }
     let (high_watermark, log_start) = (machine.ladder().committed(), machine.log_start());
     if wanted.offset < log_start || wanted.offset > machine.ladder().appended() {
-        let message = format!("partition {} has offsets {log_start} to {high_watermark}, not {}", cell.id, wanted.offset);
-        return Err(Refusal::new(Code::OffsetOutOfRange, message));
+        let message = format!("it has offsets {log_start} to {high_watermark}, not {}", wanted.offset);
+        return Err(cell.refusal(Code::OffsetOutOfRange, message));
     }
     Ok((high_watermark, log_start))
 }

@@ -178,12 +178,18 @@ impl Answer for KafkaProduceAnswer {
             return first_refusal.into_iter().for_each(|words| self.exchange.fail_silent(words));
         };
         let mut results = results.iter();
+        let mut room = limits::MAX_KAFKA_DETAILS;
         let answered: Vec<(&str, Vec<Produced<'_>>)> = topics
             .iter()
             .map(|(name, outcomes)| {
-                let of = outcomes.iter().map(|outcome| match &outcome.refusal {
-                    Some((code, refusal)) => Produced::refused(outcome.index, *code, Some(&refusal.message)),
-                    None => produced_of(outcome.index, results.next()),
+                let of = outcomes.iter().map(|outcome| {
+                    let produced = match &outcome.refusal {
+                        Some((code, refusal)) => Produced::refused(outcome.index, *code, Some(&refusal.message)),
+                        None => produced_of(outcome.index, results.next()),
+                    };
+                    let left = room.checked_sub(produced.message.map_or(0, str::len));
+                    room = left.unwrap_or(0);
+                    Produced { message: produced.message.filter(|_| left.is_some()), ..produced }
                 });
                 (name.as_str(), of.collect())
             })

@@ -2,6 +2,7 @@
 //!
 //! Topics go by name here: a name is that of the topic which this shard's view of the catalogue has at the moment.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
@@ -10,7 +11,7 @@ use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse,
     MetadataRequest as KafkaMetadataRequest,
 };
-use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
@@ -35,6 +36,8 @@ pub struct Asked<'a> {
     /// Its header.
     pub head: RequestHead<'a>,
     body: Reader<'a>,
+    /// Bytes of words and settings that its answer may still hold.
+    room: Cell<usize>,
 }
 
 impl Asked<'_> {
@@ -66,6 +69,18 @@ impl Asked<'_> {
         }
     }
 
+    /// Takes room of the answer for what is not in proportion to the request; false where there is none left.
+    pub fn take_room(&self, bytes: usize) -> bool {
+        let left = self.room.get().checked_sub(bytes);
+        self.room.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    /// A refusal's words, while there is room for any: the code says the rest.
+    pub fn words(&self, words: String) -> Option<StrBytes> {
+        self.take_room(words.len()).then(|| words.into())
+    }
+
     /// The refusal of what is behind the last that a request may change or describe.
     pub fn too_many(&self) -> Refusal {
         Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))
@@ -88,7 +103,7 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         request.answer(exchange).await;
         return Ok(Vec::new());
     }
-    let asked = Asked { context: &exchange.context, start, head, body };
+    let asked = Asked { context: &exchange.context, start, head, body, room: Cell::new(limits::MAX_KAFKA_DETAILS) };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,

@@ -18,6 +18,7 @@ pub mod fetch;
 pub mod housekeeping;
 pub mod journal;
 pub mod kafka_admin;
+pub mod kafka_config_entries;
 pub mod kafka_configs;
 pub mod kafka_connection;
 pub mod kafka_delete_records;

@@ -11,6 +11,7 @@ use crate::request::{ListOffset, ListOffsetResult, OffsetSpec, Refusal, Request,
 use crate::shard::context::Context;
 use crate::shard::mesh::shard_gone;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::produce::batch_refusal;
 use crate::shard::write_behind;
 use crate::types::{Offset, Timestamp};
 
@@ -99,13 +100,13 @@ async fn search(
         })
     });
     if let Some(bytes) = batch {
-        let header = BatchHeader::parse(&bytes).map_err(|e| crate::shard::produce::batch_refusal(&cell.id, &e))?;
+        let header = BatchHeader::parse(&bytes).map_err(|e| batch_refusal(cell, &e))?;
         return Ok((in_batch(cell, &header, &bytes, timestamp, log_start, committed)?, header.next_offset()));
     }
     write_behind::bring_in(&context.store, cell, offset).await?;
     let run = context.store.reader.run(cell, offset).await?;
     for batch in BatchIter::new(run.bytes()) {
-        let (header, bytes) = batch.map_err(|e| crate::shard::produce::batch_refusal(&cell.id, &e))?;
+        let (header, bytes) = batch.map_err(|e| batch_refusal(cell, &e))?;
         if let Some(found) = in_batch(cell, &header, bytes, timestamp, log_start, committed)? {
             return Ok((Some(found), header.next_offset()));
         }
@@ -127,7 +128,7 @@ fn in_batch(
     if header.log_append_time() {
         return Ok(Some((header.base_offset.max(log_start), header.max_timestamp)));
     }
-    let refuse = |e: batch::BatchError| crate::shard::produce::batch_refusal(&cell.id, &e);
+    let refuse = |e: batch::BatchError| batch_refusal(cell, &e);
     let set = batch::decode(Bytes::copy_from_slice(bytes), MAX_DECOMPRESSED).map_err(refuse)?;
     for record in set.records() {
         let record = record.map_err(refuse)?;

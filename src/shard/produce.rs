@@ -31,14 +31,32 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
     }
 }
 
-/// Checks one batch and appends it to a partition of this shard.
+/// Checks a client's batch and appends it to a partition of this shard.
 pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
     let Some(cell) = context.store.partition(id) else {
         return done.complete(Err(context.unknown(id)));
     };
+    match early_refusal(&cell, bytes.len()) {
+        Some(refusal) => done.complete(Err(refusal)),
+        None => append_to(context, &cell, bytes, done).await,
+    }
+}
+
+/// Why a client's batch of `len` bytes is refused whatever is in it.
+pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+    let settings = cell.settings.get();
+    if settings.internal {
+        return Some(cell.refusal(Code::InvalidTopicName, "only the broker writes to it"));
+    }
+    let max = settings.max_message_bytes;
+    (len > max).then(|| batch_refusal(cell, &BatchError::TooLarge { max, actual: len }))
+}
+
+/// Checks one batch, of a client or of the broker's own, and appends it.
+pub async fn append_to(context: &Rc<Context>, cell: &Rc<PartitionCell>, bytes: &[u8], done: Completion) {
     let header = match batch::check_ingress(bytes, cell.settings.get().max_message_bytes) {
         Ok(header) => header,
-        Err(error) => return done.complete(Err(batch_refusal(id, &error))),
+        Err(error) => return done.complete(Err(batch_refusal(cell, &error))),
     };
     if bytes.len() > ADOPT_APPEND {
         let words = format!("a batch of {} bytes comes alone in its request, as all of more than {ADOPT_APPEND} do", bytes.len());
@@ -47,15 +65,15 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
     let store = &context.store;
     if bytes.len() >= LARGE_APPEND {
         let position = cell.machine.borrow().next_position().unwrap_or(crate::limits::BLOCK as u64);
-        return append_large(context, &cell, &header, store.large_batch(bytes, position), done).await;
+        return append_large(context, cell, &header, store.large_batch(bytes, position), done).await;
     }
     let mut done = done;
     loop {
-        match store.append(&cell, &header, bytes, done) {
+        match store.append(cell, &header, bytes, done) {
             Ok(()) | Err(Blocked::Decided) => return,
             Err(Blocked::Room(back)) => done = back,
         }
-        if let Err(refusal) = store.make_room(&cell, &header, bytes.len()).await {
+        if let Err(refusal) = store.make_room(cell, &header, bytes.len()).await {
             return done.complete(Err(refusal));
         }
     }
@@ -126,12 +144,12 @@ fn refuse_all(completions: Vec<Completion>, refusal: &Refusal) {
 }
 
 /// The refusal of a batch that does not check.
-pub fn batch_refusal(id: &TopicPartition, error: &BatchError) -> Refusal {
+pub fn batch_refusal(cell: &PartitionCell, error: &BatchError) -> Refusal {
     let code = match error.kind() {
         BatchErrorKind::Corrupt => Code::CorruptBatch,
         BatchErrorKind::TooLarge => Code::RecordTooLarge,
         BatchErrorKind::UnsupportedCompression => Code::UnsupportedCompression,
         BatchErrorKind::Invalid => Code::InvalidRecord,
     };
-    Refusal::new(code, format!("partition {id}: {error}"))
+    cell.refusal(code, error)
 }
