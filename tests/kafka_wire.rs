@@ -122,6 +122,7 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<DeleteTopicsRequest>(&mut client, &mut asked);
     ask_all::<DeleteRecordsRequest>(&mut client, &mut asked);
     ask_all::<InitProducerIdRequest>(&mut client, &mut asked);
+    ask_all::<OffsetForLeaderEpochRequest>(&mut client, &mut asked);
     ask_all::<DescribeConfigsRequest>(&mut client, &mut asked);
     ask_all::<AlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeLogDirsRequest>(&mut client, &mut asked);

@@ -199,7 +199,9 @@ pub(super) async fn list_offset(
 ) -> Result<(Offset, Timestamp), ClientError> {
     let ask = |partition| Request::ListOffsets(vec![ListOffset { partition, spec }]);
     let answer = ask_leader(brokers, topic, partition, ask, |response| match response {
-        Response::ListOffsets(mut results) if results.len() == 1 => results.remove(0).outcome.map_err(ClientError::from),
+        Response::ListOffsets(mut results) if results.len() == 1 => {
+            results.remove(0).outcome.map(|found| (found.offset, found.timestamp)).map_err(ClientError::from)
+        }
         other => Err(unexpected(&other)),
     });
     answer.await

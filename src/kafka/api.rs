@@ -43,6 +43,7 @@ pub const APIS: &[Api] = &[
     of_shape(ApiKey::DeleteTopics, (1, 5), 4, shape::DELETE_TOPICS),
     of_shape(ApiKey::DeleteRecords, (0, 2), 2, shape::DELETE_RECORDS),
     of_shape(ApiKey::InitProducerId, (0, 4), 2, shape::INIT_PRODUCER_ID),
+    of_shape(ApiKey::OffsetForLeaderEpoch, (2, 4), 4, shape::OFFSET_FOR_LEADER_EPOCH),
     of_shape(ApiKey::DescribeConfigs, (1, 4), 4, shape::DESCRIBE_CONFIGS),
     of_shape(ApiKey::AlterConfigs, (0, 2), 2, shape::ALTER_CONFIGS),
     of_shape(ApiKey::DescribeLogDirs, (1, 4), 2, shape::DESCRIBE_LOG_DIRS),

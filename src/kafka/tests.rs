@@ -9,6 +9,7 @@ use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_log_dirs_request::DescribableLogDirTopic;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
+use kafka_protocol::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
 use kafka_protocol::messages::{incremental_alter_configs_request as incremental, *};
 use kafka_protocol::protocol::StrBytes;
 
@@ -123,6 +124,15 @@ fn requests() -> Vec<(i16, i16, Vec<u8>)> {
         }
         add(&mut all, ApiKey::InitProducerId, version, body);
     }
+    for version in 2..=4 {
+        let partition = |index| OffsetForLeaderPartition::default().with_partition(index).with_current_leader_epoch(4).with_leader_epoch(3);
+        let of = OffsetForLeaderTopic::default().with_topic(topic("orders")).with_partitions(vec![partition(0), partition(1)]);
+        let mut body = OffsetForLeaderEpochRequest::default().with_topics(vec![of]);
+        if version >= 3 {
+            body = body.with_replica_id((-1).into());
+        }
+        add(&mut all, ApiKey::OffsetForLeaderEpoch, version, body);
+    }
     for version in 1..=4 {
         let of = DescribeConfigsResource::default().with_resource_type(2).with_resource_name(text("orders"));
         let of = vec![of.clone().with_configuration_keys(Some(vec![text("a"), text("b")])), of.with_configuration_keys(None)];
@@ -178,6 +188,7 @@ fn read(bytes: &[u8]) -> bool {
         ApiKey::DeleteTopics => decode::<DeleteTopicsRequest>(&head, body).is_ok(),
         ApiKey::DeleteRecords => decode::<DeleteRecordsRequest>(&head, body).is_ok(),
         ApiKey::InitProducerId => decode::<InitProducerIdRequest>(&head, body).is_ok(),
+        ApiKey::OffsetForLeaderEpoch => decode::<OffsetForLeaderEpochRequest>(&head, body).is_ok(),
         ApiKey::DescribeConfigs => decode::<DescribeConfigsRequest>(&head, body).is_ok(),
         ApiKey::AlterConfigs => decode::<AlterConfigsRequest>(&head, body).is_ok(),
         ApiKey::DescribeLogDirs => decode::<DescribeLogDirsRequest>(&head, body).is_ok(),

@@ -5,18 +5,16 @@
 
 use std::rc::Rc;
 
-use bytes::Bytes;
-use futures_util::future::join_all;
 use futures_util::stream::{self, StreamExt};
 
 use crate::cluster::config::CLEANUP_POLICY;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
 use crate::metrics::Counter;
-use crate::request::{Code, DeleteRecords, DeleteRecordsResult, Refusal, Request, Response};
+use crate::request::{Code, DeleteRecords, DeleteRecordsResult, Refusal};
 use crate::shard::context::Context;
-use crate::shard::mesh::shard_gone;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::spread::spread;
 use crate::types::{Durability, Offset};
 
 /// Partitions of one request whose files are looked after at once.
@@ -26,36 +24,8 @@ const ONLY_COMPACT: &str = "compact";
 
 /// Deletes records of partitions anywhere on this node.
 pub async fn delete_records(context: &Rc<Context>, asked: &[DeleteRecords]) -> Vec<DeleteRecordsResult> {
-    let refused = |one: &DeleteRecords| DeleteRecordsResult { partition: one.partition, outcome: Err(shard_gone()) };
-    let mut results: Vec<_> = asked.iter().map(refused).collect();
-    let parts = join_all((0..context.mesh.shards()).map(|shard| of_shard(context, asked, shard))).await;
-    for (index, result) in parts.into_iter().flatten() {
-        results[index] = result;
-    }
-    results
-}
-
-/// What one shard did of a request, each with its place there; nothing where the shard has gone.
-async fn of_shard(context: &Rc<Context>, asked: &[DeleteRecords], shard: u32) -> Vec<(usize, DeleteRecordsResult)> {
-    let its = asked.iter().enumerate().filter(|(_, one)| context.owner(&one.partition) == shard);
-    let (places, part): (Vec<usize>, Vec<DeleteRecords>) = its.map(|(place, one)| (place, *one)).unzip();
-    if part.is_empty() {
-        return Vec::new();
-    }
-    let results = match shard == context.mesh.shard() {
-        true => stream::iter(part).map(|one| mine(context, one)).buffered(AT_ONCE).collect().await,
-        false => ask(context, shard, part).await,
-    };
-    places.into_iter().zip(results).collect()
-}
-
-async fn ask(context: &Rc<Context>, shard: u32, part: Vec<DeleteRecords>) -> Vec<DeleteRecordsResult> {
-    context.metrics.add(Counter::MeshSent, 1);
-    let reply = context.mesh.send(shard, Request::DeleteRecords(part), Bytes::new()).await;
-    match reply.recv().await.map(|reply| reply.response) {
-        Ok(Response::RecordsDeleted(results)) => results,
-        _ => Vec::new(),
-    }
+    let mine = async |part| stream::iter(part).map(|one| mine(context, one)).buffered(AT_ONCE).collect().await;
+    spread(context, asked, mine).await
 }
 
 async fn mine(context: &Rc<Context>, asked: DeleteRecords) -> DeleteRecordsResult {

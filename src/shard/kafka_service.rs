@@ -16,16 +16,17 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
 use crate::metrics::RequestKind;
-use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
+use crate::request::{Code, FoundOffset, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
 use crate::shard::kafka_admin;
 use crate::shard::kafka_delete_records;
+use crate::shard::kafka_epochs;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
 use crate::shard::kafka_log_dirs;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::TopicPartition;
 
 /// A request in hand.
 pub struct Asked<'a> {
@@ -110,6 +111,7 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         ApiKey::ListOffsets => list_offsets(&asked).await,
         ApiKey::DeleteRecords => kafka_delete_records::delete_records(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
+        ApiKey::OffsetForLeaderEpoch => kafka_epochs::offset_for_leader_epoch(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
         ApiKey::CreatePartitions => kafka_admin::create_partitions(&asked).await,
@@ -130,6 +132,7 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::ListOffsets => RequestKind::ListOffsets,
         ApiKey::DeleteRecords => RequestKind::DeleteRecords,
         ApiKey::InitProducerId => RequestKind::InitProducerId,
+        ApiKey::OffsetForLeaderEpoch => RequestKind::EpochEnds,
         ApiKey::CreateTopics => RequestKind::CreateTopic,
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,
         ApiKey::DescribeConfigs => RequestKind::DescribeTopic,
@@ -209,11 +212,15 @@ async fn list_offsets(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     asked.encode(&answer)
 }
 
-fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<(Offset, Timestamp), Refusal>) -> ListOffsetsPartitionResponse {
+fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<FoundOffset, Refusal>) -> ListOffsetsPartitionResponse {
+    /// First version with the leader epoch of the offset (KIP-320).
+    const FIRST_WITH_EPOCH: i16 = 4;
     let answer = ListOffsetsPartitionResponse::default().with_partition_index(index);
     match outcome {
-        // The epoch of the record is not looked up: -1 is "not known", and clients do without.
-        Ok((offset, timestamp)) => answer.with_offset(offset).with_timestamp(timestamp),
+        Ok(found) => {
+            let epoch = found.leader_epoch.filter(|_| asked.head.version >= FIRST_WITH_EPOCH);
+            answer.with_offset(found.offset).with_timestamp(found.timestamp).with_leader_epoch(epoch.unwrap_or(-1))
+        }
         Err(refusal) => answer.with_error_code(asked.refuse(&refusal, Answering::Read)),
     }
 }

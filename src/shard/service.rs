@@ -16,6 +16,7 @@ use crate::request::{
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
 use crate::shard::deletion::delete_records;
+use crate::shard::epochs::epoch_ends;
 use crate::shard::fetch::{fetch, fetch_mine};
 use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
 use crate::shard::net::{Outgoing, Sender};
@@ -67,6 +68,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::ListOffsets(_) => RequestKind::ListOffsets,
         Request::InitProducerId => RequestKind::InitProducerId,
         Request::DeleteRecords(_) => RequestKind::DeleteRecords,
+        Request::EpochEnds(_) => RequestKind::EpochEnds,
     }
 }
 
@@ -89,6 +91,7 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::EpochEnds(questions) => Ok(Response::EpochEnds(epoch_ends(context, &questions).await)),
         Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }

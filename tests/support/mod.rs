@@ -280,7 +280,7 @@ impl Connection {
     /// An offset of a partition.
     pub fn offset(&mut self, partition: TopicPartition, spec: OffsetSpec) -> Offset {
         match self.ask(&Request::ListOffsets(vec![ListOffset { partition, spec }]), &[]).0 {
-            Response::ListOffsets(results) => results[0].outcome.as_ref().unwrap_or_else(|e| panic!("{e}")).0,
+            Response::ListOffsets(results) => results[0].outcome.as_ref().unwrap_or_else(|e| panic!("{e}")).offset,
             other => panic!("{other:?}"),
         }
     }

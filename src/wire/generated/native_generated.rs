@@ -282,10 +282,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for OffsetSpec {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_BODY: u8 = 10;
+pub const ENUM_MAX_REQUEST_BODY: u8 = 11;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 11] = [
+pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 12] = [
   RequestBody::NONE,
   RequestBody::MetadataRequest,
   RequestBody::CreateTopicRequest,
@@ -297,6 +297,7 @@ pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 11] = [
   RequestBody::ListOffsetsRequest,
   RequestBody::InitProducerIdRequest,
   RequestBody::DeleteRecordsRequest,
+  RequestBody::EpochEndsRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -315,9 +316,10 @@ impl RequestBody {
   pub const ListOffsetsRequest: Self = Self(8);
   pub const InitProducerIdRequest: Self = Self(9);
   pub const DeleteRecordsRequest: Self = Self(10);
+  pub const EpochEndsRequest: Self = Self(11);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 10;
+  pub const ENUM_MAX: u8 = 11;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataRequest,
@@ -330,6 +332,7 @@ impl RequestBody {
     Self::ListOffsetsRequest,
     Self::InitProducerIdRequest,
     Self::DeleteRecordsRequest,
+    Self::EpochEndsRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -345,6 +348,7 @@ impl RequestBody {
       Self::ListOffsetsRequest => Some("ListOffsetsRequest"),
       Self::InitProducerIdRequest => Some("InitProducerIdRequest"),
       Self::DeleteRecordsRequest => Some("DeleteRecordsRequest"),
+      Self::EpochEndsRequest => Some("EpochEndsRequest"),
       _ => None,
     }
   }
@@ -404,10 +408,10 @@ pub struct RequestBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_BODY: u8 = 11;
+pub const ENUM_MAX_RESPONSE_BODY: u8 = 12;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 12] = [
+pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 13] = [
   ResponseBody::NONE,
   ResponseBody::MetadataResponse,
   ResponseBody::CreateTopicResponse,
@@ -420,6 +424,7 @@ pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 12] = [
   ResponseBody::InitProducerIdResponse,
   ResponseBody::Refusal,
   ResponseBody::DeleteRecordsResponse,
+  ResponseBody::EpochEndsResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -440,9 +445,10 @@ impl ResponseBody {
   /// The whole request was refused.
   pub const Refusal: Self = Self(10);
   pub const DeleteRecordsResponse: Self = Self(11);
+  pub const EpochEndsResponse: Self = Self(12);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 11;
+  pub const ENUM_MAX: u8 = 12;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataResponse,
@@ -456,6 +462,7 @@ impl ResponseBody {
     Self::InitProducerIdResponse,
     Self::Refusal,
     Self::DeleteRecordsResponse,
+    Self::EpochEndsResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -472,6 +479,7 @@ impl ResponseBody {
       Self::InitProducerIdResponse => Some("InitProducerIdResponse"),
       Self::Refusal => Some("Refusal"),
       Self::DeleteRecordsResponse => Some("DeleteRecordsResponse"),
+      Self::EpochEndsResponse => Some("EpochEndsResponse"),
       _ => None,
     }
   }
@@ -1308,6 +1316,182 @@ impl<'a> RecordsToDelete {
         &x_le as *const _ as *const u8,
         self.0[24..].as_mut_ptr(),
         ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct EpochQuestion, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct EpochQuestion(pub [u8; 28]);
+impl Default for EpochQuestion { 
+  fn default() -> Self { 
+    Self([0; 28])
+  }
+}
+impl ::core::fmt::Debug for EpochQuestion {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("EpochQuestion")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .field("current", &self.current())
+      .field("epoch", &self.epoch())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for EpochQuestion {}
+impl<'a> ::flatbuffers::Follow<'a> for EpochQuestion {
+  type Inner = &'a EpochQuestion;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a EpochQuestion>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a EpochQuestion {
+  type Inner = &'a EpochQuestion;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<EpochQuestion>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for EpochQuestion {
+    type Output = EpochQuestion;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const EpochQuestion as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for EpochQuestion {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> EpochQuestion {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Uuid,
+    partition: u32,
+    current: i32,
+    epoch: i32,
+  ) -> Self {
+    let mut s = Self([0; 28]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s.set_current(current);
+    s.set_epoch(epoch);
+    s
+  }
+
+  pub fn topic(&self) -> &Uuid {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Uuid) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Uuid) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// The present leader epoch as the client knows it; -1 skips the check.
+  pub fn current(&self) -> i32 {
+    let mut mem = ::core::mem::MaybeUninit::<<i32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_current(&mut self, x: i32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// The epoch whose end is asked for.
+  pub fn epoch(&self) -> i32 {
+    let mut mem = ::core::mem::MaybeUninit::<<i32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_epoch(&mut self, x: i32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
       );
     }
   }
@@ -2164,6 +2348,182 @@ impl<'a> LogStart {
   }
 
   pub fn set_log_start(&mut self, x: i64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct EpochEnd, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct EpochEnd(pub [u8; 32]);
+impl Default for EpochEnd { 
+  fn default() -> Self { 
+    Self([0; 32])
+  }
+}
+impl ::core::fmt::Debug for EpochEnd {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("EpochEnd")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .field("epoch", &self.epoch())
+      .field("end_offset", &self.end_offset())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for EpochEnd {}
+impl<'a> ::flatbuffers::Follow<'a> for EpochEnd {
+  type Inner = &'a EpochEnd;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a EpochEnd>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a EpochEnd {
+  type Inner = &'a EpochEnd;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<EpochEnd>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for EpochEnd {
+    type Output = EpochEnd;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const EpochEnd as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for EpochEnd {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> EpochEnd {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Uuid,
+    partition: u32,
+    epoch: i32,
+    end_offset: i64,
+  ) -> Self {
+    let mut s = Self([0; 32]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s.set_epoch(epoch);
+    s.set_end_offset(end_offset);
+    s
+  }
+
+  pub fn topic(&self) -> &Uuid {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Uuid) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Uuid) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// The largest epoch up to the one asked for that has records; -1 where there is none.
+  pub fn epoch(&self) -> i32 {
+    let mut mem = ::core::mem::MaybeUninit::<<i32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_epoch(&mut self, x: i32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<i32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// One past its last record; -1 where there is none.
+  pub fn end_offset(&self) -> i64 {
+    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_end_offset(&mut self, x: i64) {
     let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
     // Safety:
     // Created from a valid Table for this object
@@ -4089,6 +4449,104 @@ impl ::core::fmt::Debug for DeleteRecordsRequest<'_> {
       ds.finish()
   }
 }
+pub enum EpochEndsRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Where leader epochs end: a client that was away sees whether what it has read was cut off.
+pub struct EpochEndsRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for EpochEndsRequest<'a> {
+  type Inner = EpochEndsRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> EpochEndsRequest<'a> {
+  pub const VT_QUESTIONS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    EpochEndsRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EpochEndsRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<EpochEndsRequest<'bldr>> {
+    let mut builder = EpochEndsRequestBuilder::new(_fbb);
+    if let Some(x) = args.questions { builder.add_questions(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn questions(&self) -> ::flatbuffers::Vector<'a, EpochQuestion> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EpochQuestion>>>(EpochEndsRequest::VT_QUESTIONS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for EpochEndsRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, EpochQuestion>>>("questions", Self::VT_QUESTIONS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EpochEndsRequestArgs<'a> {
+    pub questions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EpochQuestion>>>,
+}
+impl<'a> Default for EpochEndsRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EpochEndsRequestArgs {
+      questions: None, // required field
+    }
+  }
+}
+
+pub struct EpochEndsRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EpochEndsRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_questions(&mut self, questions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , EpochQuestion>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EpochEndsRequest::VT_QUESTIONS, questions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EpochEndsRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EpochEndsRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<EpochEndsRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, EpochEndsRequest::VT_QUESTIONS,"questions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for EpochEndsRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("EpochEndsRequest");
+      ds.field("questions", &self.questions());
+      ds.finish()
+  }
+}
 pub enum RequestOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -4299,6 +4757,21 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_epoch_ends_request(&self) -> Option<EpochEndsRequest<'a>> {
+    if self.body_type() == RequestBody::EpochEndsRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { EpochEndsRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -4320,6 +4793,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestBody::ListOffsetsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ListOffsetsRequest>>("RequestBody::ListOffsetsRequest", pos),
           RequestBody::InitProducerIdRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerIdRequest>>("RequestBody::InitProducerIdRequest", pos),
           RequestBody::DeleteRecordsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsRequest>>("RequestBody::DeleteRecordsRequest", pos),
+          RequestBody::EpochEndsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<EpochEndsRequest>>("RequestBody::EpochEndsRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -4446,6 +4920,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestBody::DeleteRecordsRequest => {
           if let Some(x) = self.body_as_delete_records_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::EpochEndsRequest => {
+          if let Some(x) = self.body_as_epoch_ends_request() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -5940,6 +6421,7 @@ impl<'a> ::flatbuffers::Follow<'a> for ListOffsetsResponse<'a> {
 impl<'a> ListOffsetsResponse<'a> {
   pub const VT_ANSWERS: ::flatbuffers::VOffsetT = 4;
   pub const VT_REFUSALS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER_EPOCHS: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5951,6 +6433,7 @@ impl<'a> ListOffsetsResponse<'a> {
     args: &'args ListOffsetsResponseArgs<'args>
   ) -> ::flatbuffers::WIPOffset<ListOffsetsResponse<'bldr>> {
     let mut builder = ListOffsetsResponseBuilder::new(_fbb);
+    if let Some(x) = args.leader_epochs { builder.add_leader_epochs(x); }
     if let Some(x) = args.refusals { builder.add_refusals(x); }
     if let Some(x) = args.answers { builder.add_answers(x); }
     builder.finish()
@@ -5971,6 +6454,14 @@ impl<'a> ListOffsetsResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>(ListOffsetsResponse::VT_REFUSALS, None)}
   }
+  /// The leader epoch of each answer, -1 where none is known; absent from a broker that does not tell it.
+  #[inline]
+  pub fn leader_epochs(&self) -> Option<::flatbuffers::Vector<'a, i32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, i32>>>(ListOffsetsResponse::VT_LEADER_EPOCHS, None)}
+  }
 }
 
 impl ::flatbuffers::Verifiable for ListOffsetsResponse<'_> {
@@ -5981,6 +6472,7 @@ impl ::flatbuffers::Verifiable for ListOffsetsResponse<'_> {
     v.visit_table(pos)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, OffsetAnswer>>>("answers", Self::VT_ANSWERS, true)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>("refusals", Self::VT_REFUSALS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, i32>>>("leader_epochs", Self::VT_LEADER_EPOCHS, false)?
      .finish();
     Ok(())
   }
@@ -5988,6 +6480,7 @@ impl ::flatbuffers::Verifiable for ListOffsetsResponse<'_> {
 pub struct ListOffsetsResponseArgs<'a> {
     pub answers: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, OffsetAnswer>>>,
     pub refusals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>>>,
+    pub leader_epochs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, i32>>>,
 }
 impl<'a> Default for ListOffsetsResponseArgs<'a> {
   #[inline]
@@ -5995,6 +6488,7 @@ impl<'a> Default for ListOffsetsResponseArgs<'a> {
     ListOffsetsResponseArgs {
       answers: None, // required field
       refusals: None,
+      leader_epochs: None,
     }
   }
 }
@@ -6011,6 +6505,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ListOffsetsResponseBuilder<'a
   #[inline]
   pub fn add_refusals(&mut self, refusals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<RefusedItem<'b >>>>) {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListOffsetsResponse::VT_REFUSALS, refusals);
+  }
+  #[inline]
+  pub fn add_leader_epochs(&mut self, leader_epochs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , i32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ListOffsetsResponse::VT_LEADER_EPOCHS, leader_epochs);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ListOffsetsResponseBuilder<'a, 'b, A> {
@@ -6033,6 +6531,7 @@ impl ::core::fmt::Debug for ListOffsetsResponse<'_> {
     let mut ds = f.debug_struct("ListOffsetsResponse");
       ds.field("answers", &self.answers());
       ds.field("refusals", &self.refusals());
+      ds.field("leader_epochs", &self.leader_epochs());
       ds.finish()
   }
 }
@@ -6263,6 +6762,120 @@ impl ::core::fmt::Debug for DeleteRecordsResponse<'_> {
       ds.finish()
   }
 }
+pub enum EpochEndsResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct EpochEndsResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for EpochEndsResponse<'a> {
+  type Inner = EpochEndsResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> EpochEndsResponse<'a> {
+  pub const VT_ENDS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_REFUSALS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    EpochEndsResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EpochEndsResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<EpochEndsResponse<'bldr>> {
+    let mut builder = EpochEndsResponseBuilder::new(_fbb);
+    if let Some(x) = args.refusals { builder.add_refusals(x); }
+    if let Some(x) = args.ends { builder.add_ends(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn ends(&self) -> ::flatbuffers::Vector<'a, EpochEnd> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EpochEnd>>>(EpochEndsResponse::VT_ENDS, None).unwrap()}
+  }
+  #[inline]
+  pub fn refusals(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>(EpochEndsResponse::VT_REFUSALS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for EpochEndsResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, EpochEnd>>>("ends", Self::VT_ENDS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>("refusals", Self::VT_REFUSALS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EpochEndsResponseArgs<'a> {
+    pub ends: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EpochEnd>>>,
+    pub refusals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>>>,
+}
+impl<'a> Default for EpochEndsResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EpochEndsResponseArgs {
+      ends: None, // required field
+      refusals: None,
+    }
+  }
+}
+
+pub struct EpochEndsResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EpochEndsResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_ends(&mut self, ends: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , EpochEnd>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EpochEndsResponse::VT_ENDS, ends);
+  }
+  #[inline]
+  pub fn add_refusals(&mut self, refusals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<RefusedItem<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(EpochEndsResponse::VT_REFUSALS, refusals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EpochEndsResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EpochEndsResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<EpochEndsResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, EpochEndsResponse::VT_ENDS,"ends");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for EpochEndsResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("EpochEndsResponse");
+      ds.field("ends", &self.ends());
+      ds.field("refusals", &self.refusals());
+      ds.finish()
+  }
+}
 pub enum ResponseOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -6488,6 +7101,21 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_epoch_ends_response(&self) -> Option<EpochEndsResponse<'a>> {
+    if self.body_type() == ResponseBody::EpochEndsResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { EpochEndsResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -6510,6 +7138,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseBody::InitProducerIdResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<InitProducerIdResponse>>("ResponseBody::InitProducerIdResponse", pos),
           ResponseBody::Refusal => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Refusal>>("ResponseBody::Refusal", pos),
           ResponseBody::DeleteRecordsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsResponse>>("ResponseBody::DeleteRecordsResponse", pos),
+          ResponseBody::EpochEndsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<EpochEndsResponse>>("ResponseBody::EpochEndsResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -6643,6 +7272,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseBody::DeleteRecordsResponse => {
           if let Some(x) = self.body_as_delete_records_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::EpochEndsResponse => {
+          if let Some(x) = self.body_as_epoch_ends_response() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -41,6 +41,7 @@ fn frame(bytes: &[u8]) {
         ApiKey::DeleteTopics => drop(decode::<DeleteTopicsRequest>(&head, body)),
         ApiKey::DeleteRecords => drop(decode::<DeleteRecordsRequest>(&head, body)),
         ApiKey::InitProducerId => drop(decode::<InitProducerIdRequest>(&head, body)),
+        ApiKey::OffsetForLeaderEpoch => drop(decode::<OffsetForLeaderEpochRequest>(&head, body)),
         ApiKey::DescribeConfigs => drop(decode::<DescribeConfigsRequest>(&head, body)),
         ApiKey::AlterConfigs => drop(decode::<AlterConfigsRequest>(&head, body)),
         ApiKey::DescribeLogDirs => drop(decode::<DescribeLogDirsRequest>(&head, body)),
