@@ -143,7 +143,7 @@ pub const LISTEN_RETRY_MS: u64 = 2;
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Longest request of Kafka's protocol but for Produce, bytes.
 pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
-/// Longest Produce request of Kafka's protocol with more than one batch, bytes: it is held whole. One with a single batch is as long as a native one.
+/// Longest Produce request of Kafka's protocol that is held whole, bytes; of a longer one, one batch is held at a time.
 pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 /// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;

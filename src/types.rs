@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The internal topic that consumer groups are kept in.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+
 /// Position of a record in its partition, from 0. Signed because Kafka's wire format is.
 pub type Offset = i64;
 /// Milliseconds since the Unix epoch.
@@ -53,7 +56,7 @@ impl FromStr for TopicId {
 }
 
 /// Topics that only the broker writes, by Kafka's names: positions of consumer groups, and what transactions will need. Clients may read and describe them.
-pub const INTERNAL_TOPICS: &[&str] = &["__consumer_offsets", "__transaction_state"];
+pub const INTERNAL_TOPICS: &[&str] = &[OFFSETS_TOPIC, "__transaction_state"];
 
 /// Whether a name is that of an internal topic.
 pub fn is_internal_topic(name: &str) -> bool {

@@ -9,8 +9,8 @@ use std::io::Write;
 
 use corelane::kafka::APIS;
 use corelane::limits::MAX_KAFKA_DETAILS;
+use kafka_protocol::messages::incremental_alter_configs_request as incremental;
 use kafka_protocol::messages::*;
-use kafka_protocol::messages::{incremental_alter_configs_request as incremental, *};
 use kafka_protocol::protocol::{Request, StrBytes};
 use raw::{KafkaConnection, topic_name};
 use support::Broker;

@@ -19,6 +19,7 @@ pub mod fetch;
 pub mod housekeeping;
 pub mod journal;
 pub mod kafka_admin;
+pub mod kafka_batches;
 pub mod kafka_config_entries;
 pub mod kafka_configs;
 pub mod kafka_connection;

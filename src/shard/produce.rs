@@ -2,14 +2,15 @@
 
 use std::rc::Rc;
 
+use async_channel::Receiver;
 use bytes::Bytes;
 
 use crate::batch::{self, BatchError, BatchErrorKind};
 use crate::limits::{ADOPT_APPEND, LARGE_APPEND};
 use crate::metrics::Counter;
-use crate::request::{Code, Produce, ProduceBatch, Refusal, Request, Response};
+use crate::request::{Acks, Code, Produce, ProduceBatch, Refusal, Request, Response};
 use crate::shard::context::Context;
-use crate::shard::mesh::shard_gone;
+use crate::shard::mesh::{MeshReply, shard_gone};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, Completion, PendingProduce};
 use crate::shard::store::{Blocked, LargeBatch};
@@ -24,7 +25,7 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
             elsewhere.push((index, batch));
             continue;
         }
-        append(context, &batch.partition, &payload[batch.range.clone()], pending.completion(index)).await;
+        append_of_client(context, &batch.partition, &payload[batch.range.clone()], pending.completion(index)).await;
     }
     if !elsewhere.is_empty() {
         forward(context, request, payload, &pending, elsewhere).await;
@@ -32,13 +33,10 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
 }
 
 /// Checks a client's batch and appends it to a partition of this shard.
-pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
-    let Some(cell) = context.store.partition(id) else {
-        return done.complete(Err(context.unknown(id)));
-    };
-    match early_refusal(&cell, bytes.len()) {
+async fn append_of_client(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
+    match context.store.partition(id).and_then(|cell| early_refusal(&cell, bytes.len())) {
         Some(refusal) => done.complete(Err(refusal)),
-        None => append_to(context, &cell, bytes, done).await,
+        None => append(context, id, bytes, done).await,
     }
 }
 
@@ -52,11 +50,14 @@ pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
     (len > max).then(|| batch_refusal(cell, &BatchError::TooLarge { max, actual: len }))
 }
 
-/// Checks one batch, of a client or of the broker's own, and appends it.
-pub async fn append_to(context: &Rc<Context>, cell: &Rc<PartitionCell>, bytes: &[u8], done: Completion) {
+/// Checks one batch, of a client or of the broker's own, and appends it to a partition of this shard.
+pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
+    let Some(cell) = context.store.partition(id) else {
+        return done.complete(Err(context.unknown(id)));
+    };
     let header = match batch::check_ingress(bytes, cell.settings.get().max_message_bytes) {
         Ok(header) => header,
-        Err(error) => return done.complete(Err(batch_refusal(cell, &error))),
+        Err(error) => return done.complete(Err(batch_refusal(&cell, &error))),
     };
     if bytes.len() > ADOPT_APPEND {
         let words = format!("a batch of {} bytes comes alone in its request, as all of more than {ADOPT_APPEND} do", bytes.len());
@@ -65,15 +66,15 @@ pub async fn append_to(context: &Rc<Context>, cell: &Rc<PartitionCell>, bytes: &
     let store = &context.store;
     if bytes.len() >= LARGE_APPEND {
         let position = cell.machine.borrow().next_position().unwrap_or(crate::limits::BLOCK as u64);
-        return append_large(context, cell, &header, store.large_batch(bytes, position), done).await;
+        return append_large(context, &cell, &header, store.large_batch(bytes, position), done).await;
     }
     let mut done = done;
     loop {
-        match store.append(cell, &header, bytes, done) {
+        match store.append(&cell, &header, bytes, done) {
             Ok(()) | Err(Blocked::Decided) => return,
             Err(Blocked::Room(back)) => done = back,
         }
-        if let Err(refusal) = store.make_room(cell, &header, bytes.len()).await {
+        if let Err(refusal) = store.make_room(&cell, &header, bytes.len()).await {
             return done.complete(Err(refusal));
         }
     }
@@ -125,18 +126,31 @@ async fn forward(
         let completions: Vec<_> = theirs.iter().map(|(index, _)| pending.completion(*index)).collect();
         let produce = Produce { batches, ..request.clone() };
         context.metrics.add(Counter::MeshSent, 1);
-        let answer = context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await;
-        glommio::spawn_local(async move {
-            match answer.recv().await.map(|reply| reply.response) {
-                Ok(Response::Produce(results)) => {
-                    completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome))
-                }
-                Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
-                _ => refuse_all(completions, &shard_gone()),
-            }
-        })
-        .detach();
+        follow(context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await, completions);
     }
+}
+
+/// Decides batches by the answer of the shard that has their partitions.
+fn follow(answer: Receiver<MeshReply>, completions: Vec<Completion>) {
+    glommio::spawn_local(async move {
+        match answer.recv().await.map(|reply| reply.response) {
+            Ok(Response::Produce(results)) => completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome)),
+            Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
+            _ => refuse_all(completions, &shard_gone()),
+        }
+    })
+    .detach();
+}
+
+/// Appends a client's batch to a partition anywhere on this node. Returns when it has its place in the partition's order.
+pub async fn append_anywhere(context: &Rc<Context>, id: TopicPartition, acks: Acks, bytes: Vec<u8>, done: Completion) {
+    if context.is_mine(&id) {
+        return append_of_client(context, &id, &bytes, done).await;
+    }
+    context.metrics.add(Counter::MeshSent, 1);
+    let batches = vec![ProduceBatch { partition: id, range: 0..bytes.len() }];
+    let produce = Produce { acks, timeout_ms: 0, batches, crc_trailer: false };
+    follow(context.mesh.send(context.owner(&id), Request::Produce(produce), Bytes::from(bytes)).await, vec![done]);
 }
 
 fn refuse_all(completions: Vec<Completion>, refusal: &Refusal) {
