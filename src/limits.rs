@@ -143,6 +143,8 @@ pub const LISTEN_RETRY_MS: u64 = 2;
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Longest request of Kafka's protocol but for Produce, bytes.
 pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
+/// What is made of a request of Kafka's protocol takes so many times its bytes, about: a fetch has 33 for a partition, of which some 250 are made.
+pub const KAFKA_DECODED: usize = 8;
 /// Longest Produce request of Kafka's protocol that is held whole, bytes; of a longer one, one batch is held at a time.
 pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 /// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
@@ -212,6 +214,8 @@ pub const MAX_CONSUMER_GROUPS: usize = 100_000;
 pub const MAX_GROUP_ID: usize = 1024;
 /// Longest client id, client host, group instance id, member id, protocol type or protocol name, bytes.
 pub const MAX_GROUP_STRING: usize = 4096;
+/// Groups that one request of the native protocol names, at most.
+pub const MAX_GROUPS_OF_REQUEST: usize = 10_000;
 /// Members of one group: default and largest value of `group.max.size`.
 pub const MAX_GROUP_MEMBERS: usize = 10_000;
 /// Member ids of one group that were given out and have not joined yet.
@@ -226,6 +230,8 @@ pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
 pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
 /// Committed positions of all groups of one partition of `__consumer_offsets`.
 pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Bytes of a partition of `__consumer_offsets` that are read at once when its groups are loaded.
+pub const GROUP_LOAD_BYTES: u32 = 1024 * 1024;
 /// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.
 pub const PURGE_RECORDS: usize = 500;
 /// Groups that one step of the search for old positions looks at.

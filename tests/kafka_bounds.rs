@@ -120,6 +120,60 @@ fn settings(asker: &mut Asker, name: impl Fn(i32) -> String) -> DescribeConfigsR
     asker.ask(4, &request.with_include_synonyms(true).with_include_documentation(true))
 }
 
+fn group() -> GroupId {
+    GroupId(text("g"))
+}
+
+/// Positions with as many words as are taken, and all that can be asked of their group.
+fn groups(asker: &mut Asker) {
+    let words = "w".repeat(4000);
+    let position = |index| {
+        let position = offset_commit_request::OffsetCommitRequestPartition::default().with_partition_index(index % 2);
+        position.with_committed_offset(0).with_committed_metadata(Some(text(words.clone())))
+    };
+    let topic =
+        |partitions| offset_commit_request::OffsetCommitRequestTopic::default().with_name(topic_name("real")).with_partitions(partitions);
+    let commit = |partitions| {
+        let commit = OffsetCommitRequest::default().with_group_id(group()).with_generation_id_or_member_epoch(-1);
+        commit.with_topics(vec![topic(partitions)])
+    };
+    support::eventually("the positions are stored", || {
+        let answer = asker.ask(8, &commit(vec![position(0), position(1)]));
+        answer.topics[0].partitions.iter().all(|partition| partition.error_code == 0)
+    });
+    let unknown =
+        |index| offset_commit_request::OffsetCommitRequestPartition::default().with_partition_index(index).with_committed_metadata(None);
+    asker.ask(8, &commit((0..MANY).map(unknown).collect()));
+
+    let topic = offset_fetch_request::OffsetFetchRequestTopic::default().with_name(topic_name("real"));
+    let topics = vec![topic.with_partition_indexes((0..MANY).map(|index| index % 3).collect()); 2];
+    let answer = asker.ask(7, &OffsetFetchRequest::default().with_group_id(group()).with_topics(Some(topics)));
+    assert_eq!((answer.topics[0].partitions.len(), answer.topics[1].partitions.len()), (3, 0));
+    let one = offset_fetch_request::OffsetFetchRequestGroup::default().with_group_id(group()).with_topics(None);
+    let answer = asker.ask(8, &OffsetFetchRequest::default().with_groups(vec![one; MANY as usize]));
+    assert_eq!((answer.groups[0].topics[0].partitions.len(), answer.groups[1].error_code), (2, 42));
+    let partition = |index| offset_delete_request::OffsetDeleteRequestPartition::default().with_partition_index(index % 3);
+    let topic = offset_delete_request::OffsetDeleteRequestTopic::default().with_name(topic_name("real"));
+    let topics = vec![topic.with_partitions((0..MANY).map(partition).collect())];
+    asker.ask(0, &OffsetDeleteRequest::default().with_group_id(group()).with_topics(topics));
+
+    let keys = (0..MANY).map(|n| text(format!("k{n}"))).collect();
+    asker.ask(4, &FindCoordinatorRequest::default().with_coordinator_keys(keys));
+    let protocol = join_group_request::JoinGroupRequestProtocol::default().with_name(text("range"));
+    let join = JoinGroupRequest::default()
+        .with_group_id(GroupId(text("joined")))
+        .with_session_timeout_ms(10_000)
+        .with_rebalance_timeout_ms(10_000);
+    asker.ask(9, &join.with_protocol_type(text("consumer")).with_protocols(vec![protocol; 60]));
+    asker.ask(5, &SyncGroupRequest::default().with_group_id(group()));
+    asker.ask(4, &HeartbeatRequest::default().with_group_id(group()));
+    let member = leave_group_request::MemberIdentity::default().with_member_id(text("m"));
+    asker.ask(5, &LeaveGroupRequest::default().with_group_id(group()).with_members(vec![member; MANY as usize]));
+    asker.ask(5, &DescribeGroupsRequest::default().with_groups(vec![group(); MANY as usize]));
+    asker.ask(5, &ListGroupsRequest::default());
+    asker.ask(2, &DeleteGroupsRequest::default().with_groups_names(vec![group(); MANY as usize]));
+}
+
 #[test]
 fn no_answer_is_much_longer_than_its_request() {
     let data = tempfile::tempdir().expect("a directory");
@@ -137,6 +191,7 @@ fn no_answer_is_much_longer_than_its_request() {
     topics(&mut asker, |n| format!("t{n}"));
     settings(&mut asker, |n| format!("t{n}"));
     let described = settings(&mut asker, one);
+    groups(&mut asker);
     assert_eq!((described.results.len(), described.results[0].error_code, described.results[1].error_code), (MANY as usize, 0, 42));
     assert!(described.results[0].configs.len() > 5);
     let all: BTreeSet<i16> = APIS.iter().map(|api| api.key as i16).collect();

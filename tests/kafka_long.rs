@@ -108,3 +108,18 @@ fn many_batches_that_are_long_together_are_received_one_by_one() {
     }
     assert_eq!(broker.stop(), 0);
 }
+
+#[test]
+fn a_batch_that_only_its_shard_can_take_is_refused_for_good_where_nobody_can_send_it_there() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2", "--advertised-endpoints", "1"]);
+    let id = broker.connect().create("large", 2, &[("retention.ms", "-1"), ("max.message.bytes", "20000000")]);
+    let own = (0..2).find(|partition| id.shard_of(*partition, 2) == 0).expect("neighbours are on both shards") as i32;
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    for (partition, code) in [(own, 0), (1 - own, 10)] {
+        let answer = client.ask(9, &request(-1, vec![topic("large", &[(partition, Some(batch_of([value(9_000_000)])))])]));
+        assert_eq!(answer.responses[0].partition_responses[0].error_code, code);
+    }
+    let answer = client.ask(9, &request(-1, vec![topic("large", &[(1 - own, Some(batch_of([value(8_000_000)])))])]));
+    assert_eq!(answer.responses[0].partition_responses[0].error_code, 0, "what fits memory is passed on");
+}

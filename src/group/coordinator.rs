@@ -2,7 +2,7 @@
 
 use crate::request::group::{
     CommitOffsets, DescribedGroup, FetchOffsets, FetchedTopic, GroupAnswer, GroupError, Heartbeat, JoinGroup, LeaveGroup, Left,
-    ListedGroup, State, SyncGroup, TopicOutcome,
+    ListedGroup, MemberMetadata, State, SyncGroup, TopicOutcome,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -310,6 +310,16 @@ impl Coordinator {
         if self.with_group(&sync.group, |group, out| group.sync(waiter, &sync, out, now)).is_none() {
             self.out.refuse_sync(waiter, GroupError::UnknownMemberId);
         }
+    }
+
+    /// Where the broker assigns for a leader that syncs now: the chosen protocol and all members. `None` where nobody waits for an assignment of this member.
+    pub fn to_assign(&self, sync: &SyncGroup) -> Option<(Arc<str>, Vec<MemberMetadata>)> {
+        let group = self.groups.get(sync.group.as_str())?;
+        let is_awaited = group.state() == State::CompletingRebalance
+            && group.storing.is_none()
+            && group.generation == sync.generation
+            && group.is_leader(&sync.member.member_id);
+        is_awaited.then(|| Some((group.protocol.clone()?, group.member_metadata())))?
     }
 
     /// Heartbeat. While loading it is blindly well, as in Kafka: clients take that error for a fatal one.

@@ -50,10 +50,8 @@
 
 pub mod assignors;
 mod classic;
-pub mod consumer_protocol;
 mod coordinator;
 mod error;
-mod fields;
 mod join;
 mod member;
 mod message;
@@ -74,9 +72,10 @@ mod sync;
 mod tests;
 mod timers;
 
+pub use crate::request::consumer_protocol;
+pub use crate::request::fields::FieldError;
 pub use coordinator::Coordinator;
 pub use error::AppendFailure;
-pub use fields::FieldError;
 pub use message::{Effect, Token, Waiter};
 pub use partition_of::partition_of;
 pub use settings::{Now, Settings};

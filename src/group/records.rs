@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::fields::{FieldError, Reader, Writer};
+use crate::request::fields::{FieldError, Reader, Writer};
 use crate::request::group::OffsetCommit;
 use crate::types::Timestamp;
 

@@ -16,7 +16,7 @@
 //!
 //! Everything is pure and takes any bytes: hostile ones give a [`FrameError`] or [`DecodeError`], never a panic.
 //!
-//! Not here: consumer groups, transactions, fetch sessions, topics by id, SASL.
+//! Not here: transactions, groups of KIP-848, fetch sessions, topics by id, SASL.
 
 mod api;
 mod error;
@@ -80,5 +80,7 @@ pub fn encode_api_versions(correlation: i32, version: i16, is_served: bool) -> O
     encode(correlation, if is_served { version } else { 0 }, &answer)
 }
 
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod tests;

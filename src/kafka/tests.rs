@@ -58,20 +58,22 @@ pub fn flip_and_cut(frame: &[u8], mut read: impl FnMut(&[u8])) {
     }
 }
 
-fn text(text: &'static str) -> StrBytes {
+pub fn text(text: &'static str) -> StrBytes {
     StrBytes::from_static_str(text)
 }
 
-fn topic(name: &'static str) -> TopicName {
+pub fn topic(name: &'static str) -> TopicName {
     TopicName(text(name))
+}
+
+pub fn add<T: Encodable + HeaderVersion>(all: &mut Vec<(i16, i16, Vec<u8>)>, key: ApiKey, version: i16, body: T) {
+    all.push((key as i16, version, frame_of(key as i16, version, 5, &body)));
 }
 
 /// One request of each kind and version that is decoded by the codec, with something in every field.
 fn requests() -> Vec<(i16, i16, Vec<u8>)> {
     let mut all = Vec::new();
-    fn add<T: Encodable + HeaderVersion>(all: &mut Vec<(i16, i16, Vec<u8>)>, key: ApiKey, version: i16, body: T) {
-        all.push((key as i16, version, frame_of(key as i16, version, 5, &body)));
-    }
+    super::group_tests::requests(&mut all);
     for version in 0..=4 {
         let mut body = ApiVersionsRequest::default();
         if version >= 3 {
@@ -195,6 +197,17 @@ fn read(bytes: &[u8]) -> bool {
         ApiKey::CreatePartitions => decode::<CreatePartitionsRequest>(&head, body).is_ok(),
         ApiKey::IncrementalAlterConfigs => decode::<IncrementalAlterConfigsRequest>(&head, body).is_ok(),
         ApiKey::DescribeCluster => decode::<DescribeClusterRequest>(&head, body).is_ok(),
+        ApiKey::FindCoordinator => decode::<FindCoordinatorRequest>(&head, body).is_ok(),
+        ApiKey::JoinGroup => decode::<JoinGroupRequest>(&head, body).is_ok(),
+        ApiKey::SyncGroup => decode::<SyncGroupRequest>(&head, body).is_ok(),
+        ApiKey::Heartbeat => decode::<HeartbeatRequest>(&head, body).is_ok(),
+        ApiKey::LeaveGroup => decode::<LeaveGroupRequest>(&head, body).is_ok(),
+        ApiKey::OffsetCommit => decode::<OffsetCommitRequest>(&head, body).is_ok(),
+        ApiKey::OffsetFetch => decode::<OffsetFetchRequest>(&head, body).is_ok(),
+        ApiKey::OffsetDelete => decode::<OffsetDeleteRequest>(&head, body).is_ok(),
+        ApiKey::DescribeGroups => decode::<DescribeGroupsRequest>(&head, body).is_ok(),
+        ApiKey::ListGroups => decode::<ListGroupsRequest>(&head, body).is_ok(),
+        ApiKey::DeleteGroups => decode::<DeleteGroupsRequest>(&head, body).is_ok(),
         _ => false,
     }
 }

@@ -25,6 +25,8 @@ macro_rules! errors {
 errors! {
     /// The record of the group could not be stored as it is.
     UnknownServerError = -1, "the group could not be stored";
+    /// A position in a partition that does not exist.
+    UnknownTopicOrPartition = 3, "no such topic or partition";
     /// The member's metadata or the group's is past its bound (MESSAGE_TOO_LARGE).
     MessageTooLarge = 10, "the metadata is past its bound";
     /// The string that came with a committed offset is too long.

@@ -3,11 +3,14 @@
 //! Record batches are not part of these values: a request points into the payload that came with it by byte
 //! range, a response is paired by the codec with the batches' bytes, so nothing here copies a record.
 
+pub mod consumer_protocol;
+pub mod fields;
 pub mod group;
 mod group_error;
 
 use std::ops::Range;
 
+use self::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::types::{Durability, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
 
 /// Which acknowledgement a producer waits for.
@@ -42,6 +45,10 @@ pub enum Request {
     ListOffsets(Vec<ListOffset>),
     /// A new identity for an idempotent producer.
     InitProducerId,
+    /// Which brokers coordinate groups, by id.
+    FindCoordinator(Vec<String>),
+    /// To the coordinator of a group, or of groups.
+    Group(GroupRequest),
     /// Delete the first records of partitions.
     DeleteRecords(Vec<DeleteRecords>),
     /// Where leader epochs of partitions end.
@@ -195,6 +202,10 @@ pub enum Response {
     ListOffsets(Vec<ListOffsetResult>),
     /// To [`Request::InitProducerId`].
     ProducerId(ProducerId, ProducerEpoch),
+    /// To [`Request::FindCoordinator`], in the order of the request.
+    Coordinators(Vec<Result<Broker, GroupError>>),
+    /// To [`Request::Group`].
+    Group(GroupAnswer),
     /// To [`Request::DeleteRecords`], in the order of the request.
     RecordsDeleted(Vec<DeleteRecordsResult>),
     /// To [`Request::EpochEnds`], in the order of the request.

@@ -71,6 +71,7 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     let mut connection = Connection {
         context: context.clone(),
         socket: read,
+        peer: peer.clone(),
         sender: sender.clone(),
         state,
         buffer: Vec::new(),
@@ -106,6 +107,8 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
 pub(super) struct Connection {
     pub(super) context: Rc<Context>,
     socket: ReadHalf<TcpStream>,
+    /// The client's address.
+    peer: String,
     pub(super) sender: Rc<Sender>,
     pub(super) state: Rc<ConnectionState>,
     /// Leased while bytes are in it; they are [start, end).
@@ -269,7 +272,7 @@ impl Connection {
                     self.spare = produce.batches;
                 }
             }
-            Ok((correlation, request)) => service::handle(&self.context, &self.sender, correlation, request),
+            Ok((correlation, request)) => service::handle(&self.context, &self.sender, &self.peer, correlation, request),
             Err(error) => self.refuse(&error)?,
         }
         self.start = frame.end;
@@ -302,7 +305,7 @@ impl Connection {
             }
             Ok((correlation, request)) => {
                 self.skip(prefix.payload_len()).await?;
-                service::handle(&self.context, &self.sender, correlation, request);
+                service::handle(&self.context, &self.sender, &self.peer, correlation, request);
                 Ok(())
             }
             Err(error) => {

@@ -14,6 +14,7 @@ use crate::metrics::{Gauge, ShardMetrics};
 use crate::partition::Settings;
 use crate::request::{Broker, Code, Refusal};
 use crate::shard::event::Event;
+use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
 use crate::shard::store::Store;
@@ -46,6 +47,8 @@ pub struct Context {
     pub durability: Durability,
     /// Whether metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// The coordinators of consumer groups.
+    pub groups: Groups,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -116,6 +119,7 @@ impl Context {
         view: Arc<CatalogueView>,
         durability: Durability,
         auto_create_topics: bool,
+        groups: crate::group::Settings,
         metrics: Arc<ShardMetrics>,
     ) -> Rc<Context> {
         Rc::new(Context {
@@ -126,6 +130,7 @@ impl Context {
             view: RefCell::new(view),
             durability,
             auto_create_topics,
+            groups: Groups::new(groups),
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),
@@ -205,6 +210,14 @@ impl Context {
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) if id.partition < topic.partitions && self.owner(id) as usize >= self.identity.brokers.len() => Refusal::new(
+                Code::RecordTooLarge,
+                format!(
+                    "a batch of more than {} bytes goes to the shard that owns {}, which clients are not told of",
+                    limits::ADOPT_APPEND,
+                    self.name_of(id)
+                ),
+            ),
             Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
                 Code::NotLeader,
                 format!("a batch this large goes to the shard that owns {}, which is {}", self.name_of(id), self.owner(id)),

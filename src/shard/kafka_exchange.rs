@@ -13,6 +13,7 @@ use futures_util::future::select;
 use crate::kafka::{FrameError, FrameStart, InOrder, Next, Place};
 use crate::limits;
 use crate::metrics::Counter;
+use crate::shard::budget::Building;
 use crate::shard::context::Context;
 use crate::shard::event::Event;
 use crate::shard::kafka_service;
@@ -24,7 +25,8 @@ pub struct Exchange {
     pub context: Rc<Context>,
     /// The sending side.
     pub sender: Rc<Sender>,
-    peer: String,
+    /// The client's address.
+    pub peer: String,
     order: RefCell<InOrder<Waiting, Vec<u8>>>,
     /// A request of which not all has come, and its answer if that is there already.
     receiving: Cell<Option<Place>>,
@@ -155,11 +157,16 @@ impl Exchange {
                     None => return,
                 },
             };
+            // What is made of a long one is there until it is answered, a fetch's while it waits.
+            let mut decoded = Building::new(&exchange.context.store.budget);
+            if frame.len() > limits::RECEIVE_BUFFER {
+                decoded.add(frame.len() * limits::KAFKA_DECODED);
+            }
             match kafka_service::answer(&exchange, start, frame).await {
                 Ok(frame) => exchange.answer(place, frame),
                 Err(error) => exchange.refuse(&error),
             }
-            drop(open);
+            drop((decoded, open));
         })
         .detach();
     }

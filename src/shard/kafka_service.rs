@@ -16,14 +16,19 @@ use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
 use crate::metrics::RequestKind;
+use crate::request::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::request::{Code, FoundOffset, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
+use crate::shard::groups;
 use crate::shard::kafka_admin;
 use crate::shard::kafka_delete_records;
 use crate::shard::kafka_epochs;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
+use crate::shard::kafka_group_admin;
+use crate::shard::kafka_groups;
 use crate::shard::kafka_log_dirs;
+use crate::shard::kafka_offsets;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
 use crate::types::TopicPartition;
@@ -37,6 +42,7 @@ pub struct Asked<'a> {
     /// Its header.
     pub head: RequestHead<'a>,
     body: Reader<'a>,
+    peer: &'a str,
     /// Bytes of words and settings that its answer may still hold.
     room: Cell<usize>,
 }
@@ -68,6 +74,22 @@ impl Asked<'_> {
             true => Ok(()),
             false => Err(self.too_many()),
         }
+    }
+
+    /// Asks the coordinator of a group.
+    pub async fn ask_group(&self, request: GroupRequest) -> GroupAnswer {
+        groups::ask(self.context, groups::from_client(request, self.peer)).await
+    }
+
+    /// Counts a refusal of a group's coordinator; its code.
+    pub fn refuse_group(&self, error: GroupError) -> i16 {
+        self.context.metrics.count_error(error.code());
+        error.code()
+    }
+
+    /// The code of an outcome; a refusal is counted.
+    pub fn group_code(&self, outcome: Result<(), GroupError>) -> i16 {
+        outcome.map_or_else(|error| self.refuse_group(error), |()| 0)
     }
 
     /// Takes room of the answer for what is not in proportion to the request; false where there is none left.
@@ -104,13 +126,25 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         request.answer(exchange).await;
         return Ok(Vec::new());
     }
-    let asked = Asked { context: &exchange.context, start, head, body, room: Cell::new(limits::MAX_KAFKA_DETAILS) };
+    let (context, peer, room) = (&exchange.context, exchange.peer.as_str(), Cell::new(limits::MAX_KAFKA_DETAILS));
+    let asked = Asked { context, start, head, body, peer, room };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,
         ApiKey::ListOffsets => list_offsets(&asked).await,
         ApiKey::DeleteRecords => kafka_delete_records::delete_records(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
+        ApiKey::FindCoordinator => kafka_groups::find_coordinator(&asked).await,
+        ApiKey::JoinGroup => kafka_groups::join_group(&asked).await,
+        ApiKey::SyncGroup => kafka_groups::sync_group(&asked).await,
+        ApiKey::Heartbeat => kafka_groups::heartbeat(&asked).await,
+        ApiKey::LeaveGroup => kafka_groups::leave_group(&asked).await,
+        ApiKey::OffsetCommit => kafka_offsets::offset_commit(&asked).await,
+        ApiKey::OffsetFetch => kafka_offsets::offset_fetch(&asked).await,
+        ApiKey::OffsetDelete => kafka_offsets::offset_delete(&asked).await,
+        ApiKey::DescribeGroups => kafka_group_admin::describe_groups(&asked).await,
+        ApiKey::ListGroups => kafka_group_admin::list_groups(&asked).await,
+        ApiKey::DeleteGroups => kafka_group_admin::delete_groups(&asked).await,
         ApiKey::OffsetForLeaderEpoch => kafka_epochs::offset_for_leader_epoch(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
@@ -137,6 +171,17 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,
         ApiKey::DescribeConfigs => RequestKind::DescribeTopic,
         ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs | ApiKey::CreatePartitions => RequestKind::AlterTopic,
+        ApiKey::FindCoordinator
+        | ApiKey::JoinGroup
+        | ApiKey::SyncGroup
+        | ApiKey::Heartbeat
+        | ApiKey::LeaveGroup
+        | ApiKey::OffsetCommit
+        | ApiKey::OffsetFetch
+        | ApiKey::OffsetDelete
+        | ApiKey::DescribeGroups
+        | ApiKey::ListGroups
+        | ApiKey::DeleteGroups => RequestKind::Group,
         _ => RequestKind::Other,
     }
 }

@@ -18,6 +18,7 @@ use crate::shard::context::Context;
 use crate::shard::deletion::delete_records;
 use crate::shard::epochs::epoch_ends;
 use crate::shard::fetch::{fetch, fetch_mine};
+use crate::shard::groups;
 use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
 use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
@@ -35,8 +36,12 @@ const METADATA_OF_TOPIC: usize = 256;
 const METADATA_OF_PARTITION: usize = 34;
 
 /// Answers a request; never a produce.
-pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
+pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, peer: &str, correlation: u64, request: Request) {
     context.metrics.count_request(kind(&request));
+    let request = match request {
+        Request::Group(request) => Request::Group(groups::from_client(request, peer)),
+        request => request,
+    };
     let (context, sender, open) = (context.clone(), sender.clone(), sender.begin_request());
     glommio::spawn_local(async move {
         let _open = open;
@@ -67,6 +72,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::Fetch(_) => RequestKind::Fetch,
         Request::ListOffsets(_) => RequestKind::ListOffsets,
         Request::InitProducerId => RequestKind::InitProducerId,
+        Request::Group(_) | Request::FindCoordinator(_) => RequestKind::Group,
         Request::DeleteRecords(_) => RequestKind::DeleteRecords,
         Request::EpochEnds(_) => RequestKind::EpochEnds,
     }
@@ -91,6 +97,8 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::Group(request) => Ok(Response::Group(groups::ask(context, request).await)),
+        Request::FindCoordinator(groups) => Ok(Response::Coordinators(groups::coordinators(context, &groups).await)),
         Request::EpochEnds(questions) => Ok(Response::EpochEnds(epoch_ends(context, &questions).await)),
         Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
@@ -156,7 +164,8 @@ fn describe_partitions(context: &Context, name: &str) -> Result<TopicPartitions,
     Ok(TopicPartitions { id: topic.id, partitions, max_message_bytes: topic.config.max_message_bytes })
 }
 
-async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
+/// Creates a topic; it is in force on every shard then.
+pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
     let command = Command::CreateTopic {
         id: TopicId(*uuid::Uuid::new_v4().as_bytes()),
         name: request.name.clone(),
@@ -297,6 +306,9 @@ async fn serve_one(context: &Rc<Context>, request: Request, is_probe: bool) -> M
             }
         }
         return MeshReply { response: Response::Fetch(answer.results), segment, payload: payload.into() };
+    }
+    if let Request::Group(request) = request {
+        return MeshReply::new(Response::Group(groups::here(context, request).await));
     }
     MeshReply::new(answer(context, request).await.unwrap_or_else(Response::Refused))
 }

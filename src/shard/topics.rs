@@ -11,6 +11,7 @@ use crate::log::paths;
 use crate::partition::Partition;
 use crate::request::Code;
 use crate::shard::context::Context;
+use crate::shard::groups;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::now_ms;
 use crate::types::{TopicId, TopicPartition};
@@ -25,6 +26,8 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
         open_topic(context, topic, view.leader_epoch());
     }
     *context.view.borrow_mut() = view;
+    let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
+    groups::follow_catalogue(context, &deleted);
 }
 
 /// Opens the partitions of a topic that this shard owns and does not have, and gives all of them the topic's settings.

@@ -5,7 +5,7 @@
 
 use flatbuffers::{ForwardsUOffset, InvalidFlatbuffer, Vector};
 
-use super::{generated as g, verified};
+use super::{generated as g, groups, verified};
 use crate::request::{
     Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEnd, EpochEndResult,
     EpochQuestion, Fetch, FetchPartition, FetchResult, Fetched, FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest,
@@ -123,12 +123,12 @@ fn envelope_correlation(header: &[u8]) -> Option<u64> {
 }
 
 /// What is wrong with a body.
-enum Fault {
+pub(super) enum Fault {
     Kind(u8),
     Invalid(String),
 }
 
-fn invalid<T>(what: impl Into<String>) -> Result<T, Fault> {
+pub(super) fn invalid<T>(what: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Invalid(what.into()))
 }
 
@@ -162,6 +162,12 @@ fn request_of(root: &g::Request<'_>, payload_len: usize, spare: &mut Vec<Produce
     }
     if root.body_as_init_producer_id_request().is_some() {
         return Ok(Request::InitProducerId);
+    }
+    if let Some(find) = root.body_as_find_coordinator_request() {
+        return groups::group_names(find.groups()).map(Request::FindCoordinator);
+    }
+    if let Some(request) = groups::request_of(root)? {
+        return Ok(Request::Group(request));
     }
     if let Some(ends) = root.body_as_epoch_ends_request() {
         return ends.questions().iter().map(epoch_question_of).collect::<Result<_, _>>().map(Request::EpochEnds);
@@ -316,6 +322,12 @@ fn response_of(root: &g::Response<'_>, payload_len: usize) -> Result<Response, F
     }
     if let Some(refusal) = root.body_as_refusal() {
         return Ok(Response::Refused(refusal_of(refusal)));
+    }
+    if let Some(found) = root.body_as_find_coordinator_response() {
+        return groups::coordinators_of(&found).map(Response::Coordinators);
+    }
+    if let Some(answer) = groups::answer_of(root)? {
+        return Ok(Response::Group(answer));
     }
     Err(Fault::Kind(root.body_type().0))
 }

@@ -7,6 +7,7 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, Vector, WIPOffset};
 
 use super::frame::{self, FrameError};
 use super::generated as g;
+use super::groups;
 use crate::limits;
 use crate::request::{
     Acks, AlterTopic, Code, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEndResult, EpochQuestion, Fetch, FetchResult,
@@ -118,6 +119,8 @@ fn request_body(b: &mut Builder, request: &Request, payload_len: usize) -> (g::R
         Request::InitProducerId => {
             (Body::InitProducerIdRequest, g::InitProducerIdRequest::create(b, &g::InitProducerIdRequestArgs {}).as_union_value())
         }
+        Request::FindCoordinator(names) => groups::find_coordinator_request(b, names),
+        Request::Group(request) => groups::request_body(b, request),
         Request::EpochEnds(questions) => (Body::EpochEndsRequest, epoch_ends_request(b, questions).as_union_value()),
         Request::DeleteRecords(partitions) => (Body::DeleteRecordsRequest, delete_records_request(b, partitions).as_union_value()),
     }
@@ -248,6 +251,8 @@ fn response_body(b: &mut Builder, response: &Response, payload_len: usize) -> (g
             let args = g::InitProducerIdResponseArgs { producer_id: *producer_id, producer_epoch: *producer_epoch };
             (Body::InitProducerIdResponse, g::InitProducerIdResponse::create(b, &args).as_union_value())
         }
+        Response::Coordinators(found) => groups::coordinators_response(b, found),
+        Response::Group(answer) => groups::response_body(b, answer),
         Response::EpochEnds(results) => (Body::EpochEndsResponse, epoch_ends_response(b, results).as_union_value()),
         Response::RecordsDeleted(results) => (Body::DeleteRecordsResponse, delete_records_response(b, results).as_union_value()),
         Response::Refused(refusal) => (Body::Refusal, refusal_offset(b, refusal).as_union_value()),

@@ -78,6 +78,8 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         name().prop_map(|n| (Request::DeleteTopic(n), 0)),
         name().prop_map(|n| (Request::DescribeTopic(n), 0)),
         Just((Request::InitProducerId, 0)),
+        vec(name(), 0..4).prop_map(|names| (Request::FindCoordinator(names), 0)),
+        group_values::request().prop_map(|r| (Request::Group(r), 0)),
         vec(delete, 0..5).prop_map(|d| (Request::DeleteRecords(d), 0)),
         vec(epoch, 0..5).prop_map(|e| (Request::EpochEnds(e), 0)),
     ]
@@ -151,6 +153,8 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         vec(deleted, 0..5).prop_map(|r| (Response::RecordsDeleted(r), 0)),
         vec(ended, 0..5).prop_map(|r| (Response::EpochEnds(r), 0)),
         refusal().prop_map(|r| (Response::Refused(r), 0)),
+        group_values::coordinators().prop_map(|c| (Response::Coordinators(c), 0)),
+        group_values::answer().prop_map(|a| (Response::Group(a), 0)),
     ]
 }
 

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::consumer_protocol::{Assignment, Subscription, TopicPartitions};
-use super::fields::FieldError;
+use crate::request::fields::FieldError;
 
 /// An assignor by its name in the group protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

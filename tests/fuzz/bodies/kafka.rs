@@ -48,6 +48,17 @@ fn frame(bytes: &[u8]) {
         ApiKey::CreatePartitions => drop(decode::<CreatePartitionsRequest>(&head, body)),
         ApiKey::IncrementalAlterConfigs => drop(decode::<IncrementalAlterConfigsRequest>(&head, body)),
         ApiKey::DescribeCluster => drop(decode::<DescribeClusterRequest>(&head, body)),
+        ApiKey::FindCoordinator => drop(decode::<FindCoordinatorRequest>(&head, body)),
+        ApiKey::JoinGroup => drop(decode::<JoinGroupRequest>(&head, body)),
+        ApiKey::SyncGroup => drop(decode::<SyncGroupRequest>(&head, body)),
+        ApiKey::Heartbeat => drop(decode::<HeartbeatRequest>(&head, body)),
+        ApiKey::LeaveGroup => drop(decode::<LeaveGroupRequest>(&head, body)),
+        ApiKey::OffsetCommit => drop(decode::<OffsetCommitRequest>(&head, body)),
+        ApiKey::OffsetFetch => drop(decode::<OffsetFetchRequest>(&head, body)),
+        ApiKey::OffsetDelete => drop(decode::<OffsetDeleteRequest>(&head, body)),
+        ApiKey::DescribeGroups => drop(decode::<DescribeGroupsRequest>(&head, body)),
+        ApiKey::ListGroups => drop(decode::<ListGroupsRequest>(&head, body)),
+        ApiKey::DeleteGroups => drop(decode::<DeleteGroupsRequest>(&head, body)),
         other => panic!("{other:?} is served and not read here"),
     }
 }
