@@ -347,7 +347,7 @@ mod tests {
             flushed_position: 8192,
             epochs: vec![(0, 0), (3, 120)],
             segments: vec![
-                SegmentInfo { sealed: true, adopted: true, cleaned: n % 2 == 0, index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
+                SegmentInfo { sealed: true, adopted: true, cleaned: n.is_multiple_of(2), index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
                 SegmentInfo::new(100, 0, 6),
             ],
             producers: vec![ProducerSnapshot { id: 9, epoch: 1, batches: vec![batch; PRODUCER_BATCHES] }],

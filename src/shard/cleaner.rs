@@ -38,6 +38,7 @@ use crate::shard::reader::Run;
 use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
 use crate::shard::store::now_ms;
+use crate::shard::write_behind;
 use crate::types::{Offset, TopicPartition};
 
 /// Shares of the cleaner's queue; the others have 1000.
@@ -98,6 +99,7 @@ struct Cleaner {
 impl Cleaner {
     async fn run(mut self) {
         while !self.stopping.get() {
+            self.flush_sealed().await;
             let Some(cell) = self.dirtiest() else {
                 glommio::timer::sleep(Duration::from_millis(CLEANER_PAUSE_MS)).await;
                 continue;
@@ -116,6 +118,21 @@ impl Cleaner {
                 }
             }
             self.context.metrics.set(Gauge::MemoryCleaner, 0);
+        }
+    }
+
+    /// Sealed segments are cleaned once they are flushed, which may take long where nothing else asks for it.
+    async fn flush_sealed(&self) {
+        let store = &self.context.store;
+        let waits = |cell: &Rc<PartitionCell>| {
+            let machine = cell.machine.borrow();
+            cell.settings.get().compacted
+                && cell.is_flushed()
+                && machine.segments().iter().any(|s| s.sealed && s.base_offset >= machine.flushed().0)
+        };
+        let cells: Vec<_> = store.partitions().into_iter().filter(waits).collect();
+        for some in cells.chunks(write_behind::FLUSHES) {
+            write_behind::flush_all(store, some.to_vec(), true).await;
         }
     }
 
