@@ -185,6 +185,22 @@ pub const MESH_QUEUE: usize = 1024;
 pub const MAX_PRODUCERS: usize = 10_000;
 /// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
+/// A shard's memory divided by this is what a cleaning's map of keys takes: 24 bytes a slot, three of four in use.
+pub const CLEANER_MEMORY_PART: usize = 32;
+/// Most memory of a cleaning's map, bytes (Kafka's default of `log.cleaner.dedupe.buffer.size`).
+pub const MAX_CLEANER_MEMORY: usize = 128 * 1024 * 1024;
+/// A cleaning reads and writes in pieces of about this many bytes.
+pub const CLEANER_PIECE: usize = 512 * 1024;
+/// A cleaning reads and writes at most so many bytes per second in each shard: a small part of what a device does.
+pub const CLEANER_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+/// Pause between two looks for what is to be cleaned, ms.
+pub const CLEANER_PAUSE_MS: u64 = 1_000;
+/// Largest uncompressed block of a batch for a compacted topic, bytes: its keys are looked at when it comes, and by every cleaning.
+pub const MAX_COMPACTED_BLOCK: usize = ADOPT_APPEND;
+/// Default of `delete.retention.ms` (Kafka's default), ms.
+pub const DEFAULT_DELETE_RETENTION_MS: u64 = 24 * 3600 * 1000;
+/// Default of `min.cleanable.dirty.ratio` (Kafka's default), millionths.
+pub const DEFAULT_DIRTY_RATIO_MILLIONTHS: u32 = 500_000;
 /// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
 pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
 
@@ -230,6 +246,10 @@ pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
 pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
 /// Committed positions of all groups of one partition of `__consumer_offsets`.
 pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Longest snapshot of a partition's groups that is kept in checkpoints, bytes: each checkpoint has it again. Groups of a longer one are loaded from the log.
+pub const MAX_GROUP_SNAPSHOT: usize = 4 * 1024 * 1024;
+/// Records of a partition's groups after which a snapshot is made again, at least; with more groups and positions than that, after as many.
+pub const GROUP_SNAPSHOT_RECORDS: usize = 1_000;
 /// Bytes of a partition of `__consumer_offsets` that are read at once when its groups are loaded.
 pub const GROUP_LOAD_BYTES: u32 = 1024 * 1024;
 /// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.

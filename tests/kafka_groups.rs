@@ -1,7 +1,6 @@
 //! Consumer groups by Kafka's protocol: librdkafka's members, and raw requests for what a client library hides.
 
 #[path = "support/kafka.rs"]
-#[allow(dead_code)]
 mod raw;
 mod support;
 
@@ -291,6 +290,40 @@ fn positions_in_a_deleted_topic_go_with_it() {
     admin.delete("orders");
     admin.create("orders", 1, &[("retention.ms", "-1")]);
     support::eventually("the position goes", || position(&mut connection, "g", "orders").0 == -1);
+    assert_eq!(broker.stop(), 0);
+}
+
+/// After a clean stop a coordinator is loaded from the checkpoint alone; after a kill, from the last snapshot on.
+#[test]
+fn what_the_checkpoint_has_is_not_read_again() {
+    const LOADED: &str = "group_records_loaded_total";
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2", "--admin-listen", "127.0.0.1:0"]);
+    broker.connect().create("orders", 1, &[("retention.ms", "-1")]);
+    let mut connection = KafkaConnection::open(&broker.addresses[0]);
+    let last = corelane::limits::GROUP_SNAPSHOT_RECORDS as i64 + 100;
+    for offset in 1..=last {
+        assert_eq!(commit(&mut connection, "g", -1, &name(""), "orders", 0, offset), 0);
+    }
+    assert_eq!(broker.stop(), 0);
+    let found = |broker: &Broker, offset: i64| {
+        let mut connection = KafkaConnection::open(&broker.addresses[0]);
+        let wanted = OffsetFetchRequestTopic::default().with_name(topic_name("orders")).with_partition_indexes(vec![0]);
+        let fetch = OffsetFetchRequest::default().with_group_id(group("g")).with_topics(Some(vec![wanted]));
+        loaded(|| (connection.ask(5, &fetch).error_code, ()));
+        assert_eq!(position(&mut connection, "g", "orders").0, offset);
+        connection
+    };
+    let broker = Broker::start(data.path(), &["--shards", "1", "--admin-listen", "127.0.0.1:0"]);
+    let mut connection = found(&broker, last);
+    assert_eq!(broker.metric(LOADED), 0);
+    for offset in 1..=5 {
+        assert_eq!(commit(&mut connection, "g", -1, &name(""), "orders", 0, offset), 0);
+    }
+    broker.kill();
+    let broker = Broker::start(data.path(), &["--shards", "2", "--admin-listen", "127.0.0.1:0"]);
+    found(&broker, 5);
+    assert_eq!(broker.metric(LOADED), 5);
     assert_eq!(broker.stop(), 0);
 }
 

@@ -9,6 +9,9 @@ pub mod durability {}
 #[doc = include_str!("on_disk.md")]
 pub mod on_disk {}
 
+#[doc = include_str!("adoption.md")]
+pub mod adoption {}
+
 #[doc = include_str!("decisions/README.md")]
 pub mod decisions {
     #[doc = include_str!("decisions/0001-checksums.md")]

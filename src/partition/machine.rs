@@ -2,11 +2,15 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use crate::batch::{self, BatchHeader};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
+use crate::log::cleaning::plan::{Bounds, Survey};
 use crate::log::index::{Index, IndexEntry, fits_segment};
 use crate::log::producers::{ProducerTable, Sequence};
+use crate::log::replacement::replaced;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
@@ -32,6 +36,7 @@ pub struct Partition {
     producers: ProducerTable,
     /// It was damaged when the store was opened: what is known of it is kept as it is, and nothing is served.
     quarantined: bool,
+    groups: Option<Bytes>,
 }
 
 /// Everything below is in segments and synced.
@@ -117,7 +122,18 @@ impl Partition {
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(max_producers, &state.producers, now),
             quarantined: state.quarantined,
+            groups: state.groups,
         }
+    }
+
+    /// The snapshot of the consumer groups that this partition holds, as it goes into checkpoints.
+    pub fn groups(&self) -> Option<&Bytes> {
+        self.groups.as_ref()
+    }
+
+    /// Another snapshot from the next checkpoint on.
+    pub fn set_groups(&mut self, groups: Option<Bytes>) {
+        self.groups = groups;
     }
 
     /// Whether it was set aside when the store was opened; every checkpoint says so again, or the next start would serve a shorter log.
@@ -391,6 +407,39 @@ impl Partition {
         Ok(gone)
     }
 
+    /// What of the log may be cleaned, and how much of it is dirty.
+    pub fn survey(&self, now: Timestamp, settings: &Settings) -> Survey {
+        let bounds = Bounds {
+            flushed_segment: self.flushed.segment,
+            committed: self.ladder.committed(),
+            newest_timestamp: if settings.compaction_lag_ms > 0 { now.saturating_sub(settings.compaction_lag_ms) } else { Timestamp::MAX },
+        };
+        Survey::of(&self.segments, &bounds)
+    }
+
+    /// Puts a rewritten segment, which is on disk, in the place of those that it was made of; they are returned.
+    ///
+    /// # Errors
+    /// When they are not those of the log (any more).
+    pub fn replace_segments(&mut self, new: SegmentInfo) -> Result<Vec<SegmentInfo>, String> {
+        let range = replaced(self.segments.iter(), &new)?;
+        assert!(self.segments.range(range.clone()).all(|s| s.base_offset < self.flushed.segment), "only what is flushed is cleaned");
+        let at = range.start;
+        let gone: Vec<_> = self.segments.drain(range).collect();
+        if !gone.is_empty() {
+            self.segments.insert(at, new);
+        }
+        Ok(gone)
+    }
+
+    /// A pass has looked at all of a segment and found nothing to leave out.
+    pub fn mark_cleaned(&mut self, segment: &SegmentInfo) {
+        let same = |s: &&mut SegmentInfo| (s.base_offset, s.rewrite_generation) == (segment.base_offset, segment.rewrite_generation);
+        if let Some(found) = self.segments.iter_mut().find(same) {
+            found.cleaned = true;
+        }
+    }
+
     /// Forgets producers that have been silent too long.
     pub fn expire_producers(&mut self, now: Timestamp, after_ms: i64) {
         self.producers.expire(now.saturating_sub(after_ms));
@@ -417,6 +466,7 @@ impl Partition {
             epochs: self.epochs.clone(),
             segments: self.segments.iter().copied().collect(),
             producers: self.producers.snapshot(),
+            groups: self.groups.clone(),
         }
     }
 }

@@ -30,7 +30,7 @@ use crate::shard::context::{ConnectionState, Context};
 use crate::shard::net::{OpenRequest, Outgoing, Sender};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, Completion, PendingProduce};
-use crate::shard::produce::{self, append_large, batch_refusal};
+use crate::shard::produce::{self, append_large, batch_refusal, large_keys, too_large_to_compact};
 use crate::shard::service;
 use crate::shard::store::{LargeBatch, head_len};
 use crate::wire::handshake::{self, HelloReply};
@@ -378,10 +378,13 @@ impl Connection {
         first.extend_from_slice(body.slice(0..batch::HEADER_LEN.saturating_sub(head.len())));
         match batch::check_ingress_computed(&first, len, cell.settings.get().max_message_bytes, crc.finish()) {
             Err(error) => done.complete(Err(batch_refusal(cell, &error))),
-            Ok(header) => {
-                let batch = LargeBatch { head, body: Rc::new(body), body_len };
-                append_large(&self.context, cell, &header, batch, done).await;
-            }
+            Ok(header) => match large_keys(cell, &header, &head, body.slice(0..body_len)) {
+                Ok(()) => {
+                    let batch = LargeBatch { head, body: Rc::new(body), body_len };
+                    append_large(&self.context, cell, &header, batch, done).await;
+                }
+                Err(refusal) => done.complete(Err(refusal)),
+            },
         }
         Ok(())
     }
@@ -398,7 +401,11 @@ impl Connection {
         if let Some(refusal) = produce::early_refusal(cell, len) {
             return self.refuse_unread(refusal, len + trailer, done).await;
         }
-        let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {
+        let begun = match too_large_to_compact(cell, len) {
+            Some(refusal) => Err(refusal),
+            None => adoption::Adoption::begin(&self.context.store, cell, len).await,
+        };
+        let mut adoption = match begun {
             Ok(adoption) => adoption,
             Err(refusal) => {
                 self.skip(len + trailer).await?;

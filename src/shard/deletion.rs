@@ -9,19 +9,16 @@ use futures_util::stream::{self, StreamExt};
 
 use crate::cluster::config::CLEANUP_POLICY;
 use crate::log::journal::EntryKind;
-use crate::log::paths;
+use crate::log::segment::SegmentInfo;
 use crate::metrics::Counter;
 use crate::request::{Code, DeleteRecords, DeleteRecordsResult, Refusal};
 use crate::shard::context::Context;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::spread::spread;
-use crate::types::{Durability, Offset};
+use crate::types::Offset;
 
 /// Partitions of one request whose files are looked after at once.
 const AT_ONCE: usize = 16;
-/// The cleanup policy where records stay until others of their key come.
-const ONLY_COMPACT: &str = "compact";
-
 /// Deletes records of partitions anywhere on this node.
 pub async fn delete_records(context: &Rc<Context>, asked: &[DeleteRecords]) -> Vec<DeleteRecordsResult> {
     let mine = async |part| stream::iter(part).map(|one| mine(context, one)).buffered(AT_ONCE).collect().await;
@@ -42,10 +39,9 @@ async fn delete(context: &Rc<Context>, asked: DeleteRecords) -> Result<Offset, R
     if cell.settings.get().internal {
         return Err(cell.refusal(Code::InvalidTopicName, "only the broker deletes from it"));
     }
-    let policy = context.view.borrow().topic_by_id(&id.topic).and_then(|topic| topic.config.value(CLEANUP_POLICY, Durability::Durable));
-    if policy.is_some_and(|policy| policy == ONLY_COMPACT) {
-        let words = format!("{CLEANUP_POLICY} is {ONLY_COMPACT}: records are deleted by their keys only");
-        return Err(cell.refusal(Code::PolicyViolation, words));
+    let policy = context.view.borrow().topic_by_id(&id.topic).map(|topic| topic.config.cleanup_policy);
+    if policy.is_some_and(|policy| !policy.deletes()) {
+        return Err(cell.refusal(Code::PolicyViolation, format!("its {CLEANUP_POLICY} is compact: records are deleted by their keys only")));
     }
     let high_watermark = cell.machine.borrow().ladder().committed();
     let start = asked.before.unwrap_or(high_watermark);
@@ -101,9 +97,9 @@ pub async fn raise_log_start(context: &Rc<Context>, cell: &Rc<PartitionCell>, st
     let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
     store.journal.wait_durable(sequence).await;
     cell.leave_flush();
-    for base_offset in gone {
-        cell.drop_files(base_offset);
-        for path in [paths::segment(cell.id, base_offset), paths::index(cell.id, base_offset)] {
+    for segment in gone {
+        cell.drop_files(segment.base_offset);
+        for path in [segment.path(cell.id), segment.index_path(cell.id)] {
             if let Err(error) = store.disk.remove(&path).await {
                 tracing::warn!(path, %error, "a deleted segment's file stays until the next start");
             }
@@ -114,8 +110,8 @@ pub async fn raise_log_start(context: &Rc<Context>, cell: &Rc<PartitionCell>, st
     Ok(())
 }
 
-/// Moves the log start and forgets what only memory has of the segments that go: their base offsets.
-fn raise_in_memory(context: &Context, cell: &Rc<PartitionCell>, start: Offset) -> Result<Vec<Offset>, Refusal> {
+/// Moves the log start and forgets what only memory has of the segments that go: they are returned.
+fn raise_in_memory(context: &Context, cell: &Rc<PartitionCell>, start: Offset) -> Result<Vec<SegmentInfo>, Refusal> {
     let store = &context.store;
     let unflushed = cell.unflushed_bytes();
     let gone = cell.machine.borrow_mut().raise_log_start(start)?;
@@ -124,5 +120,5 @@ fn raise_in_memory(context: &Context, cell: &Rc<PartitionCell>, start: Offset) -
     // What was deleted before it was flushed is no longer to be.
     store.budget.sub_unflushed(unflushed.saturating_sub(cell.unflushed_bytes()));
     store.reader.forget_below(cell.id, kept);
-    Ok(gone.into_iter().map(|segment| segment.base_offset).collect())
+    Ok(gone)
 }

@@ -183,7 +183,6 @@ async fn read_partition(
     }
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
     let mut taken = 0;
-    // Of the records themselves nothing is parsed: a partition's offsets are without gaps.
     let mut records = 0;
     let mut offset = wanted.offset;
     let is_first = answer.bytes == 0;
@@ -241,17 +240,22 @@ async fn read_partition(
         // Others may have taken the room meanwhile.
         let left = left.min(answer.room(context));
         let range = run.from(offset, left.max(1));
+        if range.is_empty() {
+            // Nothing is left up to the run's end.
+            offset = run.end_offset;
+            continue;
+        }
         if !at_least_one && range.len() > left {
             break;
         }
         let end = run.offset_after(&range);
+        records += run.records(offset, &range);
         taken += range.len();
         answer.push(if is_small_part(range.len(), run.pinned()) {
             Outgoing::Owned(run.part(&range).to_vec())
         } else {
             Outgoing::Run(run, range)
         });
-        records += end - offset;
         offset = end;
     }
     answer.is_cut |= answer.bytes > 0 && offset < high_watermark && answer.room(context) < answer.most.saturating_sub(answer.bytes);

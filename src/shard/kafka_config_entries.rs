@@ -25,15 +25,20 @@ const INT: i8 = 3;
 /// See [`BOOLEAN`].
 const LONG: i8 = 5;
 /// See [`BOOLEAN`].
+const DOUBLE: i8 = 6;
+/// See [`BOOLEAN`].
 const LIST: i8 = 7;
 
 /// What the broker calls what a topic has by default: the topic's setting, the broker's.
 const BROKER_NAMES: &[(&str, &str)] = &[
     ("cleanup.policy", "log.cleanup.policy"),
     ("compression.type", "compression.type"),
+    ("delete.retention.ms", "log.cleaner.delete.retention.ms"),
     ("durability", "durability"),
     ("max.message.bytes", "message.max.bytes"),
     ("message.timestamp.type", "log.message.timestamp.type"),
+    ("min.cleanable.dirty.ratio", "log.cleaner.min.cleanable.ratio"),
+    ("min.compaction.lag.ms", "log.cleaner.min.compaction.lag.ms"),
     ("min.insync.replicas", "min.insync.replicas"),
     ("retention.bytes", "log.retention.bytes"),
     ("retention.ms", "log.retention.ms"),
@@ -72,7 +77,8 @@ pub fn default_source(name: &str) -> i8 {
 fn kind_of(topic_setting: &str) -> i8 {
     match topic_setting {
         "max.message.bytes" | "min.insync.replicas" | "segment.bytes" => INT,
-        "retention.bytes" | "retention.ms" | "segment.ms" => LONG,
+        "delete.retention.ms" | "min.compaction.lag.ms" | "retention.bytes" | "retention.ms" | "segment.ms" => LONG,
+        "min.cleanable.dirty.ratio" => DOUBLE,
         "cleanup.policy" => LIST,
         _ => STRING,
     }

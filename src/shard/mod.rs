@@ -8,6 +8,7 @@ pub mod blocking_files;
 pub mod budget;
 pub mod buffer;
 pub mod checkpoint;
+pub mod cleaner;
 pub mod connection;
 pub mod context;
 pub mod deletion;

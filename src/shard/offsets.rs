@@ -56,7 +56,8 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
         OffsetSpec::At(timestamp) => first_at(context, &cell, timestamp, looked).await?,
         OffsetSpec::MaxTimestamp if committed == log_start => (-1, -1),
         OffsetSpec::MaxTimestamp => {
-            let largest = cell.machine.borrow().max_timestamp();
+            // That of the log may have been a record's that a cleaning left out.
+            let largest = cell.machine.borrow().segments().iter().map(|segment| segment.max_timestamp).max().unwrap_or(-1);
             first_at(context, &cell, largest, looked).await?
         }
     };

@@ -6,7 +6,7 @@ use async_channel::Receiver;
 use bytes::Bytes;
 
 use crate::batch::{self, BatchError, BatchErrorKind};
-use crate::limits::{ADOPT_APPEND, LARGE_APPEND};
+use crate::limits::{ADOPT_APPEND, LARGE_APPEND, MAX_COMPACTED_BLOCK};
 use crate::metrics::Counter;
 use crate::request::{Acks, Code, Produce, ProduceBatch, Refusal, Request, Response};
 use crate::shard::context::Context;
@@ -59,6 +59,9 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
         Ok(header) => header,
         Err(error) => return done.complete(Err(batch_refusal(&cell, &error))),
     };
+    if let Err(refusal) = check_keys(&cell, &header, &bytes[batch::HEADER_LEN..]) {
+        return done.complete(Err(refusal));
+    }
     if bytes.len() > ADOPT_APPEND {
         let words = format!("a batch of {} bytes comes alone in its request, as all of more than {ADOPT_APPEND} do", bytes.len());
         return done.complete(Err(Refusal::new(Code::RecordTooLarge, words)));
@@ -78,6 +81,28 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
             return done.complete(Err(refusal));
         }
     }
+}
+
+/// Where records are compacted, each must have a key: one without could be neither superseded nor kept for ever.
+pub fn check_keys(cell: &PartitionCell, header: &batch::BatchHeader, block: &[u8]) -> Result<(), Refusal> {
+    if !cell.settings.get().compacted {
+        return Ok(());
+    }
+    batch::check_keys(header, block, MAX_COMPACTED_BLOCK).map_err(|error| batch_refusal(cell, &error))
+}
+
+/// As [`check_keys`] for a batch in two pieces, which are put together for it.
+pub fn large_keys(cell: &PartitionCell, header: &batch::BatchHeader, head: &[u8], body: &[u8]) -> Result<(), Refusal> {
+    match cell.settings.get().compacted {
+        true => check_keys(cell, header, &[head, body].concat()[batch::HEADER_LEN..]),
+        false => Ok(()),
+    }
+}
+
+/// The refusal of a batch that is too large for a partition whose records are compacted: the cleaner looks into every batch.
+pub fn too_large_to_compact(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+    let words = || format!("a batch of {len} bytes; where records are compacted it has at most {ADOPT_APPEND}");
+    (cell.settings.get().compacted && len > ADOPT_APPEND).then(|| cell.refusal(Code::RecordTooLarge, words()))
 }
 
 /// Appends a checked large batch.

@@ -25,7 +25,7 @@ use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
 use crate::shard::trace::Trace;
-use crate::shard::{groups, housekeeping, service, topics, write_behind};
+use crate::shard::{cleaner, groups, housekeeping, service, topics, write_behind};
 use crate::types::Durability;
 
 /// Journal files of a shard's ring.
@@ -164,6 +164,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
         glommio::spawn_local(checkpoint::run(store.clone(), checkpoints.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run(context.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run_retention(context.clone(), stopping.clone())),
+        cleaner::spawn(&context, &stopping),
         glommio::spawn_local(service::serve_mesh(context.clone())),
         glommio::spawn_local(context.answers.clone().run()),
         glommio::spawn_local(accept(context.clone(), listener)),
@@ -276,7 +277,7 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
         cell.committed.notify();
     }
     wait_for_all(store).await;
-    context.groups.stop();
+    context.groups.stop(context);
     let deadline = Instant::now() + DRAIN_TIME;
     while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.owes()) {
         context.answers.flush();

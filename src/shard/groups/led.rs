@@ -12,11 +12,14 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+
 use super::load;
 use crate::batch::{BatchBuilder, Compression};
 use crate::group::assignors::{self, Strategy};
 use crate::group::records::LogRecord;
 use crate::group::{AppendFailure, Coordinator, Effect, Now, Settings, Token, Waiter};
+use crate::limits;
 use crate::request::group::{GroupAnswer, GroupError, GroupRequest, ListedGroup, State, SyncGroup};
 use crate::request::{Code, ProduceResult, Refusal};
 use crate::shard::context::Context;
@@ -47,6 +50,8 @@ pub struct Led {
     in_flight: RefCell<VecDeque<Token>>,
     /// Decided out of order: a refusal comes before what is still being written.
     outcomes: RefCell<BTreeMap<Token, Result<Offset, AppendFailure>>>,
+    /// Records that the log took since a snapshot was made.
+    since_snapshot: Cell<usize>,
     in_doubt: Cell<bool>,
     stopped: Cell<bool>,
     /// Until when the task sleeps, ms of [`Led::now`].
@@ -68,6 +73,7 @@ impl Led {
             appends: RefCell::default(),
             in_flight: RefCell::default(),
             outcomes: RefCell::default(),
+            since_snapshot: Cell::new(0),
             in_doubt: Cell::new(false),
             stopped: Cell::new(false),
             sleeps_until: Cell::new(0),
@@ -76,6 +82,14 @@ impl Led {
         });
         glommio::spawn_local(led.clone().drive(context.clone())).detach();
         led
+    }
+
+    /// Makes a snapshot for the checkpoint that is taken last; then ends it.
+    pub fn finish(&self, context: &Context) {
+        if self.since_snapshot.get() > 0 && !self.in_doubt.get() {
+            self.make_snapshot(context);
+        }
+        self.stop();
     }
 
     /// Ends it: whoever waits is told to look for the coordinator again.
@@ -244,6 +258,7 @@ impl Led {
         while !self.stopped.get() && !self.in_doubt.get() {
             let ticket = self.wake.ticket();
             self.settle();
+            self.keep_snapshot(context);
             let now = self.now();
             if self.machine.borrow().poll_timeout().is_some_and(|due| due <= now.steady_ms) {
                 self.machine.borrow_mut().handle_time(now);
@@ -261,13 +276,33 @@ impl Led {
         }
     }
 
+    /// Makes a snapshot where enough was recorded since the last one to be worth the work.
+    fn keep_snapshot(&self, context: &Context) {
+        let (groups, positions) = (self.machine.borrow().group_count(), self.machine.borrow().position_count());
+        if self.since_snapshot.get() >= limits::GROUP_SNAPSHOT_RECORDS.max(groups + positions) {
+            self.make_snapshot(context);
+        }
+    }
+
+    /// What is in it is durable: a checkpoint that has it relies on nothing that may be lost.
+    fn make_snapshot(&self, context: &Context) {
+        let Some(cell) = context.store.partition(&self.partition) else { return };
+        let snapshot = self.machine.borrow().snapshot();
+        self.since_snapshot.set(0);
+        let kept = (snapshot.len() <= limits::MAX_GROUP_SNAPSHOT).then(|| Bytes::from(snapshot));
+        cell.machine.borrow_mut().set_groups(kept);
+    }
+
     /// Reports what is decided, oldest first.
     fn settle(&self) {
         loop {
             let Some(token) = self.in_flight.borrow().front().copied() else { return };
             let Some(outcome) = self.outcomes.borrow_mut().remove(&token) else { return };
             self.in_flight.borrow_mut().pop_front();
+            let before = self.machine.borrow().log_end();
             self.machine.borrow_mut().handle_appended(token, outcome, self.now());
+            let records = self.machine.borrow().log_end() - before;
+            self.since_snapshot.set(self.since_snapshot.get() + records as usize);
             self.pump();
         }
     }

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use crate::batch::{self, BatchIter};
 use crate::group::{Coordinator, Settings};
 use crate::limits;
+use crate::metrics::Counter;
 use crate::request::{Fetch, FetchPartition};
 use crate::shard::context::Context;
 use crate::shard::fetch::fetch_mine;
@@ -21,11 +22,10 @@ pub async fn load(context: &Rc<Context>, partition: TopicPartition, settings: Se
     let cell = context.store.partition(&partition).ok_or("the partition is not here")?;
     let _turn = Turn::take(context).await;
     let end = wait_for_all(&cell).await?;
-    let mut machine = Coordinator::new(settings);
-    let mut offset = cell.machine.borrow().log_start();
+    let (mut machine, mut offset) = begin(&cell, settings, end);
     while offset < end {
         let chunk = read(context, partition, offset).await?;
-        let next = replay(&mut machine, &chunk, offset)?;
+        let next = replay(context, &mut machine, &chunk, offset)?;
         if chunk.is_empty() {
             // Nothing is left of what was there: the cleaner took it.
             break;
@@ -34,6 +34,23 @@ pub async fn load(context: &Rc<Context>, partition: TopicPartition, settings: Se
         glommio::yield_if_needed().await;
     }
     Ok(machine)
+}
+
+/// From the snapshot that the checkpoint had, or from nothing; the offset of the first record that is to be read.
+fn begin(cell: &PartitionCell, settings: Settings, end: Offset) -> (Coordinator, Offset) {
+    let log_start = cell.machine.borrow().log_start();
+    let snapshot = cell.machine.borrow().groups().cloned();
+    if let Some(snapshot) = snapshot {
+        let mut machine = Coordinator::new(settings);
+        match machine.restore(&snapshot) {
+            // A log that ends before it lost records that were not synced: the topic's durability allows that, and then the log alone counts.
+            Ok(from) if (log_start..=end).contains(&from) => return (machine, from),
+            Ok(from) => tracing::warn!(partition = %cell.id, from, log_start, end, "a snapshot of groups is not of this log"),
+            Err(error) => tracing::warn!(partition = %cell.id, %error, "a snapshot of groups can't be read"),
+        }
+        cell.machine.borrow_mut().set_groups(None);
+    }
+    (Coordinator::new(settings), log_start)
 }
 
 /// Until everything that was appended is committed; the log's end.
@@ -71,7 +88,7 @@ async fn read(context: &Rc<Context>, partition: TopicPartition, offset: Offset) 
 }
 
 /// Gives the records from `from` on to the machine; the offset after the last batch.
-fn replay(machine: &mut Coordinator, batches: &[u8], from: Offset) -> Result<Offset, String> {
+fn replay(context: &Context, machine: &mut Coordinator, batches: &[u8], from: Offset) -> Result<Offset, String> {
     let mut next = from;
     for batch in BatchIter::new(batches) {
         let (header, bytes) = batch.map_err(|error| format!("offset {next}: {error}"))?;
@@ -85,6 +102,7 @@ fn replay(machine: &mut Coordinator, batches: &[u8], from: Offset) -> Result<Off
                     continue;
                 }
                 let key = record.key.ok_or_else(|| format!("the record at offset {offset} has no key"))?;
+                context.metrics.add(Counter::GroupRecordsLoaded, 1);
                 machine.handle_record(offset, key, record.value).map_err(|error| format!("the record at offset {offset}: {error}"))?;
             }
         }

@@ -38,8 +38,8 @@ use crate::types::{OFFSETS_TOPIC, TopicPartition};
 
 use led::Led;
 
-/// Settings of the topic that groups are kept in: positions are kept by their own rules, not by the age of a segment. A small segment makes it load fast.
-const OFFSETS_TOPIC_CONFIG: [(&str, &str); 2] = [("retention.ms", "-1"), ("segment.bytes", "104857600")];
+/// Settings of the topic that groups are kept in: the last record of each key is kept, however old. A small segment is cleaned soon.
+const OFFSETS_TOPIC_CONFIG: [(&str, &str); 2] = [("cleanup.policy", "compact"), ("segment.bytes", "104857600")];
 
 /// Longest wait for a topic that was just made to be known here.
 const CATALOGUE_PATIENCE: Duration = Duration::from_secs(1);
@@ -63,9 +63,9 @@ impl Groups {
     }
 
     /// Nothing is coordinated any more: whoever waits is told to look for another coordinator.
-    pub fn stop(&self) {
+    pub fn stop(&self, context: &Context) {
         for led in std::mem::take(&mut *self.led.borrow_mut()).into_values() {
-            led.stop();
+            led.finish(context);
         }
     }
 

@@ -1,0 +1,239 @@
+//! The cases, and the order in which they are run.
+
+use crate::systems::System;
+
+/// What the records are sent with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ClientKind {
+    /// The driver on Kafka's Java client (on NATS's for NATS).
+    Java,
+    /// The driver on librdkafka.
+    Librdkafka,
+    /// Kafka's own load generator, as it is: one producer, no keys, a number of records instead of a window.
+    ProducerPerformance,
+}
+
+impl ClientKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            ClientKind::Java => "java",
+            ClientKind::Librdkafka => "librdkafka",
+            ClientKind::ProducerPerformance => "producer-performance",
+        }
+    }
+}
+
+/// How records are sent.
+#[derive(Clone, Debug)]
+pub enum Load {
+    /// As fast as the client accepts them.
+    Full,
+    /// At half of what the slower of Kafka and Corelane did in this case.
+    HalfOf(String),
+}
+
+/// What else a case does.
+#[derive(Clone, Copy, Debug)]
+pub enum Kind {
+    /// Nothing.
+    Produce,
+    /// Writes three times this `retention.bytes` of each partition.
+    Retention(u64),
+    /// Lets a consumer begin this many bytes behind while production goes on; cold: with the page cache dropped before.
+    Behind { bytes: u64, cold: bool },
+}
+
+/// A measurement that is repeated on several systems.
+#[derive(Clone, Debug)]
+pub struct Case {
+    pub client: ClientKind,
+    pub producers: u32,
+    pub partitions: u32,
+    /// Of a record's value; keys have 8 more.
+    pub record_bytes: u32,
+    pub load: Load,
+    pub kind: Kind,
+    pub systems: Vec<System>,
+    pub repeats: usize,
+    /// Seconds before the window.
+    pub warm_up: f64,
+    /// Seconds of the window.
+    pub seconds: f64,
+}
+
+impl Case {
+    /// In step names and results.
+    pub fn name(&self) -> String {
+        let (client, producers, partitions, bytes) = (self.client.name(), self.producers, self.partitions, self.record_bytes);
+        let end = match (&self.kind, &self.load) {
+            (Kind::Retention(_), _) => "-retention",
+            (Kind::Behind { cold: false, .. }, _) => "-behind",
+            (Kind::Behind { cold: true, .. }, _) => "-behind-cold",
+            (Kind::Produce, Load::HalfOf(_)) => "-half",
+            (Kind::Produce, Load::Full) => "",
+        };
+        format!("{client}-{producers}p-{partitions}t-{bytes}b{end}")
+    }
+
+    /// For people.
+    pub fn title(&self) -> String {
+        let counted = |count: u32, what: &str| format!("{count} {what}{}", if count == 1 { "" } else { "s" });
+        let what = match (&self.kind, &self.load) {
+            (Kind::Retention(bytes), _) => format!("three times `retention.bytes` ({} MiB a partition)", bytes >> 20),
+            (Kind::Behind { bytes, cold }, _) => {
+                let cache = if *cold { "page cache dropped" } else { "page cache as it is" };
+                format!("a consumer that begins {} MiB behind, {cache}, while production goes on at half load", bytes >> 20)
+            }
+            (Kind::Produce, Load::HalfOf(_)) => "open loop at half of the slower one's most".into(),
+            (Kind::Produce, Load::Full) => "as fast as it goes".into(),
+        };
+        let (producers, partitions) = (counted(self.producers, "producer"), counted(self.partitions, "partition"));
+        format!("{}, {producers}, {partitions}, {} B: {what}", self.client.name(), self.record_bytes)
+    }
+}
+
+/// One measurement.
+#[derive(Clone, Debug)]
+pub struct Step {
+    pub case: Case,
+    pub system: System,
+    pub repeat: usize,
+}
+
+impl Step {
+    /// Its name in the file of results.
+    pub fn name(&self) -> String {
+        format!("{}/{}/{}", self.case.name(), self.system.name(), self.repeat)
+    }
+}
+
+/// How much is measured.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Extent {
+    Smoke,
+    Quick,
+    Full,
+}
+
+impl Extent {
+    pub fn name(self) -> &'static str {
+        match self {
+            Extent::Smoke => "smoke",
+            Extent::Quick => "quick",
+            Extent::Full => "full",
+        }
+    }
+
+    /// After so many seconds no further step is begun.
+    pub fn budget_seconds(self) -> u64 {
+        match self {
+            Extent::Smoke => 5 * 60,
+            Extent::Quick => 14 * 60 + 30,
+            Extent::Full => 89 * 60,
+        }
+    }
+
+    /// The phases in their order: half load comes after what it is the half of.
+    pub fn phases(self) -> Vec<Vec<Case>> {
+        match self {
+            Extent::Smoke => smoke(),
+            Extent::Quick => quick(),
+            Extent::Full => full(),
+        }
+    }
+
+    /// Every step in its order: repeats alternate between the systems, and every other one has them in the opposite order.
+    pub fn steps(self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for phase in self.phases() {
+            for repeat in 0..phase.iter().map(|case| case.repeats).max().unwrap_or(0) {
+                for case in phase.iter().filter(|case| repeat < case.repeats) {
+                    let mut systems = case.systems.clone();
+                    if repeat % 2 == 1 {
+                        systems.reverse();
+                    }
+                    steps.extend(systems.into_iter().map(|system| Step { case: case.clone(), system, repeat }));
+                }
+            }
+        }
+        steps
+    }
+}
+
+const TWO: [System; 2] = [System::Kafka, System::Corelane];
+
+fn java(producers: u32, partitions: u32, record_bytes: u32) -> Case {
+    Case {
+        client: ClientKind::Java,
+        producers,
+        partitions,
+        record_bytes,
+        load: Load::Full,
+        kind: Kind::Produce,
+        systems: TWO.to_vec(),
+        repeats: 3,
+        warm_up: 5.0,
+        seconds: 8.0,
+    }
+}
+
+fn half_of(case: &Case) -> Case {
+    Case { load: Load::HalfOf(case.name()), seconds: case.seconds * 1.25, ..case.clone() }
+}
+
+/// All systems but these two: what other durability costs, and what the client can do at most.
+fn others(case: Case, repeats: usize) -> Case {
+    Case { systems: System::ALL.into_iter().filter(|system| !TWO.contains(system)).collect(), repeats, ..case }
+}
+
+fn smoke() -> Vec<Vec<Case>> {
+    let short = |case: Case| Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..case };
+    let headline = short(java(2, 4, 100));
+    let half = half_of(&headline);
+    let behind = Case { kind: Kind::Behind { bytes: 8 << 20, cold: false }, ..half.clone() };
+    let librdkafka = Case { client: ClientKind::Librdkafka, ..headline.clone() };
+    let retention = Case { kind: Kind::Retention(1 << 20), systems: vec![System::Corelane], ..headline.clone() };
+    vec![
+        vec![headline, librdkafka, retention],
+        vec![Case { systems: vec![System::Corelane], ..half }, Case { systems: vec![System::Corelane], ..behind }],
+    ]
+}
+
+fn quick() -> Vec<Vec<Case>> {
+    let (hundred, thousand) = (java(50, 100, 1024), java(50, 1000, 1024));
+    let half = half_of(&hundred);
+    let librdkafka = Case { client: ClientKind::Librdkafka, repeats: 1, ..hundred.clone() };
+    let small = Case { repeats: 1, ..java(1, 1, 100) };
+    vec![vec![hundred.clone(), thousand], vec![half.clone()], vec![others(hundred, 1), others(half, 1)], vec![librdkafka, small]]
+}
+
+fn full() -> Vec<Vec<Case>> {
+    let longer = |case: Case| Case { repeats: 5, seconds: 10.0, ..case };
+    let (hundred, thousand) = (longer(java(50, 100, 1024)), longer(java(50, 1000, 1024)));
+    let halves = [half_of(&hundred), half_of(&thousand)];
+    let behind = |cold| Case { kind: Kind::Behind { bytes: 5 << 30, cold }, repeats: 1, seconds: 30.0, ..halves[0].clone() };
+    let retention = Case { kind: Kind::Retention(100 << 20), repeats: 1, ..java(10, 10, 1024) };
+    let tool = |record_bytes| Case { client: ClientKind::ProducerPerformance, ..java(1, 10, record_bytes) };
+    let mut matrix = Vec::new();
+    for client in [ClientKind::Java, ClientKind::Librdkafka] {
+        for record_bytes in [100, 1024] {
+            for partitions in [1, 10, 100, 1000] {
+                for producers in [1, 50] {
+                    let case = Case { client, repeats: 2, warm_up: 3.0, seconds: 5.0, ..java(producers, partitions, record_bytes) };
+                    if [hundred.name(), thousand.name()].contains(&case.name()) {
+                        continue;
+                    }
+                    matrix.push(case);
+                }
+            }
+        }
+    }
+    vec![
+        vec![hundred.clone(), thousand],
+        halves.to_vec(),
+        vec![others(hundred, 3), others(halves[0].clone(), 3)],
+        vec![retention, behind(false), behind(true)],
+        vec![tool(100), tool(1024)],
+        matrix,
+    ]
+}
