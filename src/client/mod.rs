@@ -46,7 +46,10 @@ pub use admin::{Admin, NewTopic, TopicChanges};
 pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, SeekTo};
 pub use delivery::{DeliveryFuture, RecordMetadata};
 pub use error::{ClientError, ConsumeError, GroupConsumeError, ProduceError, ProduceFailure};
-pub use group::{AssignmentStrategy, GroupConsumer, GroupConsumerBuilder, Listener, OffsetReset, RebalanceListener};
+pub use group::{
+    AssignmentStrategy, GroupConsumer, GroupConsumerBuilder, GroupPosition, Listener, OffsetReset, PlannedReset, RebalanceListener,
+    ResetTo, assigned,
+};
 pub use large::ValueReader;
 pub use partitioner::{Partitioner, Partitioning, murmur2, partition_of_key};
 pub use producer::{Producer, ProducerBuilder, ProducerRecord};
