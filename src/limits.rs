@@ -143,12 +143,16 @@ pub const LISTEN_RETRY_MS: u64 = 2;
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Longest request of Kafka's protocol but for Produce, bytes.
 pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
-/// Longest Produce request of Kafka's protocol with more than one batch, bytes: it is held whole. One with a single batch is as long as a native one.
+/// What is made of a request of Kafka's protocol takes so many times its bytes, about: a fetch has 33 for a partition, of which some 250 are made.
+pub const KAFKA_DECODED: usize = 8;
+/// Longest Produce request of Kafka's protocol that is held whole, bytes; of a longer one, one batch is held at a time.
 pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 /// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
 /// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
 pub const MAX_KAFKA_CHANGES: usize = 10_000;
+/// Words of refusals and settings in one answer of Kafka's protocol, bytes; all else in it is in proportion to its request or to what there is.
+pub const MAX_KAFKA_DETAILS: usize = 4 * 1024 * 1024;
 /// Longest string of a request of Kafka's protocol, bytes (that of its classic encoding).
 pub const MAX_KAFKA_TEXT: usize = i16::MAX as usize;
 /// Topics that one request for metadata creates by naming them, at most.
@@ -254,6 +258,8 @@ pub const PURGE_RECORDS: usize = 500;
 pub const GROUP_EXPIRY_STEP: usize = 256;
 /// A rebalance that nobody joins is looked at no more often than this, ms: a client may say that it is to wait 0 ms.
 pub const GROUP_LEAST_WAIT_MS: i32 = 1_000;
+/// Records that a listener of a group holds for handlers that are not free yet, at most; more are not read.
+pub const LISTENER_WAITING: usize = 1_000;
 
 const _: () = {
     assert!(MAX_GROUP_STRING + 64 <= STRING_MAX && MAX_GROUP_ID <= STRING_MAX, "a member id is a client id and a UUID");

@@ -119,6 +119,8 @@ enumerated! {
         ListOffsets = "list_offsets", "Resolve offsets.";
         InitProducerId = "init_producer_id", "A new producer id.";
         Group = "group", "Membership and positions of consumer groups.";
+        EpochEnds = "epoch_ends", "Where leader epochs end.";
+        DeleteRecords = "delete_records", "Delete the first records of partitions.";
         Other = "other", "Any other.";
     }
 }

@@ -55,6 +55,14 @@ impl FromStr for TopicId {
     }
 }
 
+/// Topics that only the broker writes, by Kafka's names: positions of consumer groups, and what transactions will need. Clients may read and describe them.
+pub const INTERNAL_TOPICS: &[&str] = &[OFFSETS_TOPIC, "__transaction_state"];
+
+/// Whether a name is that of an internal topic.
+pub fn is_internal_topic(name: &str) -> bool {
+    INTERNAL_TOPICS.contains(&name)
+}
+
 /// One partition of one topic.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct TopicPartition {

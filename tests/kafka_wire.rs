@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::kafka::APIS;
+use corelane::request::OffsetSpec;
 use corelane::types::TopicPartition;
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::Request;
@@ -74,6 +75,26 @@ fn answers_wait_for_the_poll_before_them_and_appends_do_not() {
 }
 
 #[test]
+fn a_broker_that_stops_answers_what_has_come() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2"]);
+    let id = broker.connect().create("stopping", 2, &[("retention.ms", "-1")]);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    let asked = [
+        client.send(12, &fetch("stopping", 0, 0, 1 << 20, 50_000)),
+        client.send(9, &produce("stopping", 1, -1, &batch_of(["x"]))),
+        client.send(9, &metadata("stopping")),
+    ];
+    let place = TopicPartition { topic: id, partition: 1 };
+    support::eventually("it is appended", || broker.connect_owner(place).offset(place, OffsetSpec::Latest) == 1);
+    let stopped = std::thread::spawn(move || broker.stop());
+    let answered = asked.map(|_| client.receive().0);
+    check_order(&asked, &answered).expect("what waited behind the fetch too");
+    assert!(client.try_receive().is_none());
+    assert_eq!(stopped.join().expect("it stops"), 0);
+}
+
+#[test]
 fn without_acknowledgement_nothing_is_answered_and_a_failure_closes_the_connection() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
@@ -120,7 +141,9 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<MetadataRequest>(&mut client, &mut asked);
     ask_all::<CreateTopicsRequest>(&mut client, &mut asked);
     ask_all::<DeleteTopicsRequest>(&mut client, &mut asked);
+    ask_all::<DeleteRecordsRequest>(&mut client, &mut asked);
     ask_all::<InitProducerIdRequest>(&mut client, &mut asked);
+    ask_all::<OffsetForLeaderEpochRequest>(&mut client, &mut asked);
     ask_all::<DescribeConfigsRequest>(&mut client, &mut asked);
     ask_all::<AlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeLogDirsRequest>(&mut client, &mut asked);

@@ -132,7 +132,7 @@ impl Extent {
     pub fn budget_seconds(self) -> u64 {
         match self {
             Extent::Smoke => 5 * 60,
-            Extent::Quick => 14 * 60 + 30,
+            Extent::Quick => 14 * 60,
             Extent::Full => 89 * 60,
         }
     }
@@ -206,11 +206,19 @@ fn smoke() -> Vec<Vec<Case>> {
 }
 
 fn quick() -> Vec<Vec<Case>> {
-    let (hundred, thousand) = (java(50, 100, 1024), java(50, 1000, 1024));
+    let shorter = |case: Case| Case { warm_up: 4.0, ..case };
+    let (hundred, thousand) = (shorter(java(50, 100, 1024)), shorter(java(50, 1000, 1024)));
     let half = half_of(&hundred);
+    let flushed_and_nats = Case { systems: vec![System::KafkaFlushed, System::Nats], repeats: 1, ..half.clone() };
     let librdkafka = Case { client: ClientKind::Librdkafka, repeats: 1, ..hundred.clone() };
-    let small = Case { repeats: 1, ..java(1, 1, 100) };
-    vec![vec![hundred.clone(), thousand], vec![half.clone()], vec![others(hundred, 1), others(half, 1)], vec![librdkafka, small]]
+    let small = Case { repeats: 1, ..shorter(java(1, 1, 100)) };
+    vec![
+        vec![hundred.clone(), thousand],
+        vec![rising(&hundred, 1)],
+        vec![half],
+        vec![others(hundred, 1), flushed_and_nats],
+        vec![librdkafka, small],
+    ]
 }
 
 fn full() -> Vec<Vec<Case>> {

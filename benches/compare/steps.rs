@@ -204,7 +204,7 @@ impl Context {
         let consumer: BaseConsumer = config.set("bootstrap.servers", &broker.bootstrap).create().map_err(kafka("making a consumer"))?;
         let mut stored = 0;
         for partition in 0..case.partitions as i32 {
-            let (low, high) = consumer.fetch_watermarks(TOPIC, partition, PATIENCE).map_err(kafka("asking for offsets"))?;
+            let (low, high) = watermarks(&consumer, partition)?;
             stored += (high - low) as u64;
         }
         line["records_stored"] = json!(stored);
@@ -216,6 +216,17 @@ impl Context {
                 Err(BenchError::Host(format!("{acknowledged} records were acknowledged and {stored} are there")))
             }
             _ => Ok(()),
+        }
+    }
+}
+
+/// First and next offset of a partition. On a loaded machine a Kafka may have lost its own lease for a while.
+fn watermarks(consumer: &BaseConsumer, partition: i32) -> Result<(i64, i64), BenchError> {
+    let asked = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(TOPIC, partition, PATIENCE) {
+            Err(_) if asked.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(100)),
+            answer => return answer.map_err(kafka("asking for offsets")),
         }
     }
 }

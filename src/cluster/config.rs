@@ -6,6 +6,11 @@ use crate::limits;
 use crate::request::ConfigEntry;
 use crate::types::Durability;
 
+/// The setting that says what happens to old records.
+pub const CLEANUP_POLICY: &str = "cleanup.policy";
+/// The setting whose default is the broker's.
+pub const DURABILITY: &str = "durability";
+
 /// Which timestamp a record keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TimestampType {
@@ -86,7 +91,7 @@ pub struct Setting {
 /// Every setting of a topic, by name.
 pub const SETTINGS: &[Setting] = &[
     Setting {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         default: "delete",
         help: "what happens to old records: delete (by age and size), compact (the newest of each key stays), or compact,delete",
         read: |c, v| {
@@ -121,7 +126,7 @@ pub const SETTINGS: &[Setting] = &[
         print: |c, _| c.delete_retention_ms.to_string(),
     },
     Setting {
-        name: "durability",
+        name: DURABILITY,
         default: "",
         help: "when an append is acknowledged: durable, written or memory; the broker's default unless set",
         read: |c, v| v.parse().map(|d| c.durability = Some(d)).map_err(|_| "durable, written or memory".into()),
@@ -274,6 +279,11 @@ impl TopicConfig {
         SETTINGS.iter().enumerate().map(entry).collect()
     }
 
+    /// The value in force of a setting; `None` where there is no such setting.
+    pub fn value(&self, name: &str, broker_durability: Durability) -> Option<String> {
+        SETTINGS.iter().find(|setting| setting.name == name).map(|setting| (setting.print)(self, broker_durability))
+    }
+
     /// The settings that somebody set, as (name, value): [`TopicConfig::from_pairs`] makes the same of them.
     pub fn set_pairs(&self) -> Vec<(String, String)> {
         let is_set = |(index, _): &(usize, &Setting)| self.set & (1 << index) != 0;
@@ -292,7 +302,7 @@ impl TopicConfig {
 
     fn put_default(&mut self, index: usize) {
         let setting = &SETTINGS[index];
-        if setting.name == "durability" {
+        if setting.name == DURABILITY {
             self.durability = None;
         } else {
             (setting.read)(self, setting.default).expect("a default is a valid value");

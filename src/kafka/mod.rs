@@ -38,8 +38,8 @@ pub use fetch::{FetchAnswerWriter, FetchPartition, FetchRequest, FetchTopic, Fet
 pub use metadata::{cluster_id, encode_metadata};
 pub use order::{InOrder, Next, Place};
 pub use produce::{
-    FIRST_WITH_BATCHES, FIRST_WITH_ZSTD, ProducePartition, ProduceRequest, ProduceTopic, Produced, decode_produce, decode_produce_start,
-    encode_produced,
+    FIRST_WITH_BATCHES, FIRST_WITH_ZSTD, ProducePart, ProducePartition, ProduceParts, ProduceRequest, ProduceTopic, Produced,
+    decode_produce, decode_produce_head, decode_produce_start, encode_produced,
 };
 pub use reader::Reader;
 pub use writer::put_length;

@@ -74,8 +74,18 @@ pub const CREATE_TOPICS: &[Part] = &[
 /// Names, time-out.
 pub const DELETE_TOPICS: &[Part] = &[always(Texts), always(Fixed(4))];
 
+/// Topics with partitions and the first offset that stays of each, time-out.
+pub const DELETE_RECORDS: &[Part] =
+    &[always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), always(Fixed(8))]))])), always(Fixed(4))];
+
 /// Transactional id, its time-out, the producer's id and epoch so far.
 pub const INIT_PRODUCER_ID: &[Part] = &[always(Text), always(Fixed(4)), since(3, Fixed(8)), since(3, Fixed(2))];
+
+/// Replica, topics with partitions and of each the present epoch and the one asked for.
+pub const OFFSET_FOR_LEADER_EPOCH: &[Part] = &[
+    since(3, Fixed(4)),
+    always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), since(2, Fixed(4)), always(Fixed(4))]))])),
+];
 
 /// Resources, with synonyms, with documentation.
 pub const DESCRIBE_CONFIGS: &[Part] =

@@ -102,6 +102,8 @@ impl Partition {
     pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
         let mut epochs = state.epochs;
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
+            // An epoch without a record leaves no trace.
+            epochs.retain(|(_, start)| *start < state.log_end);
             epochs.push((epoch, state.log_end));
         }
         // When the open segment got its first batch is not kept: its age counts from now.
@@ -147,6 +149,25 @@ impl Partition {
     /// The present leader epoch.
     pub fn epoch(&self) -> LeaderEpoch {
         self.epoch
+    }
+
+    /// Where an epoch ends, as Kafka's leader epoch cache answers: (the largest epoch up to `asked` that has records, one past its last). Of one whose records
+    /// are all gone that is where the first one known begins; of one that is still to come, or never was, there is no answer.
+    pub fn end_of_epoch(&self, asked: LeaderEpoch) -> Option<(LeaderEpoch, Offset)> {
+        let (latest, _) = *self.epochs.last()?;
+        if asked < 0 || asked > latest {
+            return None;
+        }
+        let later = self.epochs.partition_point(|(epoch, _)| *epoch <= asked);
+        let end = self.epochs.get(later).map_or(self.ladder.appended(), |(_, start)| *start);
+        let epoch = later.checked_sub(1).map_or(asked, |floor| self.epochs[floor].0);
+        Some((epoch, end))
+    }
+
+    /// The leader epoch in which the record at `offset` was written, or would be; `None` of one before all that are known.
+    pub fn epoch_of(&self, offset: Offset) -> Option<LeaderEpoch> {
+        let later = self.epochs.partition_point(|(_, start)| *start <= offset);
+        later.checked_sub(1).map(|at| self.epochs[at].0)
     }
 
     /// How far the log has come.
@@ -208,7 +229,7 @@ impl Partition {
         match self.producers.check(header) {
             Sequence::New => {}
             Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
-            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
+            refused => return Planned::Refused(sequence_refusal(header, &refused)),
         }
         let base_offset = self.ladder.appended();
         let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
@@ -455,17 +476,17 @@ impl Partition {
     }
 }
 
-fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+fn sequence_refusal(header: &BatchHeader, sequence: &Sequence) -> Refusal {
     let producer = header.producer_id;
     match sequence {
         Sequence::OutOfOrder { expected, actual } => {
-            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer}: expected sequence {expected}, got {actual}"))
         }
         Sequence::Fenced { current, actual } => {
-            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer}: epoch {actual}, the current one is {current}"))
         }
         Sequence::UnknownProducer { actual } => {
-            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known: expected sequence 0, got {actual}"))
         }
         Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
     }
@@ -508,6 +529,34 @@ mod tests {
         assert!(machine.replace_segments(sealed(10, 20, 2)).is_err(), "they were replaced meanwhile");
         assert!(machine.is_rewritten_from(19) && !machine.is_rewritten_from(20));
         assert_eq!(machine.segment_of(15).map(|segment| segment.rewrite_generation), Some(1));
+    }
+
+    #[test]
+    fn epochs_end_where_the_next_with_records_begins() {
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        let state = PartitionState { epochs: vec![(2, 0), (5, 100), (6, 250)], log_end: 300, ..PartitionState::new(id) };
+        let machine = Partition::open(state, 8, 10, 0);
+        for (asked, expected) in [
+            (-1, None),
+            (0, Some((0, 0))),
+            (2, Some((2, 100))),
+            (4, Some((2, 100))),
+            (5, Some((5, 250))),
+            (7, Some((6, 300))),
+            (8, Some((8, 300))),
+            (9, None),
+        ] {
+            assert_eq!(machine.end_of_epoch(asked), expected, "epoch {asked}");
+        }
+        for (offset, expected) in [(0, 2), (99, 2), (100, 5), (249, 5), (250, 6), (299, 6), (300, 8)] {
+            assert_eq!(machine.epoch_of(offset), Some(expected), "offset {offset}");
+        }
+        // Starts without records leave one entry.
+        let mut state = machine.state();
+        for epoch in 9..20 {
+            state = Partition::open(state, epoch, 10, 0).state();
+        }
+        assert_eq!(state.epochs, [(2, 0), (5, 100), (6, 250), (19, 300)]);
     }
 
     #[test]

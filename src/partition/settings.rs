@@ -28,6 +28,8 @@ pub struct Settings {
     pub log_append_time: bool,
     /// What an acknowledgement waits for.
     pub durability: Durability,
+    /// Only the broker itself appends, and no client deletes.
+    pub internal: bool,
 }
 
 impl Default for Settings {
@@ -45,6 +47,7 @@ impl Default for Settings {
             compaction_lag_ms: 0,
             log_append_time: false,
             durability: Durability::Durable,
+            internal: false,
         }
     }
 }

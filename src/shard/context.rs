@@ -18,7 +18,7 @@ use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
 use crate::shard::store::Store;
-use crate::types::{Durability, ProducerId, TopicPartition};
+use crate::types::{Durability, ProducerId, TopicPartition, is_internal_topic};
 
 /// Identity of a node.
 #[derive(Clone, Debug)]
@@ -199,15 +199,32 @@ impl Context {
             compaction_lag_ms: config.min_compaction_lag_ms.min(i64::MAX as u64) as i64,
             log_append_time: config.timestamp_type == TimestampType::LogAppendTime,
             durability: topic.durability(self.durability),
+            internal: is_internal_topic(&topic.name),
+        }
+    }
+
+    /// A partition as its users know it: the topic's name and the number, or the id where the topic has gone.
+    pub fn name_of(&self, id: &TopicPartition) -> String {
+        match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) => format!("partition {} of topic {}", id.partition, topic.name),
+            None => format!("partition {id}"),
         }
     }
 
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) if id.partition < topic.partitions && self.owner(id) as usize >= self.identity.brokers.len() => Refusal::new(
+                Code::RecordTooLarge,
+                format!(
+                    "a batch of more than {} bytes goes to the shard that owns {}, which clients are not told of",
+                    limits::ADOPT_APPEND,
+                    self.name_of(id)
+                ),
+            ),
             Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
                 Code::NotLeader,
-                format!("a batch this large goes to the shard that owns partition {id}, which is {}", self.owner(id)),
+                format!("a batch this large goes to the shard that owns {}, which is {}", self.name_of(id), self.owner(id)),
             ),
             Some(topic) if id.partition < topic.partitions => Refusal::new(
                 Code::InvalidRequest,

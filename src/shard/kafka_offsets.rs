@@ -1,5 +1,7 @@
 //! Kafka's requests about the positions of consumer groups: commits, look-ups, deletions.
 
+use std::collections::{BTreeMap, HashSet};
+
 use kafka_protocol::messages::offset_commit_response::{OffsetCommitResponsePartition, OffsetCommitResponseTopic};
 use kafka_protocol::messages::offset_delete_response::{OffsetDeleteResponsePartition, OffsetDeleteResponseTopic};
 use kafka_protocol::messages::offset_fetch_response::{
@@ -63,7 +65,7 @@ pub async fn offset_fetch(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let version = asked.head.version;
     let answer = OffsetFetchResponse::default();
     if version < FETCH_OF_GROUPS {
-        let topics = request.topics.map(|topics| topics.into_iter().map(|t| (t.name.0.to_string(), t.partition_indexes)).collect());
+        let topics = request.topics.map(|topics| once(topics.into_iter().map(|t| (t.name.0.to_string(), t.partition_indexes))));
         let fetch = FetchOffsets { group: request.group_id.0.to_string(), topics, require_stable: request.require_stable };
         let wanted = fetch.topics.clone();
         return asked.encode(&match fetch_offsets(asked, fetch).await {
@@ -83,13 +85,18 @@ pub async fn offset_fetch(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
         });
     }
     let mut groups = Vec::with_capacity(request.groups.len());
+    let mut named = HashSet::new();
     for (index, group) in request.groups.into_iter().enumerate() {
         let result = OffsetFetchResponseGroup::default().with_group_id(group.group_id.clone());
         if index >= limits::MAX_KAFKA_CHANGES {
             groups.push(result.with_error_code(asked.refuse_group(GroupError::PolicyViolation)));
             continue;
         }
-        let topics = group.topics.map(|topics| topics.into_iter().map(|t| (t.name.0.to_string(), t.partition_indexes)).collect());
+        if !named.insert(group.group_id.clone()) {
+            groups.push(result.with_error_code(asked.refuse_group(GroupError::InvalidRequest)));
+            continue;
+        }
+        let topics = group.topics.map(|topics| once(topics.into_iter().map(|t| (t.name.0.to_string(), t.partition_indexes))));
         let fetch = FetchOffsets { group: group.group_id.0.to_string(), topics, require_stable: request.require_stable };
         groups.push(match fetch_offsets(asked, fetch).await {
             Ok(topics) => result.with_topics(topics.into_iter().map(|topic| topic_of_group(asked, topic)).collect()),
@@ -97,6 +104,17 @@ pub async fn offset_fetch(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
         });
     }
     asked.encode(&answer.with_groups(groups))
+}
+
+/// Each partition once: what would be said of it again can be long without the request being so.
+fn once(topics: impl Iterator<Item = (String, Vec<i32>)>) -> Vec<(String, Vec<i32>)> {
+    let mut named: BTreeMap<String, HashSet<i32>> = BTreeMap::new();
+    let of_topic = |(name, mut indexes): (String, Vec<i32>)| {
+        let known = named.entry(name.clone()).or_default();
+        indexes.retain(|index| known.insert(*index));
+        (name, indexes)
+    };
+    topics.map(of_topic).collect()
 }
 
 async fn fetch_offsets(asked: &Asked<'_>, fetch: FetchOffsets) -> Result<Vec<FetchedTopic>, GroupError> {

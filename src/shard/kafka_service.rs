@@ -2,6 +2,7 @@
 //!
 //! Topics go by name here: a name is that of the topic which this shard's view of the catalogue has at the moment.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
@@ -10,16 +11,18 @@ use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse,
     MetadataRequest as KafkaMetadataRequest,
 };
-use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
 use crate::metrics::RequestKind;
 use crate::request::group::{GroupAnswer, GroupError, GroupRequest};
-use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
+use crate::request::{Code, FoundOffset, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
 use crate::shard::groups;
 use crate::shard::kafka_admin;
+use crate::shard::kafka_delete_records;
+use crate::shard::kafka_epochs;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
 use crate::shard::kafka_group_admin;
@@ -28,7 +31,7 @@ use crate::shard::kafka_log_dirs;
 use crate::shard::kafka_offsets;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::TopicPartition;
 
 /// A request in hand.
 pub struct Asked<'a> {
@@ -40,6 +43,8 @@ pub struct Asked<'a> {
     pub head: RequestHead<'a>,
     body: Reader<'a>,
     peer: &'a str,
+    /// Bytes of words and settings that its answer may still hold.
+    room: Cell<usize>,
 }
 
 impl Asked<'_> {
@@ -67,7 +72,7 @@ impl Asked<'_> {
         glommio::yield_if_needed().await;
         match index < limits::MAX_KAFKA_CHANGES {
             true => Ok(()),
-            false => Err(Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))),
+            false => Err(self.too_many()),
         }
     }
 
@@ -87,6 +92,23 @@ impl Asked<'_> {
         outcome.map_or_else(|error| self.refuse_group(error), |()| 0)
     }
 
+    /// Takes room of the answer for what is not in proportion to the request; false where there is none left.
+    pub fn take_room(&self, bytes: usize) -> bool {
+        let left = self.room.get().checked_sub(bytes);
+        self.room.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    /// A refusal's words, while there is room for any: the code says the rest.
+    pub fn words(&self, words: String) -> Option<StrBytes> {
+        self.take_room(words.len()).then(|| words.into())
+    }
+
+    /// The refusal of what is behind the last that a request may change or describe.
+    pub fn too_many(&self) -> Refusal {
+        Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))
+    }
+
     /// Counts a refusal; its Kafka code.
     pub fn refuse(&self, refusal: &Refusal, to: Answering) -> i16 {
         self.context.metrics.count_error(refusal.code.value());
@@ -104,11 +126,13 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         request.answer(exchange).await;
         return Ok(Vec::new());
     }
-    let asked = Asked { context: &exchange.context, start, head, body, peer: &exchange.peer };
+    let (context, peer, room) = (&exchange.context, exchange.peer.as_str(), Cell::new(limits::MAX_KAFKA_DETAILS));
+    let asked = Asked { context, start, head, body, peer, room };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,
         ApiKey::ListOffsets => list_offsets(&asked).await,
+        ApiKey::DeleteRecords => kafka_delete_records::delete_records(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
         ApiKey::FindCoordinator => kafka_groups::find_coordinator(&asked).await,
         ApiKey::JoinGroup => kafka_groups::join_group(&asked).await,
@@ -121,6 +145,7 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         ApiKey::DescribeGroups => kafka_group_admin::describe_groups(&asked).await,
         ApiKey::ListGroups => kafka_group_admin::list_groups(&asked).await,
         ApiKey::DeleteGroups => kafka_group_admin::delete_groups(&asked).await,
+        ApiKey::OffsetForLeaderEpoch => kafka_epochs::offset_for_leader_epoch(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
         ApiKey::CreatePartitions => kafka_admin::create_partitions(&asked).await,
@@ -139,7 +164,9 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::Fetch => RequestKind::Fetch,
         ApiKey::Metadata => RequestKind::Metadata,
         ApiKey::ListOffsets => RequestKind::ListOffsets,
+        ApiKey::DeleteRecords => RequestKind::DeleteRecords,
         ApiKey::InitProducerId => RequestKind::InitProducerId,
+        ApiKey::OffsetForLeaderEpoch => RequestKind::EpochEnds,
         ApiKey::CreateTopics => RequestKind::CreateTopic,
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,
         ApiKey::DescribeConfigs => RequestKind::DescribeTopic,
@@ -230,11 +257,15 @@ async fn list_offsets(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     asked.encode(&answer)
 }
 
-fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<(Offset, Timestamp), Refusal>) -> ListOffsetsPartitionResponse {
+fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<FoundOffset, Refusal>) -> ListOffsetsPartitionResponse {
+    /// First version with the leader epoch of the offset (KIP-320).
+    const FIRST_WITH_EPOCH: i16 = 4;
     let answer = ListOffsetsPartitionResponse::default().with_partition_index(index);
     match outcome {
-        // The epoch of the record is not looked up: -1 is "not known", and clients do without.
-        Ok((offset, timestamp)) => answer.with_offset(offset).with_timestamp(timestamp),
+        Ok(found) => {
+            let epoch = found.leader_epoch.filter(|_| asked.head.version >= FIRST_WITH_EPOCH);
+            answer.with_offset(found.offset).with_timestamp(found.timestamp).with_leader_epoch(epoch.unwrap_or(-1))
+        }
         Err(refusal) => answer.with_error_code(asked.refuse(&refusal, Answering::Read)),
     }
 }

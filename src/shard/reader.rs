@@ -735,21 +735,18 @@ impl Reader {
         }
         let log_start = cell.machine.borrow().log_start();
         if offset < log_start {
-            let message = format!("partition {} begins at offset {log_start} now, {offset} was deleted", cell.id);
-            return Refusal::new(Code::OffsetOutOfRange, message);
+            return cell.refusal(Code::OffsetOutOfRange, format!("it begins at offset {log_start} now, {offset} was deleted"));
         }
         match fault {
             Fault::Io(error) => {
                 tracing::error!(partition = %cell.id, %error, "read failed");
-                Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
+                cell.refusal(Code::Storage, error)
             }
-            Fault::TooLarge(bytes) => {
-                Refusal::new(Code::LimitReached, format!("partition {}: a batch of {bytes} bytes does not fit a response", cell.id))
-            }
+            Fault::TooLarge(bytes) => cell.refusal(Code::LimitReached, format!("a batch of {bytes} bytes does not fit a response")),
             Fault::Damaged(what) => {
                 tracing::error!(partition = %cell.id, what, "corruption: the partition is quarantined");
                 self.metrics.raise(Gauge::PartitionsQuarantined, 1);
-                let refusal = Refusal::new(Code::Quarantined, format!("partition {}: {what}", cell.id));
+                let refusal = cell.refusal(Code::Quarantined, what);
                 cell.close(refusal.clone());
                 refusal
             }

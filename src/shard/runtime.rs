@@ -279,7 +279,7 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
     wait_for_all(store).await;
     context.groups.stop(context);
     let deadline = Instant::now() + DRAIN_TIME;
-    while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.queued_bytes() > 0) {
+    while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.owes()) {
         context.answers.flush();
         glommio::timer::sleep(Duration::from_millis(1)).await;
     }
