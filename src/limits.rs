@@ -258,6 +258,8 @@ pub const PURGE_RECORDS: usize = 500;
 pub const GROUP_EXPIRY_STEP: usize = 256;
 /// A rebalance that nobody joins is looked at no more often than this, ms: a client may say that it is to wait 0 ms.
 pub const GROUP_LEAST_WAIT_MS: i32 = 1_000;
+/// Records that a listener of a group holds for handlers that are not free yet, at most; more are not read.
+pub const LISTENER_WAITING: usize = 1_000;
 
 const _: () = {
     assert!(MAX_GROUP_STRING + 64 <= STRING_MAX && MAX_GROUP_ID <= STRING_MAX, "a member id is a client id and a UUID");

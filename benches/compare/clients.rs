@@ -28,6 +28,8 @@ pub struct Window {
     pub broker: Usage,
     /// Of the client, between begin and end.
     pub client: Usage,
+    /// Of everything on this machine, between begin and end.
+    pub machine_cpu_seconds: f64,
 }
 
 impl Client {
@@ -84,11 +86,12 @@ impl Client {
 
     /// The same after `begin` was heard.
     pub fn window_begun(&self, broker: &Broker, length: Duration, patience: Duration) -> Result<Window, BenchError> {
-        let before = (broker.usage()?, self.usage()?);
+        let before = (broker.usage()?, self.usage()?, machine_cpu_seconds()?);
         self.event("end", length + patience)?;
-        let after = (broker.usage()?, self.usage()?);
+        let after = (broker.usage()?, self.usage()?, machine_cpu_seconds()?);
         let result = self.event("result", patience)?;
-        Ok(Window { result, broker: after.0.since(before.0), client: after.1.since(before.1) })
+        let (broker, client) = (after.0.since(before.0), after.1.since(before.1));
+        Ok(Window { result, broker, client, machine_cpu_seconds: after.2 - before.2 })
     }
 
     /// Waits until it has ended by itself, which it must do without an error.
@@ -110,4 +113,13 @@ impl Drop for Client {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// CPU time of everything that ran on this machine so far.
+fn machine_cpu_seconds() -> Result<f64, BenchError> {
+    let stat = fs::read_to_string("/proc/stat").map_err(BenchError::io("reading /proc/stat"))?;
+    let ticks: Vec<u64> = stat.lines().next().unwrap_or_default().split_whitespace().skip(1).map_while(|word| word.parse().ok()).collect();
+    // user, nice, system, (idle, iowait,) irq, softirq; what follows is counted there too or was not ours to use.
+    let busy: u64 = ticks.iter().enumerate().filter(|(place, _)| matches!(place, 0..=2 | 5..=6)).map(|(_, ticks)| ticks).sum();
+    Ok(busy as f64 / rustix::param::clock_ticks_per_second() as f64)
 }

@@ -28,6 +28,8 @@ impl ClientKind {
 pub enum Load {
     /// As fast as the client accepts them.
     Full,
+    /// At a rate that rises until acknowledgements fall behind: what is sustained in an open loop.
+    Rising,
     /// At half of what the slower of Kafka and Corelane did in this case.
     HalfOf(String),
 }
@@ -70,6 +72,7 @@ impl Case {
             (Kind::Behind { cold: false, .. }, _) => "-behind",
             (Kind::Behind { cold: true, .. }, _) => "-behind-cold",
             (Kind::Produce, Load::HalfOf(_)) => "-half",
+            (Kind::Produce, Load::Rising) => "-open",
             (Kind::Produce, Load::Full) => "",
         };
         format!("{client}-{producers}p-{partitions}t-{bytes}b{end}")
@@ -84,7 +87,8 @@ impl Case {
                 let cache = if *cold { "page cache dropped" } else { "page cache as it is" };
                 format!("a consumer that begins {} MiB behind, {cache}, while production goes on at half load", bytes >> 20)
             }
-            (Kind::Produce, Load::HalfOf(_)) => "open loop at half of the slower one's most".into(),
+            (Kind::Produce, Load::HalfOf(_)) => "open loop at half of what the slower one sustains".into(),
+            (Kind::Produce, Load::Rising) => "open loop, the rate rising until acknowledgements fall behind".into(),
             (Kind::Produce, Load::Full) => "as fast as it goes".into(),
         };
         let (producers, partitions) = (counted(self.producers, "producer"), counted(self.partitions, "partition"));
@@ -128,7 +132,7 @@ impl Extent {
     pub fn budget_seconds(self) -> u64 {
         match self {
             Extent::Smoke => 5 * 60,
-            Extent::Quick => 14 * 60 + 30,
+            Extent::Quick => 14 * 60,
             Extent::Full => 89 * 60,
         }
     }
@@ -177,8 +181,13 @@ fn java(producers: u32, partitions: u32, record_bytes: u32) -> Case {
     }
 }
 
+/// The rate doubles every `warm_up` seconds, for at most ten times as long.
+fn rising(case: &Case, repeats: usize) -> Case {
+    Case { load: Load::Rising, seconds: case.warm_up * 9.0, repeats, ..case.clone() }
+}
+
 fn half_of(case: &Case) -> Case {
-    Case { load: Load::HalfOf(case.name()), seconds: case.seconds * 1.25, ..case.clone() }
+    Case { load: Load::HalfOf(rising(case, 1).name()), seconds: case.seconds * 1.25, ..case.clone() }
 }
 
 /// All systems but these two: what other durability costs, and what the client can do at most.
@@ -187,24 +196,29 @@ fn others(case: Case, repeats: usize) -> Case {
 }
 
 fn smoke() -> Vec<Vec<Case>> {
-    let short = |case: Case| Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..case };
-    let headline = short(java(2, 4, 100));
-    let half = half_of(&headline);
+    let both = Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..java(2, 4, 100) };
+    let case = Case { systems: vec![System::Corelane], ..both.clone() };
+    let librdkafka = Case { client: ClientKind::Librdkafka, ..both.clone() };
+    let retention = Case { kind: Kind::Retention(1 << 20), ..case.clone() };
+    let half = half_of(&case);
     let behind = Case { kind: Kind::Behind { bytes: 8 << 20, cold: false }, ..half.clone() };
-    let librdkafka = Case { client: ClientKind::Librdkafka, ..headline.clone() };
-    let retention = Case { kind: Kind::Retention(1 << 20), systems: vec![System::Corelane], ..headline.clone() };
-    vec![
-        vec![headline, librdkafka, retention],
-        vec![Case { systems: vec![System::Corelane], ..half }, Case { systems: vec![System::Corelane], ..behind }],
-    ]
+    vec![vec![rising(&both, 1), librdkafka, case, retention], vec![half, behind]]
 }
 
 fn quick() -> Vec<Vec<Case>> {
-    let (hundred, thousand) = (java(50, 100, 1024), java(50, 1000, 1024));
+    let shorter = |case: Case| Case { warm_up: 4.0, ..case };
+    let (hundred, thousand) = (shorter(java(50, 100, 1024)), shorter(java(50, 1000, 1024)));
     let half = half_of(&hundred);
+    let flushed_and_nats = Case { systems: vec![System::KafkaFlushed, System::Nats], repeats: 1, ..half.clone() };
     let librdkafka = Case { client: ClientKind::Librdkafka, repeats: 1, ..hundred.clone() };
-    let small = Case { repeats: 1, ..java(1, 1, 100) };
-    vec![vec![hundred.clone(), thousand], vec![half.clone()], vec![others(hundred, 1), others(half, 1)], vec![librdkafka, small]]
+    let small = Case { repeats: 1, ..shorter(java(1, 1, 100)) };
+    vec![
+        vec![hundred.clone(), thousand],
+        vec![rising(&hundred, 1)],
+        vec![half],
+        vec![others(hundred, 1), flushed_and_nats],
+        vec![librdkafka, small],
+    ]
 }
 
 fn full() -> Vec<Vec<Case>> {
@@ -229,6 +243,7 @@ fn full() -> Vec<Vec<Case>> {
         }
     }
     vec![
+        vec![rising(&hundred, 3), rising(&thousand, 3)],
         vec![hundred.clone(), thousand],
         halves.to_vec(),
         vec![others(hundred, 3), others(halves[0].clone(), 3)],

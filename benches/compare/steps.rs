@@ -25,10 +25,10 @@ const TOPIC: &str = "load";
 const PATIENCE: Duration = Duration::from_secs(120);
 /// A consumer may take so long to catch up.
 const CATCH_UP: Duration = Duration::from_secs(300);
+/// Where a rising rate begins, records a second.
+const FIRST_RATE: f64 = 4000.0;
 /// Bytes of a record's key.
 const KEY_BYTES: f64 = 8.0;
-/// How long after its last record a topic with a retention is looked at.
-const REST: Duration = Duration::from_secs(5);
 /// Kafka is told to look as often as Corelane does, and not to keep the files of what is deleted: by itself it looks every five minutes and keeps them
 /// for another one, so that a run of this length would see no retention at all.
 const KAFKA_RETENTION: [(&str, &str); 2] = [("log.retention.check.interval.ms", "1000"), ("log.segment.delete.delay.ms", "1000")];
@@ -94,9 +94,14 @@ impl Context {
             _ => self.java("Load", case.producers),
         };
         let client = if system.speaks_kafka() { "kafka" } else { "nats" };
+        let (rate, doubling) = match case.load {
+            Load::Rising => (FIRST_RATE, case.warm_up),
+            _ => (rate.unwrap_or(0.0), 0.0),
+        };
         command.arg(format!("client={client}")).arg(format!("topic={TOPIC}")).arg(format!("bootstrap={}", broker.bootstrap));
         command.arg(format!("producers={}", case.producers)).arg(format!("partitions={}", case.partitions));
-        command.arg(format!("record_bytes={}", case.record_bytes)).arg(format!("rate={}", rate.unwrap_or(0.0)));
+        command.arg(format!("record_bytes={}", case.record_bytes)).arg(format!("rate={rate}"));
+        command.arg(format!("doubling={doubling}"));
         command.arg(format!("warm_up={}", case.warm_up)).arg(format!("seconds={}", case.seconds)).arg(format!("total={total}"));
         command
     }
@@ -152,7 +157,8 @@ impl Context {
             let measured = Client::start(self.load(case, system, broker, None, total), &self.scratch, "client")
                 .and_then(|client| client.window(broker, CATCH_UP, PATIENCE))
                 .and_then(|window| figures(case, &window));
-            thread::sleep(REST);
+            // What is past the retention then stays.
+            thread::sleep(Duration::from_secs_f64(case.warm_up));
             stopping.store(true, Ordering::Relaxed);
             let most = watch.join().map_err(|_| BenchError::Host("the watching thread panicked".into()))?;
             let mut line = measured?;
@@ -198,7 +204,7 @@ impl Context {
         let consumer: BaseConsumer = config.set("bootstrap.servers", &broker.bootstrap).create().map_err(kafka("making a consumer"))?;
         let mut stored = 0;
         for partition in 0..case.partitions as i32 {
-            let (low, high) = consumer.fetch_watermarks(TOPIC, partition, PATIENCE).map_err(kafka("asking for offsets"))?;
+            let (low, high) = watermarks(&consumer, partition)?;
             stored += (high - low) as u64;
         }
         line["records_stored"] = json!(stored);
@@ -214,6 +220,17 @@ impl Context {
     }
 }
 
+/// First and next offset of a partition. On a loaded machine a Kafka may have lost its own lease for a while.
+fn watermarks(consumer: &BaseConsumer, partition: i32) -> Result<(i64, i64), BenchError> {
+    let asked = Instant::now();
+    loop {
+        match consumer.fetch_watermarks(TOPIC, partition, PATIENCE) {
+            Err(_) if asked.elapsed() < PATIENCE => thread::sleep(Duration::from_millis(100)),
+            answer => return answer.map_err(kafka("asking for offsets")),
+        }
+    }
+}
+
 /// The client's result beside what was used in the window.
 fn figures(case: &Case, window: &Window) -> Result<Value, BenchError> {
     let mut line = window.result.clone();
@@ -225,14 +242,16 @@ fn figures(case: &Case, window: &Window) -> Result<Value, BenchError> {
     if records == 0.0 {
         return Err(BenchError::Host("no record was acknowledged in the window".into()));
     }
-    line["records_per_second"] = json!(records / seconds);
-    line["bytes_per_second"] = json!(records * f64::from(case.record_bytes) / seconds);
+    let rate = if matches!(case.load, Load::Rising) { line["sustained"].as_f64().unwrap_or(0.0) } else { records / seconds };
+    line["records_per_second"] = json!(rate);
+    line["bytes_per_second"] = json!(rate * f64::from(case.record_bytes));
     line["broker"] = window.broker.to_json();
     line["client"] = window.client.to_json();
     line["broker_cpu_us_per_record"] = json!(window.broker.cpu_seconds * 1e6 / records);
     let cores = thread::available_parallelism().map_or(1, usize::from) as f64;
     line["broker_cpu_share"] = json!(window.broker.cpu_seconds / seconds / cores);
     line["client_cpu_share"] = json!(window.client.cpu_seconds / seconds / cores);
+    line["other_cpu_share"] = json!((window.machine_cpu_seconds - window.broker.cpu_seconds - window.client.cpu_seconds) / seconds / cores);
     if let Some(object) = line.as_object_mut() {
         object.remove("event");
         object.remove("first_error");
@@ -288,7 +307,7 @@ fn number_before(line: &str, unit: &str) -> Option<f64> {
 pub fn half_of(case: &Case) -> Option<&str> {
     match &case.load {
         Load::HalfOf(of) => Some(of),
-        Load::Full => None,
+        Load::Full | Load::Rising => None,
     }
 }
 

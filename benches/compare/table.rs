@@ -152,6 +152,7 @@ fn columns(case: &Case) -> Vec<Column> {
         ("broker CPU us/record", "broker_cpu_us_per_record", 1.0),
         ("broker CPU %", "broker_cpu_share", PERCENT),
         ("client CPU %", "client_cpu_share", PERCENT),
+        ("others CPU %", "other_cpu_share", PERCENT),
         ("peak MiB", "broker/peak_rss_bytes", MIB),
         ("ready ms", "start_up_ms", 1.0),
     ]);

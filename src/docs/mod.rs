@@ -28,4 +28,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0005-what-an-acknowledgement-waits-for.md")]
     pub mod what_an_acknowledgement_waits_for {}
+
+    #[doc = include_str!("decisions/0006-how-a-log-is-cleaned.md")]
+    pub mod how_a_log_is_cleaned {}
 }

@@ -417,6 +417,11 @@ impl Partition {
         Survey::of(&self.segments, &bounds)
     }
 
+    /// Whether the cleaner has rewritten anything at or behind `offset`: tombstones may be missing there.
+    pub fn is_rewritten_from(&self, offset: Offset) -> bool {
+        self.segments.iter().any(|segment| segment.is_rewritten() && segment.end_offset > offset)
+    }
+
     /// Puts a rewritten segment, which is on disk, in the place of those that it was made of; they are returned.
     ///
     /// # Errors
@@ -504,6 +509,26 @@ mod tests {
                 assert_eq!(state.quarantined, quarantined);
             }
         }
+    }
+
+    #[test]
+    fn a_rewritten_segment_takes_the_place_of_those_it_was_made_of() {
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        let sealed = |base, end, generation| {
+            let info = SegmentInfo::new(base, generation, end as u64);
+            SegmentInfo { end_offset: end, valid_end: FIRST_POSITION + 100, sealed: true, ..info }
+        };
+        let segments = vec![sealed(0, 10, 0), sealed(10, 20, 0), sealed(20, 30, 0), SegmentInfo::new(30, 0, 30)];
+        let state =
+            PartitionState { segments, log_end: 30, flushed_segment: 30, flushed_position: FIRST_POSITION, ..PartitionState::new(id) };
+        let mut machine = Partition::open(state, 1, 10, 0);
+        assert!(!machine.is_rewritten_from(0));
+        let gone = machine.replace_segments(sealed(0, 20, 1)).unwrap();
+        assert_eq!(gone.iter().map(|segment| segment.base_offset).collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(machine.segments().iter().map(|s| (s.base_offset, s.end_offset)).collect::<Vec<_>>(), [(0, 20), (20, 30), (30, 30)]);
+        assert!(machine.replace_segments(sealed(10, 20, 2)).is_err(), "they were replaced meanwhile");
+        assert!(machine.is_rewritten_from(19) && !machine.is_rewritten_from(20));
+        assert_eq!(machine.segment_of(15).map(|segment| segment.rewrite_generation), Some(1));
     }
 
     #[test]

@@ -30,7 +30,7 @@ use crate::shard::context::{ConnectionState, Context};
 use crate::shard::net::{OpenRequest, Outgoing, Sender};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, Completion, PendingProduce};
-use crate::shard::produce::{self, append_large, batch_refusal, large_keys, too_large_to_compact};
+use crate::shard::produce::{self, append_large, batch_refusal, large_keys};
 use crate::shard::service;
 use crate::shard::store::{LargeBatch, head_len};
 use crate::wire::handshake::{self, HelloReply};
@@ -401,11 +401,7 @@ impl Connection {
         if let Some(refusal) = produce::early_refusal(cell, len) {
             return self.refuse_unread(refusal, len + trailer, done).await;
         }
-        let begun = match too_large_to_compact(cell, len) {
-            Some(refusal) => Err(refusal),
-            None => adoption::Adoption::begin(&self.context.store, cell, len).await,
-        };
-        let mut adoption = match begun {
+        let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {
             Ok(adoption) => adoption,
             Err(refusal) => {
                 self.skip(len + trailer).await?;

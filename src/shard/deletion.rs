@@ -15,10 +15,13 @@ use crate::request::{Code, DeleteRecords, DeleteRecordsResult, Refusal};
 use crate::shard::context::Context;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::spread::spread;
-use crate::types::Offset;
+use crate::types::{Durability, Offset};
 
 /// Partitions of one request whose files are looked after at once.
 const AT_ONCE: usize = 16;
+/// The cleanup policy where records stay until others of their key come.
+const ONLY_COMPACT: &str = "compact";
+
 /// Deletes records of partitions anywhere on this node.
 pub async fn delete_records(context: &Rc<Context>, asked: &[DeleteRecords]) -> Vec<DeleteRecordsResult> {
     let mine = async |part| stream::iter(part).map(|one| mine(context, one)).buffered(AT_ONCE).collect().await;
@@ -39,9 +42,10 @@ async fn delete(context: &Rc<Context>, asked: DeleteRecords) -> Result<Offset, R
     if cell.settings.get().internal {
         return Err(cell.refusal(Code::InvalidTopicName, "only the broker deletes from it"));
     }
-    let policy = context.view.borrow().topic_by_id(&id.topic).map(|topic| topic.config.cleanup_policy);
-    if policy.is_some_and(|policy| !policy.deletes()) {
-        return Err(cell.refusal(Code::PolicyViolation, format!("its {CLEANUP_POLICY} is compact: records are deleted by their keys only")));
+    let policy = context.view.borrow().topic_by_id(&id.topic).and_then(|topic| topic.config.value(CLEANUP_POLICY, Durability::Durable));
+    if policy.is_some_and(|policy| policy == ONLY_COMPACT) {
+        let words = format!("{CLEANUP_POLICY} is {ONLY_COMPACT}: records are deleted by their keys only");
+        return Err(cell.refusal(Code::PolicyViolation, words));
     }
     let high_watermark = cell.machine.borrow().ladder().committed();
     let start = asked.before.unwrap_or(high_watermark);
@@ -110,7 +114,7 @@ pub async fn raise_log_start(context: &Rc<Context>, cell: &Rc<PartitionCell>, st
     Ok(())
 }
 
-/// Moves the log start and forgets what only memory has of the segments that go: they are returned.
+/// Moves the log start and forgets what only memory has of the segments that go, which are returned.
 fn raise_in_memory(context: &Context, cell: &Rc<PartitionCell>, start: Offset) -> Result<Vec<SegmentInfo>, Refusal> {
     let store = &context.store;
     let unflushed = cell.unflushed_bytes();

@@ -47,7 +47,10 @@ pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
         return Some(cell.refusal(Code::InvalidTopicName, "only the broker writes to it"));
     }
     let max = settings.max_message_bytes;
-    (len > max).then(|| batch_refusal(cell, &BatchError::TooLarge { max, actual: len }))
+    match len > max {
+        true => Some(batch_refusal(cell, &BatchError::TooLarge { max, actual: len })),
+        false => too_large_to_compact(cell, len),
+    }
 }
 
 /// Checks one batch, of a client or of the broker's own, and appends it to a partition of this shard.

@@ -35,6 +35,8 @@ MASKS = [
     (r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]", "[TIME]"),
     # Shards are brokers to clients; which one has what follows from their number.
     (r"\b(Leader|Replicas|Isr|broker|Broker): ?\d+\b", r"\1: NODE"),
+    (r"(HOST:PORT) \(\d+\)", r"\1 (NODE)"),
+    (r"(?<=; the known ones are ).*", "ALL"),
     (r"/\S*interop-\w+/\S*", "PATH"),
     # Columns are as wide as what stands in them.
     (r"[ \t]+", " "),

@@ -9,20 +9,25 @@ import org.HdrHistogram.Histogram;
  * acknowledged.
  *
  * Arguments are name=value: client (kafka or nats), bootstrap, topic, producers, partitions, record_bytes, warm_up and seconds (of the
- * measured window), rate (records a second of all producers; 0: as fast as they accept them), total (records; 0: until the window ends);
+ * measured window), rate (records a second of all producers; 0: as fast as they accept them), doubling
+ * (seconds in which the rate doubles until acknowledgements fall behind; 0: it stays), total (records; 0: until the window ends);
  * with kafka.NAME=VALUE a setting of every producer. Standard output gets a line of JSON when the window begins, one when it ends, and the result. Latency
  * runs from the moment at which a record was meant to be sent to its acknowledgement.
  */
 public final class Load {
     /** A record that is late by less than this is sent with those before it: waking up for each would cost the brokers' cores. */
     private static final long TICK_NS = 250_000;
-    /** How long records that were sent in the window may take after its end. */
+    /** How long records that were sent in the window may take after its end, and no more than twice the window. */
     private static final long DRAIN_NS = 10_000_000_000L;
     /** What a producer queues by default. */
     private static final long QUEUE_BYTES = 32 << 20;
     /** The warm-up may take so many times as long as it should. */
     private static final long MOST_WARM_UPS = 3;
-    /** Threads that send at a fixed rate. */
+    /** Acknowledgements keep up while they are no more than so much later than what is due. */
+    private static final double KEEPS_UP_SECONDS = 0.25;
+    /** And have fallen behind for good at so much. */
+    private static final double BEHIND_SECONDS = 1.5;
+    /** Threads that send on a schedule. */
     private static final int MOST_PACERS = 2;
 
     /** One client. */
@@ -35,6 +40,8 @@ public final class Load {
     private final int producers;
     private final byte[] value;
     private final double rate;
+    private Schedule schedule;
+    private double sustained;
     private final List<Ledger> ledgers = new ArrayList<>();
     private final List<Sink> sinks = new ArrayList<>();
     private volatile boolean stopping;
@@ -69,10 +76,11 @@ public final class Load {
         if (rate > 0) {
             // The window is a part of the schedule.
             ledgers.forEach(ledger -> ledger.window(warm, warm + length));
+            schedule = arguments.number("doubling") > 0 ? Schedule.rising(rate, arguments.number("doubling")) : Schedule.steady(rate);
             int pacers = Math.min(producers, MOST_PACERS);
             for (int i = 0; i < pacers; i++) {
                 int first = i;
-                start(() -> sendAtRate(started, first, pacers, warm + length));
+                start(() -> sendOnSchedule(started, first, pacers, warm + length));
             }
         } else {
             for (int i = 0; i < producers; i++) {
@@ -80,7 +88,9 @@ public final class Load {
                 start(() -> sendAlways(index));
             }
         }
-        if (total > 0) {
+        if (arguments.number("doubling") > 0) {
+            untilBehind(started, warm + length);
+        } else if (total > 0) {
             untilAcknowledged(total);
         } else {
             long begin = rate > 0 ? warm : whenWarm(warm, started);
@@ -110,6 +120,28 @@ public final class Load {
         print((ended - started) / 1e9, acknowledged(), 0, new ArrayList<>(), new Histogram(3));
     }
 
+    /** The rate rises until acknowledgements fall behind; what was the last rate at which they did not is what is sustained. */
+    private void untilBehind(long started, long end) throws Exception {
+        System.out.println("{\"event\":\"begin\"}");
+        double sustained = 0;
+        double seconds = 0;
+        while (System.nanoTime() < end) {
+            Thread.sleep(20);
+            seconds = (System.nanoTime() - started) / 1e9;
+            double behind = (schedule.due(seconds) - acknowledged()) / schedule.rate(seconds);
+            if (behind <= KEEPS_UP_SECONDS) {
+                sustained = schedule.rate(seconds);
+            } else if (behind > BEHIND_SECONDS) {
+                break;
+            }
+        }
+        stopping = true;
+        long records = acknowledged();
+        System.out.println("{\"event\":\"end\"}");
+        this.sustained = sustained;
+        print(seconds, records, 0, new ArrayList<>(), new Histogram(3));
+    }
+
     private void measure(long begin, long end) throws Exception {
         sleepUntil(begin);
         System.out.println("{\"event\":\"begin\"}");
@@ -133,7 +165,7 @@ public final class Load {
         if (rate > 0) {
             // Each pacer gives its producers turns, so how many were due is known without them.
             long due = (long) (rate * (end - begin) / 1e9);
-            while (settledInWindow() < due - MOST_PACERS && System.nanoTime() < end + DRAIN_NS) {
+            while (settledInWindow() < due - MOST_PACERS && System.nanoTime() < end + Math.min(DRAIN_NS, 2 * (end - begin))) {
                 Thread.sleep(5);
             }
             ledgers.forEach(ledger -> ledger.addTo(latencies));
@@ -154,12 +186,11 @@ public final class Load {
         }
     }
 
-    /** Every `pacers`-th record of the schedule from `first` on, its producers taking turns. */
-    private void sendAtRate(long start, int first, int pacers, long end) throws Exception {
+    /** Every `pacers`-th record of the schedule from `first` on, the producers taking turns. */
+    private void sendOnSchedule(long start, int first, int pacers, long end) throws Exception {
         SplittableRandom random = new SplittableRandom(first);
-        double gap = 1e9 / rate;
         for (long n = first; !stopping; n += pacers) {
-            long intended = start + (long) (n * gap);
+            long intended = start + (long) (schedule.seconds(n) * 1e9);
             if (intended >= end) {
                 return;
             }
@@ -220,8 +251,8 @@ public final class Load {
     private void print(double seconds, long records, long missing, List<Long> perSecond, Histogram latencies) {
         String first = ledgers.stream().map(Ledger::firstError).filter(words -> words != null).findFirst().orElse("");
         System.out.printf(
-            "{\"event\":\"result\",\"seconds\":%.6f,\"records\":%d,\"missing\":%d,\"errors\":%d,\"acknowledged\":%d,\"first_error\":\"%s\",\"per_second\":%s,"
+            "{\"event\":\"result\",\"seconds\":%.6f,\"records\":%d,\"missing\":%d,\"errors\":%d,\"acknowledged\":%d,\"sustained\":%.1f,\"first_error\":\"%s\",\"per_second\":%s,"
                 + "\"latency\":%s}%n",
-            seconds, records, missing, errors(), acknowledged(), first.replaceAll("[^ -~]|[\"\\\\]", " "), perSecond, Ledger.json(latencies));
+            seconds, records, missing, errors(), acknowledged(), sustained, first.replaceAll("[^ -~]|[\"\\\\]", " "), perSecond, Ledger.json(latencies));
     }
 }

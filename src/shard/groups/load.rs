@@ -43,6 +43,10 @@ fn begin(cell: &PartitionCell, settings: Settings, end: Offset) -> (Coordinator,
     if let Some(snapshot) = snapshot {
         let mut machine = Coordinator::new(settings);
         match machine.restore(&snapshot) {
+            // What the snapshot has may have been deleted since by a tombstone that is gone by now: the log alone knows.
+            Ok(from) if cell.machine.borrow().is_rewritten_from(from) => {
+                tracing::info!(partition = %cell.id, from, "the log was cleaned behind its snapshot of groups: all of it is read");
+            }
             // A log that ends before it lost records that were not synced: the topic's durability allows that, and then the log alone counts.
             Ok(from) if (log_start..=end).contains(&from) => return (machine, from),
             Ok(from) => tracing::warn!(partition = %cell.id, from, log_start, end, "a snapshot of groups is not of this log"),
