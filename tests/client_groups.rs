@@ -228,9 +228,12 @@ async fn commits_and_membership_survive_a_killed_broker() {
     assert!(number(first.value.as_deref()) >= 50);
 }
 
-/// Counts what it is told.
+/// What happened to which partitions.
+type Happening = (&'static str, Vec<u32>);
+
+/// Notes what it is told.
 #[derive(Clone, Default)]
-struct Told(Arc<Mutex<Vec<(&'static str, Vec<u32>)>>>);
+struct Told(Arc<Mutex<Vec<Happening>>>);
 
 impl Told {
     fn note(&self, what: &'static str, partitions: &[(String, Vec<u32>)]) {
