@@ -124,17 +124,88 @@ pub fn running_hash(previous: u64, header61: &[u8]) -> u64 {
 
 /// The running hash before a run of `batches` batches, from the one after it (`end`) and the one that the same batches give from 0 (`from_zero`).
 ///
-/// A CRC is linear: what the start adds to the end is shifted through [`running_hash`]'s bytes once per batch, and can be shifted back. Some 0.5 us per batch.
+/// A CRC is linear: what the start adds to the end is shifted through [`running_hash`]'s bytes once per batch, and can be shifted back.
 #[must_use]
 pub fn running_hash_start(end: u64, from_zero: u64, batches: u64) -> u64 {
-    /// CRC-64/NVME's polynomial, reflected.
-    const POLYNOMIAL: u64 = 0x9A6C_9329_AC4B_C9B5;
-    let mut state = end ^ from_zero;
-    for _ in 0..batches * 8 * (8 + HASHED_HEADER as u64) {
-        let carry = state >> 63;
-        state = ((state ^ (POLYNOMIAL & carry.wrapping_neg())) << 1) | carry;
+    Shift::back().apply(end ^ from_zero, batches)
+}
+
+/// What a running hash that does not begin with 0 adds to the one behind some batches.
+///
+/// A log whose start is known only after its end was chosen ([`running_hash_start`]) is hashed from 0 first.
+#[derive(Clone, Debug)]
+pub struct RunningHashFrom {
+    start: u64,
+    shift: Shift,
+}
+
+impl RunningHashFrom {
+    /// For batches whose running hash begins with `start`.
+    #[must_use]
+    pub fn new(start: u64) -> RunningHashFrom {
+        RunningHashFrom { start, shift: Shift::forward() }
     }
-    state
+
+    /// The running hash behind `batches` batches that give `from_zero` from 0.
+    #[must_use]
+    pub fn after(&mut self, batches: u64, from_zero: u64) -> u64 {
+        from_zero ^ self.shift.apply(self.start, batches)
+    }
+}
+
+/// A step of a running hash over one batch of zeros, as a matrix over bits (its columns), and the powers of it that were needed: a number of steps takes as many of them
+/// as it has bits.
+#[derive(Clone, Debug)]
+struct Shift {
+    /// Of 1, 2, 4 ... steps.
+    powers: Vec<[u64; 64]>,
+}
+
+/// CRC-64/NVME's polynomial, reflected.
+const POLYNOMIAL: u64 = 0x9A6C_9329_AC4B_C9B5;
+/// Bits that a step goes over.
+const STEP_BITS: usize = 8 * (8 + HASHED_HEADER);
+
+impl Shift {
+    fn forward() -> Shift {
+        Shift::of(|state| (state >> 1) ^ (POLYNOMIAL & (state & 1).wrapping_neg()))
+    }
+
+    fn back() -> Shift {
+        Shift::of(|state| {
+            let carry = state >> 63;
+            ((state ^ (POLYNOMIAL & carry.wrapping_neg())) << 1) | carry
+        })
+    }
+
+    fn of(bit: impl Fn(u64) -> u64) -> Shift {
+        let step = |column: usize| (0..STEP_BITS).fold(1 << column, |state, _| bit(state));
+        Shift { powers: vec![std::array::from_fn(step)] }
+    }
+
+    fn apply(&mut self, state: u64, steps: u64) -> u64 {
+        let (mut state, mut left, mut power) = (state, steps, 0);
+        while left > 0 {
+            if power == self.powers.len() {
+                let last = self.powers[power - 1];
+                self.powers.push(last.map(|column| times(&last, column)));
+            }
+            if left & 1 == 1 {
+                state = times(&self.powers[power], state);
+            }
+            (left, power) = (left >> 1, power + 1);
+        }
+        state
+    }
+}
+
+fn times(matrix: &[u64; 64], state: u64) -> u64 {
+    let (mut sum, mut left) = (0, state);
+    while left != 0 {
+        sum ^= matrix[left.trailing_zeros() as usize];
+        left &= left - 1;
+    }
+    sum
 }
 
 #[cfg(test)]
@@ -193,6 +264,7 @@ mod tests {
             for batches in 0..=headers.len() {
                 let run = |from| headers[..batches].iter().fold(from, |hash, header| running_hash(hash, header));
                 assert_eq!(running_hash_start(run(start), run(0), batches as u64), start, "{batches} batches");
+                assert_eq!(RunningHashFrom::new(start).after(batches as u64, run(0)), run(start), "{batches} batches");
             }
         }
     }

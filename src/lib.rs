@@ -40,8 +40,7 @@
 //! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
 //! - No external coordinator, and no garbage collector.
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
-//! - Not yet: replication, transactions, TLS and access control. Of consumer groups the rules are here ([`group`]), and no shell drives them yet: no group
-//!   request is served.
+//! - Not yet: replication, transactions, TLS and access control.
 
 pub mod batch;
 #[cfg(feature = "server")]

@@ -143,12 +143,16 @@ pub const LISTEN_RETRY_MS: u64 = 2;
 pub const MAX_CONNECTIONS: usize = 10_000;
 /// Longest request of Kafka's protocol but for Produce, bytes.
 pub const MAX_KAFKA_REQUEST: usize = 1024 * 1024;
-/// Longest Produce request of Kafka's protocol with more than one batch, bytes: it is held whole. One with a single batch is as long as a native one.
+/// What is made of a request of Kafka's protocol takes so many times its bytes, about: a fetch has 33 for a partition, of which some 250 are made.
+pub const KAFKA_DECODED: usize = 8;
+/// Longest Produce request of Kafka's protocol that is held whole, bytes; of a longer one, one batch is held at a time.
 pub const MAX_KAFKA_PRODUCE: usize = ADOPT_APPEND + MAX_KAFKA_REQUEST;
 /// Elements of all arrays of a request of Kafka's protocol, and tagged fields, at most: what a decoder allocates is bounded.
 pub const MAX_KAFKA_ELEMENTS: usize = 100_000;
 /// Topics and the like that one request of Kafka's administrators changes or describes, at most; those behind are refused.
 pub const MAX_KAFKA_CHANGES: usize = 10_000;
+/// Words of refusals and settings in one answer of Kafka's protocol, bytes; all else in it is in proportion to its request or to what there is.
+pub const MAX_KAFKA_DETAILS: usize = 4 * 1024 * 1024;
 /// Longest string of a request of Kafka's protocol, bytes (that of its classic encoding).
 pub const MAX_KAFKA_TEXT: usize = i16::MAX as usize;
 /// Topics that one request for metadata creates by naming them, at most.
@@ -181,6 +185,22 @@ pub const MESH_QUEUE: usize = 1024;
 pub const MAX_PRODUCERS: usize = 10_000;
 /// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
+/// A shard's memory divided by this is what a cleaning's map of keys takes: 24 bytes a slot, three of four in use.
+pub const CLEANER_MEMORY_PART: usize = 32;
+/// Most memory of a cleaning's map, bytes (Kafka's default of `log.cleaner.dedupe.buffer.size`).
+pub const MAX_CLEANER_MEMORY: usize = 128 * 1024 * 1024;
+/// A cleaning reads and writes in pieces of about this many bytes.
+pub const CLEANER_PIECE: usize = 512 * 1024;
+/// A cleaning reads and writes at most so many bytes per second in each shard: a small part of what a device does.
+pub const CLEANER_BYTES_PER_S: u64 = 64 * 1024 * 1024;
+/// Pause between two looks for what is to be cleaned, ms.
+pub const CLEANER_PAUSE_MS: u64 = 1_000;
+/// Largest uncompressed block of a batch for a compacted topic, bytes: its keys are looked at when it comes, and by every cleaning.
+pub const MAX_COMPACTED_BLOCK: usize = ADOPT_APPEND;
+/// Default of `delete.retention.ms` (Kafka's default), ms.
+pub const DEFAULT_DELETE_RETENTION_MS: u64 = 24 * 3600 * 1000;
+/// Default of `min.cleanable.dirty.ratio` (Kafka's default), millionths.
+pub const DEFAULT_DIRTY_RATIO_MILLIONTHS: u32 = 500_000;
 /// Largest uncompressed content of a batch that the broker looks into (a search by time), bytes.
 pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
 
@@ -210,6 +230,8 @@ pub const MAX_CONSUMER_GROUPS: usize = 100_000;
 pub const MAX_GROUP_ID: usize = 1024;
 /// Longest client id, client host, group instance id, member id, protocol type or protocol name, bytes.
 pub const MAX_GROUP_STRING: usize = 4096;
+/// Groups that one request of the native protocol names, at most.
+pub const MAX_GROUPS_OF_REQUEST: usize = 10_000;
 /// Members of one group: default and largest value of `group.max.size`.
 pub const MAX_GROUP_MEMBERS: usize = 10_000;
 /// Member ids of one group that were given out and have not joined yet.
@@ -224,12 +246,20 @@ pub const MAX_GROUP_METADATA: usize = 16 * 1024 * 1024;
 pub const MAX_GROUP_RECORD: usize = DEFAULT_MAX_MESSAGE_BYTES - 1024;
 /// Committed positions of all groups of one partition of `__consumer_offsets`.
 pub const MAX_GROUP_OFFSETS: usize = 1_000_000;
+/// Longest snapshot of a partition's groups that is kept in checkpoints, bytes: each checkpoint has it again. Groups of a longer one are loaded from the log.
+pub const MAX_GROUP_SNAPSHOT: usize = 4 * 1024 * 1024;
+/// Records of a partition's groups after which a snapshot is made again, at least; with more groups and positions than that, after as many.
+pub const GROUP_SNAPSHOT_RECORDS: usize = 1_000;
+/// Bytes of a partition of `__consumer_offsets` that are read at once when its groups are loaded.
+pub const GROUP_LOAD_BYTES: u32 = 1024 * 1024;
 /// Tombstones of one append when positions go: 249 bytes of topic and 1024 of group each still fit a batch.
 pub const PURGE_RECORDS: usize = 500;
 /// Groups that one step of the search for old positions looks at.
 pub const GROUP_EXPIRY_STEP: usize = 256;
 /// A rebalance that nobody joins is looked at no more often than this, ms: a client may say that it is to wait 0 ms.
 pub const GROUP_LEAST_WAIT_MS: i32 = 1_000;
+/// Records that a listener of a group holds for handlers that are not free yet, at most; more are not read.
+pub const LISTENER_WAITING: usize = 1_000;
 
 const _: () = {
     assert!(MAX_GROUP_STRING + 64 <= STRING_MAX && MAX_GROUP_ID <= STRING_MAX, "a member id is a client id and a UUID");

@@ -54,6 +54,7 @@ enumerated! {
         SlowPeersClosed = "slow_peers_closed", "Connections closed because their peer took nothing of what it had asked for.";
         MeshSent = "mesh_sent", "Requests forwarded to the shard that owns the partition.";
         MeshServed = "mesh_served", "Requests served for another shard.";
+        GroupRecordsLoaded = "group_records_loaded", "Records of consumer groups read when their coordinators were loaded; what the checkpoint had is not among them.";
         LongPolls = "long_polls", "Fetches that had to wait for records.";
         DuplicateBatches = "duplicate_batches", "Batches that an idempotent producer sent again.";
         LargeAppends = "large_appends", "Batches written straight to a segment.";
@@ -72,6 +73,13 @@ enumerated! {
         TailHits = "tail_hits", "Fetches served from the memory tail.";
         SegmentsRolled = "segments_rolled", "Segments sealed.";
         SegmentsDeleted = "segments_deleted", "Segments deleted by retention or with their topic.";
+        CleanerPasses = "cleaner_passes", "Passes of the cleaner over a compacted partition that were finished.";
+        CleanerBytesRead = "cleaner_bytes_read", "Bytes of batches that the cleaner read.";
+        CleanerBytesWritten = "cleaner_bytes_written", "Bytes of segments that the cleaner wrote.";
+        CleanerBytesFreed = "cleaner_bytes_freed", "Bytes that rewritten segments are shorter than those they replaced.";
+        CleanerRecordsRemoved = "cleaner_records_removed", "Records that the cleaner left out because a later one has their key.";
+        CleanerTombstonesRemoved = "cleaner_tombstones_removed", "Tombstones that the cleaner left out after their time.";
+        SegmentsRewritten = "segments_rewritten", "Segments that the cleaner replaced.";
         Checkpoints = "checkpoints", "Checkpoints made durable.";
         Stalls = "executor_stalls", "Times that a task kept the executor longer than its limit.";
         StallNs = "executor_stall_ns", "Time spent in those, ns.";
@@ -91,6 +99,7 @@ enumerated! {
         MemoryUnflushed = "memory_unflushed_bytes", "Acknowledged bytes that are not yet in a segment.";
         MemoryTail = "memory_tail_bytes", "Flushed bytes kept for readers at the tail.";
         MemoryCache = "memory_cache_bytes", "The read cache.";
+        MemoryCleaner = "memory_cleaner_bytes", "The cleaner's map of keys, while a partition is cleaned.";
         MemoryReceive = "memory_receive_bytes", "Requests being received.";
         MemorySend = "memory_send_bytes", "Responses being sent.";
         DiskFull = "disk_full", "1 while produce is refused for want of space.";
@@ -109,6 +118,9 @@ enumerated! {
         Fetch = "fetch", "Read batches.";
         ListOffsets = "list_offsets", "Resolve offsets.";
         InitProducerId = "init_producer_id", "A new producer id.";
+        Group = "group", "Membership and positions of consumer groups.";
+        EpochEnds = "epoch_ends", "Where leader epochs end.";
+        DeleteRecords = "delete_records", "Delete the first records of partitions.";
         Other = "other", "Any other.";
     }
 }

@@ -3,6 +3,9 @@
 use std::fmt;
 use std::str::FromStr;
 
+/// The internal topic that consumer groups are kept in.
+pub const OFFSETS_TOPIC: &str = "__consumer_offsets";
+
 /// Position of a record in its partition, from 0. Signed because Kafka's wire format is.
 pub type Offset = i64;
 /// Milliseconds since the Unix epoch.
@@ -50,6 +53,14 @@ impl FromStr for TopicId {
     fn from_str(text: &str) -> Result<TopicId, uuid::Error> {
         Ok(TopicId(*uuid::Uuid::parse_str(text)?.as_bytes()))
     }
+}
+
+/// Topics that only the broker writes, by Kafka's names: positions of consumer groups, and what transactions will need. Clients may read and describe them.
+pub const INTERNAL_TOPICS: &[&str] = &[OFFSETS_TOPIC, "__transaction_state"];
+
+/// Whether a name is that of an internal topic.
+pub fn is_internal_topic(name: &str) -> bool {
+    INTERNAL_TOPICS.contains(&name)
 }
 
 /// One partition of one topic.

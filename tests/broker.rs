@@ -141,7 +141,7 @@ fn answers_come_whole_however_slowly_they_are_taken() {
                 fetched += 1;
             }
             (_, Response::ListOffsets(results), _) => {
-                assert_eq!(results[0].outcome.as_ref().expect("an offset").0, 8);
+                assert_eq!(results[0].outcome.as_ref().expect("an offset").offset, 8);
                 listed += 1;
             }
             (_, other, _) => panic!("{other:?}"),

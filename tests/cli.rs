@@ -52,6 +52,8 @@ fn wrong_usage_is_2() {
         &["topic", "create"],
         &["topic", "create", "a", "--config", "retention.ms"],
         &["topic", "alter", "a"],
+        &["topic", "delete-records", "a", "--before", "7"],
+        &["topic", "delete-records", "a", "--partition", "0", "--before", "-1"],
         &["produce", "a", "--key-separator", ""],
         &["produce", "a", "--partition", "-1"],
         &["consume", "a", "--from", "yesterday"],
@@ -172,6 +174,11 @@ fn records_make_the_round_trip_and_outlive_the_broker() {
     let described: serde_json::Value = serde_json::from_str(&broker.run(&["topic", "describe", "scores", "--json"])).unwrap();
     assert_eq!(described["config"]["retention.ms"], serde_json::json!({ "value": "-1", "set": true }));
     assert_eq!((&described["partition_states"][0]["latest"], &described["partition_states"][0]["leader_epoch"]), (&4.into(), &1.into()));
+    assert_eq!(broker.run(&["topic", "delete-records", "scores", "--partition", "0", "--before", "3"]), "scores 0: records from 3 on\n");
+    assert_eq!(broker.run(&consume), "3 =last|");
+    let emptied: serde_json::Value = serde_json::from_str(&broker.run(&["topic", "delete-records", "scores", "--json"])).unwrap();
+    assert_eq!(emptied, serde_json::json!({ "topic": "scores", "partitions": [{ "partition": 0, "earliest": 4 }] }));
+    assert_eq!(broker.run(&consume), "");
     assert!(broker.run(&["topic", "alter", "scores", "--partitions", "3", "--config", "retention.ms="]).starts_with("altered scores: 3 "));
     assert_eq!(broker.run(&["topic", "delete", "scores"]), "deleted scores\n");
     assert_eq!(broker.run(&["topic", "list"]), "");
@@ -193,6 +200,7 @@ fn what_the_broker_refuses_is_4() {
         assert!(broker.refused(command).contains("UnknownTopicOrPartition"), "{command:?}");
     }
     assert!(broker.refused(&["consume", "a", "--from", "7", "--count", "1"]).contains("OffsetOutOfRange"));
+    assert!(broker.refused(&["topic", "delete-records", "a", "--partition", "0", "--before", "7"]).contains("OffsetOutOfRange"));
 }
 
 #[test]

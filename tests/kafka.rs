@@ -307,6 +307,23 @@ fn topics_are_made_changed_and_deleted() {
     let brokers = wait(admin.describe_configs(&[ResourceSpecifier::Broker(0)], &options)).expect("an answer");
     assert_eq!(brokers[0].as_ref().expect("described").get("num.partitions").expect("it").value.as_deref(), Some("1"));
 
+    let producer = producer(&broker, &[]);
+    for number in 0..6 {
+        assert_eq!(send(&producer, "made", 4, b"x"), Ok((4, number)));
+    }
+    let delete = |partition, before| {
+        let mut asked = TopicPartitionList::new();
+        asked.add_partition_offset("made", partition, before).expect("an offset");
+        let answered = wait(admin.delete_records(&asked, &options)).expect("an answer");
+        let of = answered.find_partition("made", partition).expect("the partition");
+        of.error().map(|()| of.offset()).map_err(|error| error.rdkafka_error_code().expect("a code"))
+    };
+    assert_eq!(delete(4, Offset::Offset(2)), Ok(Offset::Offset(2)));
+    assert_eq!(delete(4, Offset::Offset(7)), Err(RDKafkaErrorCode::OffsetOutOfRange));
+    assert_eq!(consumer.fetch_watermarks("made", 4, PATIENCE), Ok((2, 6)));
+    assert_eq!(delete(4, Offset::End), Ok(Offset::Offset(6)));
+    assert_eq!(consumer.fetch_watermarks("made", 4, PATIENCE), Ok((6, 6)));
+
     let gone = wait(admin.delete_topics(&["made", "never"], &options)).expect("an answer");
     assert_eq!(gone, [Ok("made".into()), Err(("never".into(), UnknownTopicOrPartition))]);
     assert!(broker.connect().topic("made").is_none());

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::kafka::APIS;
+use corelane::request::OffsetSpec;
 use corelane::types::TopicPartition;
 use kafka_protocol::messages::*;
 use kafka_protocol::protocol::Request;
@@ -74,6 +75,26 @@ fn answers_wait_for_the_poll_before_them_and_appends_do_not() {
 }
 
 #[test]
+fn a_broker_that_stops_answers_what_has_come() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2"]);
+    let id = broker.connect().create("stopping", 2, &[("retention.ms", "-1")]);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    let asked = [
+        client.send(12, &fetch("stopping", 0, 0, 1 << 20, 50_000)),
+        client.send(9, &produce("stopping", 1, -1, &batch_of(["x"]))),
+        client.send(9, &metadata("stopping")),
+    ];
+    let place = TopicPartition { topic: id, partition: 1 };
+    support::eventually("it is appended", || broker.connect_owner(place).offset(place, OffsetSpec::Latest) == 1);
+    let stopped = std::thread::spawn(move || broker.stop());
+    let answered = asked.map(|_| client.receive().0);
+    check_order(&asked, &answered).expect("what waited behind the fetch too");
+    assert!(client.try_receive().is_none());
+    assert_eq!(stopped.join().expect("it stops"), 0);
+}
+
+#[test]
 fn without_acknowledgement_nothing_is_answered_and_a_failure_closes_the_connection() {
     let data = tempfile::tempdir().expect("a directory");
     let broker = Broker::start(data.path(), &["--shards", "2"]);
@@ -120,13 +141,26 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<MetadataRequest>(&mut client, &mut asked);
     ask_all::<CreateTopicsRequest>(&mut client, &mut asked);
     ask_all::<DeleteTopicsRequest>(&mut client, &mut asked);
+    ask_all::<DeleteRecordsRequest>(&mut client, &mut asked);
     ask_all::<InitProducerIdRequest>(&mut client, &mut asked);
+    ask_all::<OffsetForLeaderEpochRequest>(&mut client, &mut asked);
     ask_all::<DescribeConfigsRequest>(&mut client, &mut asked);
     ask_all::<AlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeLogDirsRequest>(&mut client, &mut asked);
     ask_all::<CreatePartitionsRequest>(&mut client, &mut asked);
     ask_all::<IncrementalAlterConfigsRequest>(&mut client, &mut asked);
     ask_all::<DescribeClusterRequest>(&mut client, &mut asked);
+    ask_all::<FindCoordinatorRequest>(&mut client, &mut asked);
+    ask_all::<JoinGroupRequest>(&mut client, &mut asked);
+    ask_all::<SyncGroupRequest>(&mut client, &mut asked);
+    ask_all::<HeartbeatRequest>(&mut client, &mut asked);
+    ask_all::<LeaveGroupRequest>(&mut client, &mut asked);
+    ask_all::<OffsetCommitRequest>(&mut client, &mut asked);
+    ask_all::<OffsetFetchRequest>(&mut client, &mut asked);
+    ask_all::<OffsetDeleteRequest>(&mut client, &mut asked);
+    ask_all::<DescribeGroupsRequest>(&mut client, &mut asked);
+    ask_all::<ListGroupsRequest>(&mut client, &mut asked);
+    ask_all::<DeleteGroupsRequest>(&mut client, &mut asked);
     asked.sort_unstable();
     assert_eq!(asked, APIS.iter().map(|api| api.key as i16).collect::<Vec<_>>());
 
@@ -150,7 +184,7 @@ fn every_version_of_everything_advertised_is_answered() {
     let producer = client.ask(4, &InitProducerIdRequest::default().with_transactional_id(Some(TransactionalId("t".into()))));
     assert_eq!((producer.error_code, producer.producer_id.0), (35, -1));
     let metadata = client.ask(0, &MetadataRequest::default().with_topics(Some(vec![])));
-    assert_eq!(metadata.topics.len(), 1, "in version 0 no names are all topics");
+    assert_eq!(metadata.topics.len(), 2, "in version 0 no names are all topics, that of the groups too");
     let metadata = client.ask(1, &MetadataRequest::default().with_topics(Some(vec![])));
     assert_eq!(metadata.topics.len(), 0, "from version 1 on they are none");
     let cluster = client.ask(0, &DescribeClusterRequest::default());
@@ -170,7 +204,7 @@ fn a_version_that_is_not_known_is_told_which_are_and_what_is_not_served_closes()
     assert_eq!((answered, answer.error_code, answer.api_keys.len()), (correlation, 35, 1));
     assert_eq!(client.ask(3, &ApiVersionsRequest::default()).error_code, 0, "the connection goes on");
 
-    for (key, version) in [(3_i16, 10_i16), (10, 0), (999, 0), (-1, 0), (1, 3)] {
+    for (key, version) in [(3_i16, 10_i16), (24, 0), (999, 0), (-1, 0), (1, 3)] {
         let (_, mut frame) = client.frame(0, &MetadataRequest::default().with_topics(Some(vec![])));
         frame[4..6].copy_from_slice(&key.to_be_bytes());
         frame[6..8].copy_from_slice(&version.to_be_bytes());

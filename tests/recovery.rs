@@ -243,11 +243,14 @@ fn random_step(image: &mut Image, shard: &mut Shard, numbers: &mut Numbers, sequ
             shard.truncate(image, at, keep);
         }
         23 => {
-            let sealed: Vec<_> =
-                shard.partitions[at].state.segments.iter().filter(|segment| segment.sealed).map(|s| s.end_offset).collect();
-            if !sealed.is_empty() {
-                shard.log_start(image, at, sealed[numbers.below(sealed.len() as u64) as usize]);
-            }
+            // Retention moves it to the end of a segment, a client anywhere.
+            let state = &shard.partitions[at].state;
+            let sealed: Vec<_> = state.segments.iter().filter(|segment| segment.sealed).map(|s| s.end_offset).collect();
+            let start = match sealed.is_empty() || numbers.below(2) == 0 {
+                true => state.log_start + numbers.below((state.log_end - state.log_start) as u64 + 1) as i64,
+                false => sealed[numbers.below(sealed.len() as u64) as usize],
+            };
+            shard.log_start(image, at, start);
         }
         _ => {}
     }

@@ -14,6 +14,7 @@ use corelane::log::journal::{
     Adopt, ENTRY_HEADER_LEN, Entries, EntryHeader, EntryKind, GROUP_HEADER_LEN, GroupHeader, LargeReference, SegmentOpen, entry_space,
     parse_group, seal_group,
 };
+use corelane::log::replacement::{REPLACEMENT_LEN, Replacement};
 use corelane::log::segment::SegmentInfo;
 use corelane::types::{TopicId, TopicPartition};
 
@@ -97,7 +98,29 @@ fn entries() -> Vec<(EntryHeader, Vec<u8>)> {
         };
         (header, payload)
     };
-    EntryKind::ALL.into_iter().enumerate().map(entry).collect()
+    EntryKind::ALL.into_iter().filter(|kind| *kind != EntryKind::Replace).enumerate().map(entry).collect()
+}
+
+/// Came after the group of all kinds was kept.
+#[test]
+fn a_replace_entry_of_version_1() {
+    let info = SegmentInfo {
+        end_offset: 1_000_200,
+        valid_end: 8192,
+        max_timestamp: 1_700_000_000_000,
+        index_entries: 7,
+        sealed: true,
+        cleaned: true,
+        ..SegmentInfo::new(SEGMENT.base_offset, 2, 0xabcd)
+    };
+    let (append, _) = entries()[0];
+    let header = EntryHeader { kind: EntryKind::Replace, payload_len: REPLACEMENT_LEN as u32, carried: 0, ..append };
+    let mut entry = vec![0; ENTRY_HEADER_LEN];
+    header.write(&mut entry);
+    entry.extend(Replacement::of(&info).encode());
+    let golden = fixture("v1/replace-entry", &entry);
+    assert!(golden == entry, "the entry is written as it was");
+    assert_eq!(Replacement::decode(&golden[ENTRY_HEADER_LEN..]).unwrap().segment(&header), info);
 }
 
 #[test]

@@ -139,6 +139,12 @@ pub enum BatchError {
         /// Records of the batch.
         count: i32,
     },
+    /// A record without a key, where each must have one.
+    #[error("record {index} has no key, and the topic is compacted by key")]
+    NoKey {
+        /// Which record, from 0.
+        index: u32,
+    },
     /// The records are compressed where plain ones are needed.
     #[error("records are compressed with {codec}")]
     Compressed {
@@ -199,6 +205,7 @@ impl BatchError {
             | Transactional
             | Attributes { .. }
             | Producer { .. }
+            | NoKey { .. }
             | Compressed { .. }
             | TimestampRange { .. }
             | StreamedLength { .. } => BatchErrorKind::Invalid,

@@ -21,10 +21,11 @@ pub const NO_SEQUENCE: i32 = -1;
 /// Smallest length field: that of a batch without records.
 pub(super) const MIN_LENGTH: i32 = (HEADER_LEN - LENGTH_PREFIX) as i32;
 
-const CODEC: i16 = 0b111;
+pub(super) const CODEC: i16 = 0b111;
 pub(super) const LOG_APPEND_TIME: i16 = 1 << 3;
 pub(super) const TRANSACTIONAL: i16 = 1 << 4;
 pub(super) const CONTROL: i16 = 1 << 5;
+pub(super) const DELETE_HORIZON: i16 = 1 << 6;
 
 /// The header of a batch, field by field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -164,6 +165,12 @@ impl BatchHeader {
     #[must_use]
     pub fn log_append_time(&self) -> bool {
         self.attributes & LOG_APPEND_TIME != 0
+    }
+
+    /// When the tombstones of a batch that a cleaning has rewritten may go, ms: its base timestamp then (KIP-534).
+    #[must_use]
+    pub fn delete_horizon(&self) -> Option<Timestamp> {
+        (self.attributes & DELETE_HORIZON != 0).then_some(self.base_timestamp)
     }
 
     /// The broker's time of the append where the records bear that, else -1.

@@ -10,7 +10,7 @@
 //! | 12 | 4 | partition leader epoch | no | always |
 //! | 16 | 1 | magic = 2 | no | no |
 //! | 17 | 4 | CRC-32C of bytes 21 to the end | - | when a byte from 21 on changes |
-//! | 21 | 2 | attributes: bits 0-2 codec, 3 LogAppendTime, 4 transactional, 5 control, 6 delete horizon | yes | LogAppendTime only |
+//! | 21 | 2 | attributes: bits 0-2 codec, 3 LogAppendTime, 4 transactional, 5 control, 6 delete horizon | yes | LogAppendTime, and in a cleaning the horizon |
 //! | 23 | 4 | last offset delta | yes | no |
 //! | 27 | 8 | base timestamp | yes | no |
 //! | 35 | 8 | max timestamp | yes | LogAppendTime only |
@@ -27,6 +27,8 @@
 //! There are two validations. *Ingress* is what a client may send: one whole batch without gaps, with nothing that only the broker may set.
 //! *Stored* is what the log may hold: compaction leaves gaps, and later there are control batches.
 //!
+//! A cleaning leaves records out of stored batches ([`keep_records`]).
+//!
 //! Everything here is pure and takes bytes from anywhere: malformed bytes give a [`BatchError`], never a panic, and nothing is allocated on
 //! the word of an unchecked length. The offsets that a partition assigns, and what a producer's sequence must be, are not here.
 
@@ -37,6 +39,7 @@ mod error;
 mod header;
 mod record;
 mod record_set;
+mod rewrite;
 mod stamp;
 mod streamed;
 pub mod varint;
@@ -50,5 +53,6 @@ pub use header::{
 };
 pub use record::{HeaderRef, Headers, RecordRef, Records};
 pub use record_set::{Record, RecordHeaders, RecordSet, RecordsBytes, decode};
+pub use rewrite::{check_keys, emptied, keep_records};
 pub use stamp::{stamp, stamp_crc, stamp_log_append_time, stamp_log_append_time_head};
 pub use streamed::{RecordHead, StreamedBatch, StreamedCrc};

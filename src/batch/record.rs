@@ -103,6 +103,11 @@ impl Walk {
         Walk { header: *header, position: 0, index: 0, next_delta: 0, ended: false }
     }
 
+    /// Where the next record starts in the block.
+    pub(super) fn position(&self) -> usize {
+        self.position
+    }
+
     /// Records not yet read, by the header's count.
     pub(super) fn remaining(&self) -> usize {
         if self.ended { 0 } else { (self.header.record_count.max(0) as usize).saturating_sub(self.index as usize) }

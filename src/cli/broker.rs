@@ -32,7 +32,7 @@ impl From<ClientError> for Failure {
             | ClientError::Disconnected { .. }
             | ClientError::TimedOut { .. }
             | ClientError::Protocol { .. } => Exit::Unreachable,
-            ClientError::Refused(_) => Exit::Refused,
+            ClientError::Refused(_) | ClientError::Group { .. } => Exit::Refused,
             ClientError::Invalid(_) => Exit::Usage,
             ClientError::Batch(_) | ClientError::Closed => Exit::Failed,
         };

@@ -263,7 +263,7 @@ fn batch_json(batch: &BatchLine) -> Value {
 fn index(args: &FileArgs, out: &mut dyn Write) -> Result<usize, Failure> {
     let (mut files, name) = split(&args.file)?;
     let base_offset = match paths::parse_partition_file(&name) {
-        Some(PartitionFile::Index(base_offset)) => base_offset,
+        Some(PartitionFile::Index(base_offset, _)) => base_offset,
         _ => 0,
     };
     let summary = inspect::inspect_index(&mut files, &name, base_offset).map_err(|e| failed(&e))?;

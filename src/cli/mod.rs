@@ -46,7 +46,7 @@ enum Command {
     Serve(serve::ServeArgs),
     /// Look at the files of a store, changing nothing
     Inspect(inspect::InspectArgs),
-    /// Create, list, describe, alter or delete topics
+    /// Create, list, describe, alter or delete topics, or their records
     #[command(subcommand)]
     Topic(topic::TopicCommand),
     /// Send one record a line, from a file or standard input

@@ -1,4 +1,4 @@
-//! `corelane topic`: create, list, describe, alter, delete.
+//! `corelane topic`: create, list, describe, alter, delete, delete-records.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
@@ -28,6 +28,27 @@ pub enum TopicCommand {
     /// Delete a topic and its records
     #[command(after_help = "Example: corelane topic delete orders")]
     Delete(NameArgs),
+    /// Delete a topic's first records: those before an offset, or all that are there
+    #[command(after_help = "Example: corelane topic delete-records orders --partition 3 --before 120000")]
+    DeleteRecords(DeleteRecordsArgs),
+}
+
+/// Flags of `topic delete-records`.
+#[derive(clap::Args)]
+pub struct DeleteRecordsArgs {
+    /// The topic
+    name: String,
+    /// Of this partition only; may be repeated [default: all]
+    #[arg(long, value_name = "N")]
+    partition: Vec<u32>,
+    /// The first offset that stays [default: the end, so that all records go]
+    #[arg(long, value_name = "OFFSET", requires = "partition", value_parser = clap::value_parser!(i64).range(0..))]
+    before: Option<i64>,
+    #[command(flatten)]
+    broker: BrokerArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 /// Flags of `topic create`.
@@ -106,6 +127,7 @@ impl TopicCommand {
             TopicCommand::List(args) => args.json,
             TopicCommand::Describe(args) | TopicCommand::Delete(args) => args.json,
             TopicCommand::Alter(args) => args.json,
+            TopicCommand::DeleteRecords(args) => args.json,
         }
     }
 
@@ -118,6 +140,7 @@ impl TopicCommand {
                 TopicCommand::Describe(args) => describe(args).await,
                 TopicCommand::Alter(args) => alter(args).await,
                 TopicCommand::Delete(args) => delete(args).await,
+                TopicCommand::DeleteRecords(args) => delete_records(args).await,
             }
         })?;
         io::stdout().write_all(text.as_bytes()).or_else(|e| output_failed(&e))
@@ -214,6 +237,26 @@ async fn alter(args: AlterArgs) -> Result<String, Failure> {
 async fn delete(args: NameArgs) -> Result<String, Failure> {
     args.broker.connect().await?.admin().delete_topic(&args.name).await?;
     Ok(if args.json { line(&json!({ "deleted": args.name })) } else { format!("deleted {}\n", args.name) })
+}
+
+/// One partition after the other; what was deleted before one is refused stays deleted.
+async fn delete_records(args: DeleteRecordsArgs) -> Result<String, Failure> {
+    let admin = args.broker.connect().await?.admin();
+    let partitions = match args.partition.is_empty() {
+        true => (0..admin.describe_topic(&args.name).await?.partitions).collect(),
+        false => args.partition,
+    };
+    let mut starts = Vec::new();
+    for partition in partitions {
+        starts.push((partition, admin.delete_records(&args.name, partition, args.before).await?));
+    }
+    Ok(match args.json {
+        true => {
+            let start = |(partition, earliest): &(u32, i64)| json!({ "partition": partition, "earliest": earliest });
+            line(&json!({ "topic": args.name, "partitions": starts.iter().map(start).collect::<Vec<_>>() }))
+        }
+        false => starts.iter().map(|(partition, earliest)| format!("{} {partition}: records from {earliest} on\n", args.name)).collect(),
+    })
 }
 
 fn summary(topic: &TopicDescription) -> String {

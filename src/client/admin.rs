@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::brokers::{Brokers, Target, unexpected};
 use super::error::ClientError;
-use crate::request::{AlterTopic, CreateTopic, ListOffset, Metadata, OffsetSpec, Request, Response, TopicDescription};
+use crate::request::{AlterTopic, CreateTopic, DeleteRecords, ListOffset, Metadata, OffsetSpec, Request, Response, TopicDescription};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 /// Administers a cluster; made by [`super::Client::admin`].
@@ -164,6 +164,20 @@ impl Admin {
         list_offset(&self.brokers, topic, partition, spec).await
     }
 
+    /// Deletes the records of a partition before `before`, or all that are there (`None`); returns the first readable offset from now on.
+    ///
+    /// # Errors
+    /// Refused: `UnknownTopicOrPartition`, `OffsetOutOfRange` beyond the end, `PolicyViolation` where the topic only compacts; or the leader does not
+    /// answer.
+    pub async fn delete_records(&self, topic: &str, partition: u32, before: Option<Offset>) -> Result<Offset, ClientError> {
+        let ask = |partition| Request::DeleteRecords(vec![DeleteRecords { partition, before }]);
+        let answer = ask_leader(&self.brokers, topic, partition, ask, |response| match response {
+            Response::RecordsDeleted(mut results) if results.len() == 1 => results.remove(0).outcome.map_err(ClientError::from),
+            other => Err(unexpected(&other)),
+        });
+        answer.await
+    }
+
     /// A topic that is really not there is not asked for until the time-out: only for as long as a new one may take to be known.
     async fn on_topic(&self, target: Target, request: Request) -> Result<Response, ClientError> {
         let name = match &request {
@@ -183,16 +197,29 @@ pub(super) async fn list_offset(
     partition: u32,
     spec: OffsetSpec,
 ) -> Result<(Offset, Timestamp), ClientError> {
+    let ask = |partition| Request::ListOffsets(vec![ListOffset { partition, spec }]);
+    let answer = ask_leader(brokers, topic, partition, ask, |response| match response {
+        Response::ListOffsets(mut results) if results.len() == 1 => {
+            results.remove(0).outcome.map(|found| (found.offset, found.timestamp)).map_err(ClientError::from)
+        }
+        other => Err(unexpected(&other)),
+    });
+    answer.await
+}
+
+/// Asks a partition's leader, following it where it moves.
+async fn ask_leader<T>(
+    brokers: &Brokers,
+    topic: &str,
+    partition: u32,
+    ask: impl Fn(TopicPartition) -> Request,
+    read: impl Fn(Response) -> Result<T, ClientError>,
+) -> Result<T, ClientError> {
     let attempt = || async {
         let found = brokers.topic(topic).await?;
         let leader = Brokers::partition(&found, topic, partition)?.leader;
-        let place = TopicPartition { topic: found.id, partition };
-        let request = Request::ListOffsets(vec![ListOffset { partition: place, spec }]);
-        let asked = match brokers.request_once(Target::Broker(leader), &request).await.map(|answer| answer.response) {
-            Ok(Response::ListOffsets(mut results)) if results.len() == 1 => results.remove(0).outcome.map_err(ClientError::from),
-            Ok(other) => Err(unexpected(&other)),
-            Err(error) => Err(error),
-        };
+        let request = ask(TopicPartition { topic: found.id, partition });
+        let asked = brokers.request_once(Target::Broker(leader), &request).await.and_then(|answer| read(answer.response));
         if asked.as_ref().is_err_and(ClientError::is_about_leadership) {
             let _ = brokers.refresh_topic(topic).await;
         }

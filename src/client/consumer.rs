@@ -291,6 +291,21 @@ impl Consumer {
         Ok(())
     }
 
+    /// Reads a partition of a topic that is known from there on, without asking anybody. Without an offset it fails until a seek.
+    pub(super) fn place(&mut self, topic: &str, partition: u32, found: &TopicPartitions, offset: Option<Offset>) {
+        let Some(lead) = lead_of(found, partition) else { return };
+        self.drop_current(topic, partition);
+        {
+            let mut core = self.inner.lock();
+            core.fetcher.assign(topic, partition, lead, offset.unwrap_or(0));
+            if let (None, Some(at)) = (offset, core.fetcher.find(topic, partition)) {
+                let what = "the group has committed no offset";
+                core.fetcher.fail(at, crate::request::Refusal::new(crate::request::Code::OffsetOutOfRange, what).into());
+            }
+        }
+        self.inner.pump();
+    }
+
     /// Reads the partition no more.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! What can go wrong between a program and its brokers.
 
 use crate::batch::BatchError;
+use crate::request::group::GroupError;
 use crate::request::{Code, Refusal};
 use crate::types::Offset;
 
@@ -42,6 +43,14 @@ pub enum ClientError {
     /// The broker refused.
     #[error("{0}")]
     Refused(#[from] Refusal),
+    /// The coordinator of a consumer group refused.
+    #[error("group {group:?}: {error}")]
+    Group {
+        /// Which group.
+        group: String,
+        /// Why.
+        error: GroupError,
+    },
     /// A batch that came from the broker does not check, or a record can't be a part of one.
     #[error("{0}")]
     Batch(#[from] BatchError),
@@ -59,6 +68,13 @@ impl ClientError {
         match self {
             ClientError::Connect { .. } | ClientError::Disconnected { .. } | ClientError::TimedOut { .. } => true,
             ClientError::Refused(refusal) => refusal.code.is_retriable(),
+            ClientError::Group { error, .. } => matches!(
+                error,
+                GroupError::CoordinatorLoadInProgress
+                    | GroupError::CoordinatorNotAvailable
+                    | GroupError::NotCoordinator
+                    | GroupError::UnstableOffsetCommit
+            ),
             ClientError::Protocol { .. } | ClientError::Batch(_) | ClientError::Invalid(_) | ClientError::Closed => false,
         }
     }
@@ -78,6 +94,17 @@ impl ClientError {
             _ => self.is_retriable(),
         }
     }
+}
+
+/// Why a [`super::GroupConsumer`] has no record.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum GroupConsumeError {
+    /// A partition can't be read on. It is not read any more until a seek or until it is assigned again; the others are.
+    #[error("{0}")]
+    Partition(#[from] ConsumeError),
+    /// The group or the whole client fails.
+    #[error("{0}")]
+    Group(#[from] ClientError),
 }
 
 /// Why a record was not delivered.

@@ -13,6 +13,7 @@
 //! | `producer`, `delivery` | sending | tokio |
 //! | `fetcher/` | positions, prefetch, what to fetch next | pure |
 //! | `consumer` | reading | tokio |
+//! | `group/` | consumer groups | pure and tokio |
 //! | `large` | values too large to hold, both ways | tokio |
 //! | `admin` | topics and offsets | tokio |
 //! | `blocking` | the same for programs without async | std |
@@ -29,19 +30,23 @@ mod consumer;
 mod delivery;
 mod error;
 mod fetcher;
+mod group;
 mod large;
 mod partitioner;
 mod producer;
 mod receive;
 mod session;
 
+use std::fmt::Display;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use admin::{Admin, NewTopic, TopicChanges};
 pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, SeekTo};
 pub use delivery::{DeliveryFuture, RecordMetadata};
-pub use error::{ClientError, ConsumeError, ProduceError, ProduceFailure};
+pub use error::{ClientError, ConsumeError, GroupConsumeError, ProduceError, ProduceFailure};
+pub use group::{AssignmentStrategy, GroupConsumer, GroupConsumerBuilder, Listener, OffsetReset, RebalanceListener};
 pub use large::ValueReader;
 pub use partitioner::{Partitioner, Partitioning, murmur2, partition_of_key};
 pub use producer::{Producer, ProducerBuilder, ProducerRecord};
@@ -114,6 +119,22 @@ impl Client {
     /// Settings of a consumer.
     pub fn consumer(&self) -> ConsumerBuilder {
         ConsumerBuilder::new(self.brokers.clone())
+    }
+
+    /// Settings of a member of that consumer group, which begins to read where the group has committed.
+    pub fn group_consumer(&self, group: impl Into<String>) -> GroupConsumerBuilder {
+        GroupConsumerBuilder::new(self.brokers.clone(), group.into())
+    }
+
+    /// Handles every record of the topics as a member of that group: see [`Listener`].
+    pub fn listen<T, H, F, E>(&self, topics: impl IntoIterator<Item = T>, group: impl Into<String>, handler: H) -> Listener<H>
+    where
+        T: Into<String>,
+        H: Fn(ConsumerRecord) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
+    {
+        Listener::new(self.clone(), self.group_consumer(group).subscribe(topics), handler)
     }
 
     /// Topics and offsets.

@@ -6,6 +6,11 @@ use crate::limits;
 use crate::request::ConfigEntry;
 use crate::types::Durability;
 
+/// The setting that says what happens to old records.
+pub const CLEANUP_POLICY: &str = "cleanup.policy";
+/// The setting whose default is the broker's.
+pub const DURABILITY: &str = "durability";
+
 /// Which timestamp a record keeps.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum TimestampType {
@@ -16,9 +21,41 @@ pub enum TimestampType {
     LogAppendTime,
 }
 
+/// What happens to old records.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CleanupPolicy {
+    /// They go by age and size.
+    #[default]
+    Delete,
+    /// Of each key the newest stays.
+    Compact,
+    /// Both.
+    CompactDelete,
+}
+
+impl CleanupPolicy {
+    /// Whether records are cleaned by key.
+    pub fn compacts(self) -> bool {
+        self != CleanupPolicy::Delete
+    }
+
+    /// Whether records go by age and size.
+    pub fn deletes(self) -> bool {
+        self != CleanupPolicy::Compact
+    }
+}
+
 /// The settings of a topic, all in force.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct TopicConfig {
+    /// What happens to old records.
+    pub cleanup_policy: CleanupPolicy,
+    /// A tombstone stays at least so long after it was first cleaned, ms.
+    pub delete_retention_ms: u64,
+    /// A partition is cleaned when more of it is dirty, millionths.
+    pub min_cleanable_dirty_millionths: u32,
+    /// A segment with a newer record is not cleaned, ms.
+    pub min_compaction_lag_ms: u64,
     /// Records older than this may go, ms; `None` keeps them for ever.
     pub retention_ms: Option<u64>,
     /// A partition longer than this loses its oldest segments, bytes; `None` has no bound.
@@ -54,15 +91,25 @@ pub struct Setting {
 /// Every setting of a topic, by name.
 pub const SETTINGS: &[Setting] = &[
     Setting {
-        name: "cleanup.policy",
+        name: CLEANUP_POLICY,
         default: "delete",
-        help: "what happens to old records; only delete for now",
-        read: |_, v| match v {
-            "delete" => Ok(()),
-            "compact" | "compact,delete" | "delete,compact" => Err("delete (compaction is not there yet)".into()),
-            _ => Err("delete".into()),
+        help: "what happens to old records: delete (by age and size), compact (the newest of each key stays), or compact,delete",
+        read: |c, v| {
+            let mut words: Vec<_> = v.split(',').map(str::trim).collect();
+            words.sort_unstable();
+            c.cleanup_policy = match words[..] {
+                ["delete"] => CleanupPolicy::Delete,
+                ["compact"] => CleanupPolicy::Compact,
+                ["compact", "delete"] => CleanupPolicy::CompactDelete,
+                _ => return Err("delete, compact or compact,delete".into()),
+            };
+            Ok(())
         },
-        print: |_, _| "delete".into(),
+        print: |c, _| match c.cleanup_policy {
+            CleanupPolicy::Delete => "delete".into(),
+            CleanupPolicy::Compact => "compact".into(),
+            CleanupPolicy::CompactDelete => "compact,delete".into(),
+        },
     },
     Setting {
         name: "compression.type",
@@ -72,7 +119,14 @@ pub const SETTINGS: &[Setting] = &[
         print: |_, _| "producer".into(),
     },
     Setting {
-        name: "durability",
+        name: "delete.retention.ms",
+        default: "86400000",
+        help: "how long a tombstone stays after it was first cleaned, ms",
+        read: |c, v| integer(v, 0, i64::MAX as u64).map(|n| c.delete_retention_ms = n),
+        print: |c, _| c.delete_retention_ms.to_string(),
+    },
+    Setting {
+        name: DURABILITY,
         default: "",
         help: "when an append is acknowledged: durable, written or memory; the broker's default unless set",
         read: |c, v| v.parse().map(|d| c.durability = Some(d)).map_err(|_| "durable, written or memory".into()),
@@ -103,6 +157,20 @@ pub const SETTINGS: &[Setting] = &[
             TimestampType::CreateTime => "CreateTime".into(),
             TimestampType::LogAppendTime => "LogAppendTime".into(),
         },
+    },
+    Setting {
+        name: "min.cleanable.dirty.ratio",
+        default: "0.5",
+        help: "a compacted partition is cleaned when more of it than this is dirty, 0 to 1",
+        read: |c, v| ratio(v).map(|n| c.min_cleanable_dirty_millionths = n),
+        print: |c, _| print_ratio(c.min_cleanable_dirty_millionths),
+    },
+    Setting {
+        name: "min.compaction.lag.ms",
+        default: "0",
+        help: "age that a record has at least before it is cleaned, ms",
+        read: |c, v| integer(v, 0, i64::MAX as u64).map(|n| c.min_compaction_lag_ms = n),
+        print: |c, _| c.min_compaction_lag_ms.to_string(),
     },
     Setting {
         name: "min.insync.replicas",
@@ -165,6 +233,10 @@ impl Default for TopicConfig {
     fn default() -> TopicConfig {
         const WEEK_MS: u64 = 7 * 24 * 3600 * 1000;
         TopicConfig {
+            cleanup_policy: CleanupPolicy::Delete,
+            delete_retention_ms: limits::DEFAULT_DELETE_RETENTION_MS,
+            min_cleanable_dirty_millionths: limits::DEFAULT_DIRTY_RATIO_MILLIONTHS,
+            min_compaction_lag_ms: 0,
             retention_ms: Some(WEEK_MS),
             retention_bytes: None,
             segment_bytes: limits::DEFAULT_SEGMENT_BYTES,
@@ -207,6 +279,11 @@ impl TopicConfig {
         SETTINGS.iter().enumerate().map(entry).collect()
     }
 
+    /// The value in force of a setting; `None` where there is no such setting.
+    pub fn value(&self, name: &str, broker_durability: Durability) -> Option<String> {
+        SETTINGS.iter().find(|setting| setting.name == name).map(|setting| (setting.print)(self, broker_durability))
+    }
+
     /// The settings that somebody set, as (name, value): [`TopicConfig::from_pairs`] makes the same of them.
     pub fn set_pairs(&self) -> Vec<(String, String)> {
         let is_set = |(index, _): &(usize, &Setting)| self.set & (1 << index) != 0;
@@ -225,7 +302,7 @@ impl TopicConfig {
 
     fn put_default(&mut self, index: usize) {
         let setting = &SETTINGS[index];
-        if setting.name == "durability" {
+        if setting.name == DURABILITY {
             self.durability = None;
         } else {
             (setting.read)(self, setting.default).expect("a default is a valid value");
@@ -250,6 +327,19 @@ fn shorten(text: &str) -> String {
 fn integer(text: &str, least: u64, most: u64) -> Result<u64, String> {
     let parsed = text.parse::<u64>().ok().filter(|n| (least..=most).contains(n));
     parsed.ok_or_else(|| format!("an integer from {least} to {most}"))
+}
+
+/// A number from 0 to 1 in millionths.
+fn ratio(text: &str) -> Result<u32, String> {
+    let parsed = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    parsed.map(|ratio| (ratio * 1_000_000.0).round() as u32).ok_or_else(|| "a number from 0 to 1".into())
+}
+
+/// With at least one digit behind the point, as Kafka writes it.
+fn print_ratio(millionths: u32) -> String {
+    let text = format!("{}.{:06}", millionths / 1_000_000, millionths % 1_000_000);
+    let digits = text.trim_end_matches('0');
+    if digits.ends_with('.') { format!("{digits}0") } else { digits.into() }
 }
 
 fn integer_or_none(text: &str, least: u64) -> Result<Option<u64>, String> {
@@ -296,11 +386,30 @@ mod tests {
     }
 
     #[test]
+    fn policies_and_ratios_are_printed_as_they_are_read() {
+        for (name, value, printed) in [
+            ("cleanup.policy", "compact", "compact"),
+            ("cleanup.policy", "delete, compact", "compact,delete"),
+            ("min.cleanable.dirty.ratio", "0", "0.0"),
+            ("min.cleanable.dirty.ratio", "1", "1.0"),
+            ("min.cleanable.dirty.ratio", "0.25", "0.25"),
+            ("min.cleanable.dirty.ratio", "0.000001", "0.000001"),
+        ] {
+            let config = TopicConfig::from_pairs([(name, value)]).unwrap();
+            assert_eq!(config.set_pairs(), [(name.to_string(), printed.to_string())]);
+            let pairs = config.set_pairs();
+            assert_eq!(TopicConfig::from_pairs(pairs.iter().map(|(n, v)| (n.as_str(), v.as_str()))).unwrap(), config);
+        }
+    }
+
+    #[test]
     fn impossible_values_name_what_is_expected() {
         for (name, value, expected) in [
             ("segment.bytes", "1048575", "segment.bytes must be an integer from 1048576 to 2147483647, not \"1048575\""),
             ("retention.bytes", "-2", "retention.bytes must be -1 or an integer from 0 to 9223372036854775807, not \"-2\""),
-            ("cleanup.policy", "compact", "cleanup.policy must be delete (compaction is not there yet), not \"compact\""),
+            ("cleanup.policy", "compact,compact", "cleanup.policy must be delete, compact or compact,delete, not \"compact,compact\""),
+            ("min.cleanable.dirty.ratio", "1.1", "min.cleanable.dirty.ratio must be a number from 0 to 1, not \"1.1\""),
+            ("min.cleanable.dirty.ratio", "NaN", "min.cleanable.dirty.ratio must be a number from 0 to 1, not \"NaN\""),
             ("max.message.bytes", "1073741825", "max.message.bytes must be an integer from 61 to 1073741824, not \"1073741825\""),
             ("durability", "fsync", "durability must be durable, written or memory, not \"fsync\""),
             ("compression.type", "zstd", "compression.type must be producer (the broker does not re-compress), not \"zstd\""),

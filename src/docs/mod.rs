@@ -9,6 +9,9 @@ pub mod durability {}
 #[doc = include_str!("on_disk.md")]
 pub mod on_disk {}
 
+#[doc = include_str!("adoption.md")]
+pub mod adoption {}
+
 #[doc = include_str!("decisions/README.md")]
 pub mod decisions {
     #[doc = include_str!("decisions/0001-checksums.md")]
@@ -25,4 +28,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0005-what-an-acknowledgement-waits-for.md")]
     pub mod what_an_acknowledgement_waits_for {}
+
+    #[doc = include_str!("decisions/0006-how-a-log-is-cleaned.md")]
+    pub mod how_a_log_is_cleaned {}
 }

@@ -2,15 +2,15 @@
 //!
 //! Only the bookkeeping is here; what happens when is in `rebalance`, `join`, `sync` and `leave`.
 
+use crate::request::group::{DescribedGroup, DescribedMember, GroupError, JoinGroup, Joined, MemberMetadata, MemberRef, Protocol, State};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::consumer_protocol::{self, PROTOCOL_TYPE};
-use super::error::GroupError;
 use super::member::Member;
-use super::message::{DescribedGroup, DescribedMember, JoinGroup, Joined, MemberMetadata, MemberRef, Protocol, State, Token, Waiter};
+use super::message::{Token, Waiter};
 use super::positions::Positions;
 use super::records::{Change, GroupMetadata};
 use super::settings::Now;

@@ -1,14 +1,15 @@
 //! The coordinator of one partition of `__consumer_offsets`: events in, effects out.
 
+use crate::request::group::{
+    CommitOffsets, DescribedGroup, FetchOffsets, FetchedTopic, GroupAnswer, GroupError, Heartbeat, JoinGroup, LeaveGroup, Left,
+    ListedGroup, MemberMetadata, State, SyncGroup, TopicOutcome,
+};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::classic::ClassicGroup;
-use super::error::{AppendFailure, GroupError};
-use super::message::{
-    Answer, CommitOffsets, DescribedGroup, Effect, FetchOffsets, FetchedTopic, Heartbeat, JoinGroup, LeaveGroup, Left, ListedGroup, State,
-    SyncGroup, Token, TopicOutcome, Waiter,
-};
+use super::error::AppendFailure;
+use super::message::{Effect, Token, Waiter};
 use super::outbox::{Deletion, Held, InFlight, Outbox, Purpose};
 use super::records::{Change, RecordError};
 use super::settings::{Now, Settings};
@@ -311,6 +312,16 @@ impl Coordinator {
         }
     }
 
+    /// Where the broker assigns for a leader that syncs now: the chosen protocol and all members. `None` where nobody waits for an assignment of this member.
+    pub fn to_assign(&self, sync: &SyncGroup) -> Option<(Arc<str>, Vec<MemberMetadata>)> {
+        let group = self.groups.get(sync.group.as_str())?;
+        let is_awaited = group.state() == State::CompletingRebalance
+            && group.storing.is_none()
+            && group.generation == sync.generation
+            && group.is_leader(&sync.member.member_id);
+        is_awaited.then(|| Some((group.protocol.clone()?, group.member_metadata())))?
+    }
+
     /// Heartbeat. While loading it is blindly well, as in Kafka: clients take that error for a fatal one.
     ///
     /// # Errors
@@ -329,12 +340,13 @@ impl Coordinator {
     /// LeaveGroup. The answer waits for the log if nobody is left.
     pub fn handle_leave(&mut self, waiter: Waiter, leave: &LeaveGroup, now: Now) {
         if let Err(error) = self.check_phase().and_then(|()| check_id(&leave.group)) {
-            self.out.answer(waiter, Answer::Leave(Err(error)));
+            self.out.answer(waiter, GroupAnswer::Leave(Err(error)));
             return;
         }
         if self.with_group(&leave.group, |group, out| group.leave(waiter, leave, out, now)).is_none() {
-            let unknown = |member: &super::MemberRef| Left { member: member.clone(), outcome: Err(GroupError::UnknownMemberId) };
-            self.out.answer(waiter, Answer::Leave(Ok(leave.members.iter().map(unknown).collect())));
+            let unknown =
+                |member: &crate::request::group::MemberRef| Left { member: member.clone(), outcome: Err(GroupError::UnknownMemberId) };
+            self.out.answer(waiter, GroupAnswer::Leave(Ok(leave.members.iter().map(unknown).collect())));
         }
     }
 
@@ -346,8 +358,8 @@ impl Coordinator {
         }
         let room = self.out.settings.max_offsets.saturating_sub(self.positions);
         self.with_group(&commit.group, |group, out| match group.commit(commit, room, out, now) {
-            (outcomes, Some(token)) => out.hold(token, waiter, Held::Whole(Answer::Commit(outcomes))),
-            (outcomes, None) => out.answer(waiter, Answer::Commit(outcomes)),
+            (outcomes, Some(token)) => out.hold(token, waiter, Held::Whole(GroupAnswer::Commit(outcomes))),
+            (outcomes, None) => out.answer(waiter, GroupAnswer::Commit(outcomes)),
         });
     }
 
@@ -361,11 +373,11 @@ impl Coordinator {
     }
 
     fn refuse_commit(&mut self, waiter: Waiter, commit: &CommitOffsets, error: GroupError) {
-        let refused = |(topic, partitions): &(String, Vec<super::CommitPartition>)| TopicOutcome {
+        let refused = |(topic, partitions): &(String, Vec<crate::request::group::CommitPartition>)| TopicOutcome {
             topic: topic.clone(),
             partitions: partitions.iter().map(|p| (p.partition, Err(error))).collect(),
         };
-        self.out.answer(waiter, Answer::Commit(commit.topics.iter().map(refused).collect()));
+        self.out.answer(waiter, GroupAnswer::Commit(commit.topics.iter().map(refused).collect()));
     }
 
     /// OffsetFetch: durable positions. Of a group that is not there none are known.
@@ -424,7 +436,7 @@ impl Coordinator {
         }
         if tokens.is_empty() {
             let outcomes = deletion.outcomes.into_iter().filter_map(|(id, outcome)| Some((id, outcome?))).collect();
-            self.out.answer(waiter, Answer::DeleteGroups(outcomes));
+            self.out.answer(waiter, GroupAnswer::DeleteGroups(outcomes));
             return;
         }
         self.out.deletions.insert(waiter, deletion);
@@ -449,9 +461,9 @@ impl Coordinator {
         };
         let outcome = self.check_phase().and_then(|()| self.with_group(group, delete).unwrap_or(Err(GroupError::GroupIdNotFound)));
         match outcome {
-            Ok((outcomes, Some(token))) => self.out.hold(token, waiter, Held::Whole(Answer::DeleteOffsets(Ok(outcomes)))),
-            Ok((outcomes, None)) => self.out.answer(waiter, Answer::DeleteOffsets(Ok(outcomes))),
-            Err(error) => self.out.answer(waiter, Answer::DeleteOffsets(Err(error))),
+            Ok((outcomes, Some(token))) => self.out.hold(token, waiter, Held::Whole(GroupAnswer::DeleteOffsets(Ok(outcomes)))),
+            Ok((outcomes, None)) => self.out.answer(waiter, GroupAnswer::DeleteOffsets(Ok(outcomes))),
+            Err(error) => self.out.answer(waiter, GroupAnswer::DeleteOffsets(Err(error))),
         }
     }
 }

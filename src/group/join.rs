@@ -1,13 +1,13 @@
 //! JoinGroup.
 
+use crate::request::group::{GroupAnswer, GroupError, JoinGroup, MemberRef, State};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::classic::ClassicGroup;
 use super::consumer_protocol;
-use super::error::GroupError;
 use super::member::Member;
-use super::message::{Answer, JoinGroup, MemberRef, State, Waiter};
+use super::message::Waiter;
 use super::outbox::{Outbox, Purpose, Replacement};
 use super::settings::{Now, Settings};
 use super::timers::Timer;
@@ -133,11 +133,11 @@ impl ClassicGroup {
         match self.state() {
             State::CompletingRebalance if is_same => {
                 // It has missed the answer to its join.
-                out.answer(waiter, Answer::Join(Ok(self.joined(&id))));
+                out.answer(waiter, GroupAnswer::Join(Ok(self.joined(&id))));
             }
             State::Stable if is_same && !self.is_leader(&id) => {
                 // Nothing new: it may sync and gets what it had. (A leader that joins again wants a rebalance.)
-                out.answer(waiter, Answer::Join(Ok(self.joined(&id))));
+                out.answer(waiter, GroupAnswer::Join(Ok(self.joined(&id))));
             }
             State::PreparingRebalance | State::CompletingRebalance | State::Stable => {
                 self.update(&id, join);
@@ -238,7 +238,7 @@ impl ClassicGroup {
             joined.members = Vec::new();
             joined.leader = replacement.old_leader.clone().unwrap_or_default();
         }
-        out.answer(waiter, Answer::Join(Ok(joined)));
+        out.answer(waiter, GroupAnswer::Join(Ok(joined)));
         // Its session may have ended while it waited, which was overlooked.
         self.renew_session(&replacement.new_id, out, now);
     }

@@ -1,10 +1,11 @@
 //! One member of a group.
 
+use crate::request::group::{JoinGroup, Protocol};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::message::{JoinGroup, Protocol, Waiter};
+use super::message::Waiter;
 use super::records::StoredMember;
 
 #[derive(Clone, Debug)]

@@ -50,10 +50,8 @@
 
 pub mod assignors;
 mod classic;
-pub mod consumer_protocol;
 mod coordinator;
 mod error;
-mod fields;
 mod join;
 mod member;
 mod message;
@@ -74,14 +72,11 @@ mod sync;
 mod tests;
 mod timers;
 
+pub use crate::request::consumer_protocol;
+pub use crate::request::fields::FieldError;
 pub use coordinator::Coordinator;
-pub use error::{AppendFailure, GroupError};
-pub use fields::FieldError;
-pub use message::{
-    Answer, CommitOffsets, CommitPartition, DescribedGroup, DescribedMember, Effect, FetchOffsets, FetchedOffset, FetchedTopic, Heartbeat,
-    JoinGroup, JoinRefused, Joined, LeaveGroup, Left, ListedGroup, MemberMetadata, MemberRef, Protocol, State, SyncGroup, Synced, Token,
-    TopicOutcome, Waiter,
-};
+pub use error::AppendFailure;
+pub use message::{Effect, Token, Waiter};
 pub use partition_of::partition_of;
 pub use settings::{Now, Settings};
 pub use snapshot::SnapshotError;

@@ -2,14 +2,16 @@
 //!
 //! A position that can be fetched is durable: commits are in force when the log has them, never before.
 
+use crate::request::group::{
+    CommitOffsets, CommitPartition, FetchOffsets, FetchedOffset, FetchedTopic, GroupError, OffsetCommit, State, TopicOutcome,
+};
 use std::sync::Arc;
 
 use super::classic::ClassicGroup;
-use super::error::GroupError;
-use super::message::{CommitOffsets, CommitPartition, FetchOffsets, FetchedOffset, FetchedTopic, State, Token, TopicOutcome};
+use super::message::Token;
 use super::outbox::{Outbox, Purpose};
 use super::positions::Position;
-use super::records::{Change, OffsetCommit};
+use super::records::Change;
 use super::settings::{Now, Settings};
 use super::timers::Timer;
 use crate::limits;

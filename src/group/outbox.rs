@@ -1,11 +1,12 @@
 //! What a coordinator has to say and what it waits for: effects, appends that are on their way, timers.
 
+use crate::request::group::{GroupAnswer, GroupError, JoinRefused};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use super::error::{AppendFailure, GroupError};
+use super::error::AppendFailure;
 use super::member::Member;
-use super::message::{Answer, Effect, JoinRefused, Token, Waiter};
+use super::message::{Effect, Token, Waiter};
 use super::records::Change;
 use super::settings::Settings;
 use super::timers::Timers;
@@ -25,7 +26,7 @@ pub(super) struct InFlight {
 #[derive(Debug)]
 pub(super) enum Held {
     /// Of its own.
-    Whole(Answer),
+    Whole(GroupAnswer),
     /// A part of a deletion of several groups.
     Deletion(Arc<str>),
 }
@@ -90,16 +91,16 @@ impl Outbox {
         }
     }
 
-    pub fn answer(&mut self, waiter: Waiter, answer: Answer) {
+    pub fn answer(&mut self, waiter: Waiter, answer: GroupAnswer) {
         self.effects.push_back(Effect::Answer { waiter, answer });
     }
 
     pub fn refuse_join(&mut self, waiter: Waiter, error: GroupError, member_id: impl Into<Arc<str>>) {
-        self.answer(waiter, Answer::Join(Err(JoinRefused { error, member_id: member_id.into() })));
+        self.answer(waiter, GroupAnswer::Join(Err(JoinRefused { error, member_id: member_id.into() })));
     }
 
     pub fn refuse_sync(&mut self, waiter: Waiter, error: GroupError) {
-        self.answer(waiter, Answer::Sync(Err(error)));
+        self.answer(waiter, GroupAnswer::Sync(Err(error)));
     }
 
     /// Sends changes to the log.
@@ -140,7 +141,7 @@ impl Outbox {
         if deletion.outcomes.iter().all(|(_, settled)| settled.is_some()) {
             let deletion = self.deletions.remove(&waiter).expect("found above");
             let outcomes = deletion.outcomes.into_iter().filter_map(|(id, settled)| Some((id, settled?))).collect();
-            self.answer(waiter, Answer::DeleteGroups(outcomes));
+            self.answer(waiter, GroupAnswer::DeleteGroups(outcomes));
         }
     }
 }

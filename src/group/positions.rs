@@ -1,9 +1,8 @@
 //! Committed positions of one group: what is durable, and how many changes of each are on their way.
 
+use crate::request::group::OffsetCommit;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-
-use super::records::OffsetCommit;
 
 /// One partition.
 #[derive(Debug, Default)]

@@ -2,13 +2,13 @@
 //!
 //! After Kafka's `GroupMetadataManager` (classic groups). A function that may end in an append gives its token back, so that an answer can wait for it.
 
+use crate::request::group::{GroupAnswer, GroupError, State, Synced};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::classic::{ClassicGroup, InitialWait};
-use super::error::GroupError;
-use super::message::{Answer, State, Synced, Token};
+use super::message::Token;
 use super::outbox::{Outbox, Purpose};
 use super::records::Change;
 use super::settings::Now;
@@ -106,7 +106,7 @@ impl ClassicGroup {
         let ids: Vec<Arc<str>> = self.members().keys().cloned().collect();
         for id in ids {
             if let Some(waiter) = self.take_join(&id) {
-                out.answer(waiter, Answer::Join(Ok(self.joined(&id))));
+                out.answer(waiter, GroupAnswer::Join(Ok(self.joined(&id))));
             }
             self.acquaint(&id);
             self.renew_session(&id, out, now);
@@ -154,7 +154,7 @@ impl ClassicGroup {
         let ids: Vec<Arc<str>> = self.members().keys().cloned().collect();
         for id in ids {
             if let Some(waiter) = self.take_sync(&id) {
-                out.answer(waiter, Answer::Sync(Ok(self.synced(&id))));
+                out.answer(waiter, GroupAnswer::Sync(Ok(self.synced(&id))));
                 // Its session may have ended while it waited, which was overlooked.
                 self.renew_session(&id, out, now);
             }

@@ -17,8 +17,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::fields::{FieldError, Reader, Writer};
-use crate::types::{LeaderEpoch, Offset, Timestamp};
+use crate::request::fields::{FieldError, Reader, Writer};
+use crate::request::group::OffsetCommit;
+use crate::types::Timestamp;
 
 /// One record as it stands in the log.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -58,21 +59,6 @@ pub enum RecordError {
         /// What can't be.
         what: &'static str,
     },
-}
-
-/// Where a group is in one partition.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct OffsetCommit {
-    /// The next offset that the group wants to read.
-    pub offset: Offset,
-    /// Leader epoch of the last record that was read; `None` where the client did not say.
-    pub leader_epoch: Option<LeaderEpoch>,
-    /// The client's own words.
-    pub metadata: Arc<str>,
-    /// When it was committed, by the broker's clock.
-    pub commit_timestamp: Timestamp,
-    /// When it ends, where the client asked for a retention of its own (commit requests v2 to v4).
-    pub expire_timestamp: Option<Timestamp>,
 }
 
 /// A group as it is stored: at the beginning of a stable generation, or empty.

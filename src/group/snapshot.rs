@@ -117,7 +117,8 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::group::records::{GroupMetadata, OffsetCommit};
+    use crate::group::records::GroupMetadata;
+    use crate::request::group::OffsetCommit;
 
     fn changes() -> [Change; 2] {
         let commit = OffsetCommit { offset: 1, leader_epoch: None, metadata: "".into(), commit_timestamp: 2, expire_timestamp: None };

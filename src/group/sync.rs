@@ -1,13 +1,13 @@
 //! SyncGroup, Heartbeat and LeaveGroup.
 
+use crate::request::group::{GroupAnswer, GroupError, Heartbeat, LeaveGroup, Left, MemberRef, State, SyncGroup};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::classic::ClassicGroup;
-use super::error::GroupError;
-use super::message::{Answer, Heartbeat, LeaveGroup, Left, MemberRef, State, SyncGroup, Token, Waiter};
+use super::message::{Token, Waiter};
 use super::outbox::{Held, Outbox, Purpose};
 use super::settings::Now;
 use super::timers::Timer;
@@ -35,7 +35,7 @@ impl ClassicGroup {
             State::Stable => {
                 self.has_synced(&id, out);
                 let synced = self.synced(&id);
-                out.answer(waiter, Answer::Sync(Ok(synced)));
+                out.answer(waiter, GroupAnswer::Sync(Ok(synced)));
             }
             State::Empty | State::Dead => out.refuse_sync(waiter, GroupError::UnknownMemberId),
         }
@@ -98,7 +98,7 @@ impl ClassicGroup {
     /// Members leave. The answer waits if the group is stored as empty.
     pub fn leave(&mut self, waiter: Waiter, leave: &LeaveGroup, out: &mut Outbox, now: Now) {
         if self.state() == State::Dead {
-            out.answer(waiter, Answer::Leave(Err(GroupError::CoordinatorNotAvailable)));
+            out.answer(waiter, GroupAnswer::Leave(Err(GroupError::CoordinatorNotAvailable)));
             return;
         }
         let left: Vec<Left> =
@@ -108,8 +108,8 @@ impl ClassicGroup {
             token = self.close_ranks(out, now);
         }
         match token {
-            Some(token) => out.hold(token, waiter, Held::Whole(Answer::Leave(Ok(left)))),
-            None => out.answer(waiter, Answer::Leave(Ok(left))),
+            Some(token) => out.hold(token, waiter, Held::Whole(GroupAnswer::Leave(Ok(left)))),
+            None => out.answer(waiter, GroupAnswer::Leave(Ok(left))),
         }
     }
 

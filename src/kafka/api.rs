@@ -30,6 +30,9 @@ const fn of_shape(key: ApiKey, advertised: (i16, i16), flexible_from: i16, shape
     Api { key, advertised, flexible_from, shape: Some(shape) }
 }
 
+/// Of an API without a flexible version.
+const NEVER_FLEXIBLE: i16 = i16::MAX;
+
 /// Everything that is served, by key.
 ///
 /// Fetch ends at 12 and Metadata at 9: from the next version on topics are named by id.
@@ -38,15 +41,28 @@ pub const APIS: &[Api] = &[
     by_hand(ApiKey::Fetch, (4, 12), 12),
     of_shape(ApiKey::ListOffsets, (1, 7), 6, shape::LIST_OFFSETS),
     of_shape(ApiKey::Metadata, (0, 9), 9, shape::METADATA),
+    of_shape(ApiKey::OffsetCommit, (2, 8), 8, shape::OFFSET_COMMIT),
+    of_shape(ApiKey::OffsetFetch, (1, 8), 6, shape::OFFSET_FETCH),
+    of_shape(ApiKey::FindCoordinator, (0, 4), 3, shape::FIND_COORDINATOR),
+    of_shape(ApiKey::JoinGroup, (0, 9), 6, shape::JOIN_GROUP),
+    of_shape(ApiKey::Heartbeat, (0, 4), 4, shape::HEARTBEAT),
+    of_shape(ApiKey::LeaveGroup, (0, 5), 4, shape::LEAVE_GROUP),
+    of_shape(ApiKey::SyncGroup, (0, 5), 4, shape::SYNC_GROUP),
+    of_shape(ApiKey::DescribeGroups, (0, 5), 5, shape::DESCRIBE_GROUPS),
+    of_shape(ApiKey::ListGroups, (0, 5), 3, shape::LIST_GROUPS),
     of_shape(ApiKey::ApiVersions, (0, 4), 3, shape::API_VERSIONS),
     of_shape(ApiKey::CreateTopics, (2, 6), 5, shape::CREATE_TOPICS),
     of_shape(ApiKey::DeleteTopics, (1, 5), 4, shape::DELETE_TOPICS),
+    of_shape(ApiKey::DeleteRecords, (0, 2), 2, shape::DELETE_RECORDS),
     of_shape(ApiKey::InitProducerId, (0, 4), 2, shape::INIT_PRODUCER_ID),
+    of_shape(ApiKey::OffsetForLeaderEpoch, (2, 4), 4, shape::OFFSET_FOR_LEADER_EPOCH),
     of_shape(ApiKey::DescribeConfigs, (1, 4), 4, shape::DESCRIBE_CONFIGS),
     of_shape(ApiKey::AlterConfigs, (0, 2), 2, shape::ALTER_CONFIGS),
     of_shape(ApiKey::DescribeLogDirs, (1, 4), 2, shape::DESCRIBE_LOG_DIRS),
     of_shape(ApiKey::CreatePartitions, (0, 3), 2, shape::CREATE_PARTITIONS),
+    of_shape(ApiKey::DeleteGroups, (0, 2), 2, shape::DELETE_GROUPS),
     of_shape(ApiKey::IncrementalAlterConfigs, (0, 1), 1, shape::INCREMENTAL_ALTER_CONFIGS),
+    of_shape(ApiKey::OffsetDelete, (0, 0), NEVER_FLEXIBLE, shape::OFFSET_DELETE),
     of_shape(ApiKey::DescribeCluster, (0, 1), 0, shape::DESCRIBE_CLUSTER),
 ];
 

@@ -5,6 +5,7 @@
 use super::writer::Writer;
 use super::{Answering, kafka_code};
 use crate::request::Metadata;
+use crate::types::is_internal_topic;
 
 /// "Not asked for": which operations the client may do.
 const NO_OPERATIONS: i32 = i32::MIN;
@@ -38,7 +39,7 @@ pub fn encode_metadata(correlation: i32, version: i16, flexible: bool, metadata:
         w.i16(topic.found.as_ref().err().map_or(0, |refusal| kafka_code(refusal.code, Answering::Metadata)));
         w.string(&topic.name);
         if version >= 1 {
-            w.bool(false);
+            w.bool(is_internal_topic(&topic.name));
         }
         let partitions = topic.found.as_ref().map_or(&[][..], |found| &found.partitions);
         w.count(partitions.len());
@@ -99,6 +100,7 @@ mod tests {
             topics: vec![
                 TopicMetadata { name: "orders".into(), found: Ok(found) },
                 TopicMetadata { name: "gone".into(), found: Err(Refusal::new(Code::UnknownTopicOrPartition, "")) },
+                TopicMetadata { name: "__consumer_offsets".into(), found: Err(Refusal::new(Code::UnknownTopicOrPartition, "")) },
             ],
         };
         for version in 0..=9 {
@@ -124,7 +126,11 @@ mod tests {
                 .with_brokers(vec![broker(0), broker(1)])
                 .with_cluster_id((version >= 2).then(|| cluster_id(&[7; 16]).into()))
                 .with_controller_id(if version >= 1 { 0.into() } else { (-1).into() })
-                .with_topics(vec![topic("orders").with_partitions(vec![partition(0), partition(1)]), topic("gone").with_error_code(3)]);
+                .with_topics(vec![
+                    topic("orders").with_partitions(vec![partition(0), partition(1)]),
+                    topic("gone").with_error_code(3),
+                    topic("__consumer_offsets").with_error_code(3).with_is_internal(version >= 1),
+                ]);
             assert_eq!(answer, expected, "version {version}");
         }
     }

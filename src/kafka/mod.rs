@@ -16,7 +16,7 @@
 //!
 //! Everything is pure and takes any bytes: hostile ones give a [`FrameError`] or [`DecodeError`], never a panic.
 //!
-//! Not here: consumer groups, transactions, fetch sessions, topics by id, SASL.
+//! Not here: transactions, groups of KIP-848, fetch sessions, topics by id, SASL.
 
 mod api;
 mod error;
@@ -38,8 +38,8 @@ pub use fetch::{FetchAnswerWriter, FetchPartition, FetchRequest, FetchTopic, Fet
 pub use metadata::{cluster_id, encode_metadata};
 pub use order::{InOrder, Next, Place};
 pub use produce::{
-    FIRST_WITH_BATCHES, FIRST_WITH_ZSTD, ProducePartition, ProduceRequest, ProduceTopic, Produced, decode_produce, decode_produce_start,
-    encode_produced,
+    FIRST_WITH_BATCHES, FIRST_WITH_ZSTD, ProducePart, ProducePartition, ProduceParts, ProduceRequest, ProduceTopic, Produced,
+    decode_produce, decode_produce_head, decode_produce_start, encode_produced,
 };
 pub use reader::Reader;
 pub use writer::put_length;
@@ -80,5 +80,7 @@ pub fn encode_api_versions(correlation: i32, version: i16, is_served: bool) -> O
     encode(correlation, if is_served { version } else { 0 }, &answer)
 }
 
+#[cfg(test)]
+mod group_tests;
 #[cfg(test)]
 mod tests;

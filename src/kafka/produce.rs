@@ -95,6 +95,97 @@ pub fn decode_produce_start<'a>(mut reader: Reader<'a>, version: i16) -> Result<
     Ok(Some(request))
 }
 
+/// The next part of a body.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ProducePart {
+    /// Batches for the topic of this name follow.
+    Topic(String),
+    /// A batch for a partition, whose bytes come next; `None` is null.
+    Batch(i32, Option<usize>),
+    /// There are no more.
+    End,
+}
+
+/// Reads a body of which only a piece is at hand at a time, behind its start ([`decode_produce_head`]).
+#[derive(Clone, Debug)]
+pub struct ProduceParts {
+    flexible: bool,
+    elements: usize,
+    /// Topics that are to come.
+    topics: usize,
+    /// Batches of the present topic that are to come.
+    partitions: Option<usize>,
+    /// The bytes of a batch have come.
+    is_behind_batch: bool,
+}
+
+/// Reads what is before the topics, of a body that goes on for `beyond` bytes behind what is at hand: the request without them, how many bytes that took, and what
+/// reads the rest.
+///
+/// # Errors
+/// It does not decode as far as it goes.
+pub fn decode_produce_head<'a>(
+    mut reader: Reader<'a>,
+    version: i16,
+    flexible: bool,
+    beyond: usize,
+) -> Result<(ProduceRequest<'a>, usize, ProduceParts), DecodeError> {
+    let request = prelude(&mut reader, version)?;
+    let bytes = reader.take(reader.remaining())?;
+    let before = reader.position() - bytes.len();
+    let mut reader = Reader::partial(bytes, flexible, reader.elements(), beyond);
+    let topics = reader.count(3)?;
+    let parts = ProduceParts { flexible, elements: reader.elements(), topics, partitions: None, is_behind_batch: false };
+    Ok((request, before + reader.position(), parts))
+}
+
+impl ProduceParts {
+    /// The part that `bytes` begin with, and how many of them it takes; `beyond` bytes of the request come behind them.
+    ///
+    /// # Errors
+    /// It does not decode; [`DecodeError::Short`] may be for want of bytes at hand, and nothing has changed then.
+    pub fn next(&mut self, bytes: &[u8], beyond: usize) -> Result<(ProducePart, usize), DecodeError> {
+        let mut next = self.clone();
+        let mut reader = Reader::partial(bytes, self.flexible, self.elements, beyond);
+        let part = next.part(&mut reader)?;
+        if let ProducePart::Batch(_, Some(len)) = part
+            && len > reader.remaining() + beyond
+        {
+            return Err(DecodeError::Length { len: len as i64 });
+        }
+        next.elements = reader.elements();
+        *self = next;
+        Ok((part, reader.position()))
+    }
+
+    fn part(&mut self, r: &mut Reader<'_>) -> Result<ProducePart, DecodeError> {
+        if std::mem::take(&mut self.is_behind_batch) {
+            r.tags()?;
+        }
+        match self.partitions {
+            Some(0) => {
+                self.partitions = None;
+                r.tags()?;
+            }
+            Some(left) => {
+                self.partitions = Some(left - 1);
+                self.is_behind_batch = true;
+                let index = r.i32()?;
+                return Ok(ProducePart::Batch(index, r.bytes_range()?.map(|range| range.len())));
+            }
+            None => {}
+        }
+        let Some(left) = self.topics.checked_sub(1) else {
+            r.tags()?;
+            return Ok(ProducePart::End);
+        };
+        self.topics = left;
+        let name = r.string()?.to_owned();
+        self.partitions = Some(r.count(SHORTEST_PARTITION)?);
+        Ok(ProducePart::Topic(name))
+    }
+}
+
 /// Whether an array has one element; of one that is longer than what is at hand that is known too.
 fn is_one(count: Result<usize, DecodeError>) -> Result<bool, DecodeError> {
     match count {
@@ -227,6 +318,62 @@ mod tests {
             assert_eq!(range.len(), 300);
             let cut = &frame[..range.start + 10];
             assert_eq!(decode_produce_start(decode_head(start, cut).unwrap().1, version), Ok(Some(whole)));
+        }
+    }
+
+    /// Reads a frame in pieces of at most `most` bytes at hand: topics and batches with their bytes.
+    fn read_in_parts(frame: &[u8], version: i16, most: usize) -> Result<Vec<(ProducePart, Vec<u8>)>, DecodeError> {
+        let start = peek(frame).unwrap().unwrap();
+        let flexible = start.api.is_flexible(version);
+        let hand = |at: usize, len: usize| &frame[at..frame.len().min(at + len)];
+        let (head, body) = decode_head(start, hand(0, most))?;
+        assert_eq!(head.version, version);
+        let beyond = frame.len() - most.min(frame.len());
+        let (_, mut at, mut parts) = decode_produce_head(body, version, flexible, beyond)?;
+        let mut read = Vec::new();
+        loop {
+            // Not more at hand than it takes.
+            let (part, taken) = (0..=most)
+                .find_map(|len| match parts.next(hand(at, len), frame.len() - at - len.min(frame.len() - at)) {
+                    Err(DecodeError::Short { .. }) if at + len < frame.len() => None,
+                    other => Some(other),
+                })
+                .expect("it fits")?;
+            at += taken;
+            let len = if let ProducePart::Batch(_, Some(len)) = part { len } else { 0 };
+            read.push((part.clone(), frame[at..at + len].to_vec()));
+            at += len;
+            if part == ProducePart::End {
+                return Ok(read);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_are_what_the_whole_is() {
+        for version in 3..=11 {
+            let frame = frame_of(0, version, 77, &request());
+            let read = read_in_parts(&frame, version, 100).unwrap();
+            let topic = |name: &str| (ProducePart::Topic(name.into()), vec![]);
+            let batch = |index, bytes: &[u8]| (ProducePart::Batch(index, Some(bytes.len())), bytes.to_vec());
+            let expected = [
+                topic("orders"),
+                batch(0, b"first batch"),
+                batch(7, &[5; 300]),
+                (ProducePart::Batch(8, None), vec![]),
+                topic(""),
+                topic("payments"),
+                batch(-1, b""),
+                (ProducePart::End, vec![]),
+            ];
+            assert_eq!(read, expected, "version {version}");
+            flip_and_cut(&frame, |bytes| {
+                let Ok(Some(start)) = peek(bytes) else { return };
+                if start.is_produce() && start.version >= 3 && start.total_len() <= bytes.len() && decode_head(start, bytes).is_ok() {
+                    let whole = decode_produce(decode_head(start, bytes).unwrap().1, start.version).is_ok();
+                    assert!(!whole || read_in_parts(bytes, start.version, bytes.len()).is_ok(), "what is read whole is read in parts");
+                }
+            });
         }
     }
 

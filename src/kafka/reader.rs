@@ -15,12 +15,24 @@ pub struct Reader<'a> {
     flexible: bool,
     /// Elements that may still come.
     elements: usize,
+    /// Bytes behind `bytes` that belong to the request and have not come.
+    beyond: usize,
 }
 
 impl<'a> Reader<'a> {
     /// At the start of `bytes`.
     pub fn new(bytes: &'a [u8], flexible: bool) -> Reader<'a> {
-        Reader { bytes, at: 0, flexible, elements: limits::MAX_KAFKA_ELEMENTS }
+        Reader { bytes, at: 0, flexible, elements: limits::MAX_KAFKA_ELEMENTS, beyond: 0 }
+    }
+
+    /// At the start of `bytes` in the middle of a request: `beyond` bytes are to come behind them, and `elements` of [`Reader::elements`] may.
+    pub fn partial(bytes: &'a [u8], flexible: bool, elements: usize, beyond: usize) -> Reader<'a> {
+        Reader { bytes, at: 0, flexible, elements, beyond }
+    }
+
+    /// Elements that may still come.
+    pub fn elements(&self) -> usize {
+        self.elements
     }
 
     /// The same place, read in the flexible way or not.
@@ -164,7 +176,7 @@ impl<'a> Reader<'a> {
     }
 
     fn count_elements(&mut self, count: usize, least: usize) -> Result<(), DecodeError> {
-        let most = (self.remaining() / least.max(1)).min(self.elements);
+        let most = ((self.remaining() + self.beyond) / least.max(1)).min(self.elements);
         if count > most {
             return Err(DecodeError::Count { count, most });
         }

@@ -10,6 +10,7 @@ use super::{DecodeError, Reader};
 #[derive(Debug)]
 pub struct Part {
     since: i16,
+    until: i16,
     field: Field,
 }
 
@@ -20,6 +21,8 @@ enum Field {
     Fixed(usize),
     /// A string, null or not.
     Text,
+    /// Bytes, null or not.
+    Blob,
     /// An array of strings.
     Texts,
     /// An array of 32-bit integers.
@@ -35,7 +38,11 @@ const fn always(field: Field) -> Part {
 }
 
 const fn since(version: i16, field: Field) -> Part {
-    Part { since: version, field }
+    Part { since: version, until: i16::MAX, field }
+}
+
+const fn between(first: i16, last: i16, field: Field) -> Part {
+    Part { since: first, until: last, field }
 }
 
 /// Software name and version.
@@ -67,8 +74,18 @@ pub const CREATE_TOPICS: &[Part] = &[
 /// Names, time-out.
 pub const DELETE_TOPICS: &[Part] = &[always(Texts), always(Fixed(4))];
 
+/// Topics with partitions and the first offset that stays of each, time-out.
+pub const DELETE_RECORDS: &[Part] =
+    &[always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), always(Fixed(8))]))])), always(Fixed(4))];
+
 /// Transactional id, its time-out, the producer's id and epoch so far.
 pub const INIT_PRODUCER_ID: &[Part] = &[always(Text), always(Fixed(4)), since(3, Fixed(8)), since(3, Fixed(2))];
+
+/// Replica, topics with partitions and of each the present epoch and the one asked for.
+pub const OFFSET_FOR_LEADER_EPOCH: &[Part] = &[
+    since(3, Fixed(4)),
+    always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), since(2, Fixed(4)), always(Fixed(4))]))])),
+];
 
 /// Resources, with synonyms, with documentation.
 pub const DESCRIBE_CONFIGS: &[Part] =
@@ -94,6 +111,68 @@ pub const CREATE_PARTITIONS: &[Part] =
 /// Authorized operations, brokers or controllers.
 pub const DESCRIBE_CLUSTER: &[Part] = &[always(Fixed(1)), since(1, Fixed(1))];
 
+/// Group, generation, member, its instance, how long positions are kept, topics.
+pub const OFFSET_COMMIT: &[Part] = &[
+    always(Text),
+    always(Fixed(4)),
+    always(Text),
+    since(7, Text),
+    between(2, 4, Fixed(8)),
+    always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), always(Fixed(8)), since(6, Fixed(4)), always(Text)]))])),
+];
+
+/// Group and topics, from version 8 on groups with topics; only stable ones.
+pub const OFFSET_FETCH: &[Part] = &[
+    between(0, 7, Text),
+    between(0, 7, Structures(&[always(Text), always(Integers)])),
+    since(8, Structures(&[always(Text), always(Structures(&[always(Text), always(Integers)]))])),
+    since(7, Fixed(1)),
+];
+
+/// Key, its kind; from version 4 on keys.
+pub const FIND_COORDINATOR: &[Part] = &[between(0, 3, Text), since(1, Fixed(1)), since(4, Texts)];
+
+/// Group, session and rebalance time-outs, member, its instance, protocol type, protocols, reason.
+pub const JOIN_GROUP: &[Part] = &[
+    always(Text),
+    always(Fixed(4)),
+    since(1, Fixed(4)),
+    always(Text),
+    since(5, Text),
+    always(Text),
+    always(Structures(&[always(Text), always(Blob)])),
+    since(8, Text),
+];
+
+/// Group, generation, member, its instance.
+pub const HEARTBEAT: &[Part] = &[always(Text), always(Fixed(4)), always(Text), since(3, Text)];
+
+/// Group, member; from version 3 on members.
+pub const LEAVE_GROUP: &[Part] = &[always(Text), between(0, 2, Text), since(3, Structures(&[always(Text), always(Text), since(5, Text)]))];
+
+/// Group, generation, member, its instance, protocol type and name, assignments.
+pub const SYNC_GROUP: &[Part] = &[
+    always(Text),
+    always(Fixed(4)),
+    always(Text),
+    since(3, Text),
+    since(5, Text),
+    since(5, Text),
+    always(Structures(&[always(Text), always(Blob)])),
+];
+
+/// Groups, authorized operations.
+pub const DESCRIBE_GROUPS: &[Part] = &[always(Texts), since(3, Fixed(1))];
+
+/// States, types.
+pub const LIST_GROUPS: &[Part] = &[since(4, Texts), since(5, Texts)];
+
+/// Groups.
+pub const DELETE_GROUPS: &[Part] = &[always(Texts)];
+
+/// Group, topics.
+pub const OFFSET_DELETE: &[Part] = &[always(Text), always(Structures(&[always(Text), always(Structures(&[always(Fixed(4))]))]))];
+
 /// Walks through a body.
 ///
 /// # Errors
@@ -103,10 +182,15 @@ pub fn check(mut reader: Reader<'_>, shape: &[Part], version: i16) -> Result<(),
 }
 
 fn structure(reader: &mut Reader<'_>, shape: &[Part], version: i16) -> Result<(), DecodeError> {
-    for part in shape.iter().filter(|part| part.since <= version) {
+    for part in shape.iter().filter(|part| (part.since..=part.until).contains(&version)) {
         match &part.field {
             Fixed(len) => drop(reader.take(*len)?),
             Text => drop(reader.nullable_string()?),
+            Blob => {
+                if let Some(range) = reader.bytes_range()? {
+                    reader.skip_bytes(&range)?;
+                }
+            }
             Texts => {
                 for _ in 0..reader.nullable_count(1)?.unwrap_or(0) {
                     reader.nullable_string()?;

@@ -1,5 +1,7 @@
 //! A shard's checkpoint: everything that is known of its partitions after one group, so that the journal before it is not needed.
 
+use bytes::Bytes;
+
 use crate::limits::{BLOCK, PRODUCER_BATCHES};
 use crate::log::fields::Reader;
 use crate::log::file_header::{self, CheckpointHeader, HeaderError};
@@ -7,8 +9,11 @@ use crate::log::segment::SegmentInfo;
 use crate::types::{LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
 
 const QUARANTINED: u32 = 1;
+/// A snapshot of groups follows the producers.
+const WITH_GROUPS: u32 = 2;
 const SEALED: u32 = 1;
 const ADOPTED: u32 = 2;
+const CLEANED: u32 = 4;
 
 /// The state of a shard after one group.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
@@ -48,6 +53,8 @@ pub struct PartitionState {
     pub segments: Vec<SegmentInfo>,
     /// Idempotent producers, least recently used first.
     pub producers: Vec<ProducerSnapshot>,
+    /// Of a partition that holds consumer groups: what its coordinator is after some of its records (`group::Coordinator::snapshot`). Opaque here.
+    pub groups: Option<Bytes>,
 }
 
 impl PartitionState {
@@ -66,6 +73,7 @@ impl PartitionState {
             epochs: Vec::new(),
             segments: Vec::new(),
             producers: Vec::new(),
+            groups: None,
         }
     }
 }
@@ -156,7 +164,8 @@ fn write_body(out: &mut Vec<u8>, body: &CheckpointBody) {
 fn write_partition(out: &mut Vec<u8>, state: &PartitionState) {
     out.extend(state.partition.topic.0);
     out.extend(state.partition.partition.to_le_bytes());
-    out.extend(if state.quarantined { QUARANTINED } else { 0 }.to_le_bytes());
+    let flags = if state.quarantined { QUARANTINED } else { 0 } | if state.groups.is_some() { WITH_GROUPS } else { 0 };
+    out.extend(flags.to_le_bytes());
     out.extend(state.log_start.to_le_bytes());
     out.extend(state.log_end.to_le_bytes());
     out.extend(state.high_watermark.to_le_bytes());
@@ -178,7 +187,8 @@ fn write_partition(out: &mut Vec<u8>, state: &PartitionState) {
         out.extend(segment.running_hash.to_le_bytes());
         out.extend(segment.rewrite_generation.to_le_bytes());
         out.extend(segment.index_entries.to_le_bytes());
-        let flags = if segment.sealed { SEALED } else { 0 } | if segment.adopted { ADOPTED } else { 0 };
+        let flag = |is_set: bool, flag: u32| if is_set { flag } else { 0 };
+        let flags = flag(segment.sealed, SEALED) | flag(segment.adopted, ADOPTED) | flag(segment.cleaned, CLEANED);
         out.extend(flags.to_le_bytes());
     }
     out.extend((state.producers.len() as u32).to_le_bytes());
@@ -193,6 +203,10 @@ fn write_partition(out: &mut Vec<u8>, state: &PartitionState) {
             out.extend(batch.base_offset.to_le_bytes());
             out.extend(batch.timestamp.to_le_bytes());
         }
+    }
+    if let Some(groups) = &state.groups {
+        out.extend((groups.len() as u32).to_le_bytes());
+        out.extend(&groups[..]);
     }
 }
 
@@ -248,10 +262,13 @@ fn read_list<T>(
 fn read_partition(reader: &mut Reader<'_>) -> Result<PartitionState, &'static str> {
     let topic = TopicId(reader.take().ok_or(SHORT)?);
     let partition = TopicPartition { topic, partition: reader.u32().ok_or(SHORT)? };
-    let quarantined = reader.u32().ok_or(SHORT)? & QUARANTINED != 0;
-    Ok(PartitionState {
+    let flags = reader.u32().ok_or(SHORT)?;
+    if flags & !(QUARANTINED | WITH_GROUPS) != 0 {
+        return Err("a partition with what this version does not know");
+    }
+    let mut state = PartitionState {
         partition,
-        quarantined,
+        quarantined: flags & QUARANTINED != 0,
         log_start: reader.i64().ok_or(SHORT)?,
         log_end: reader.i64().ok_or(SHORT)?,
         high_watermark: reader.i64().ok_or(SHORT)?,
@@ -262,7 +279,13 @@ fn read_partition(reader: &mut Reader<'_>) -> Result<PartitionState, &'static st
         epochs: read_list(reader, 12, |r| r.i32().zip(r.i64()).ok_or(SHORT))?,
         segments: read_list(reader, 52, |r| read_segment(r).ok_or(SHORT))?,
         producers: read_list(reader, 36, read_producer)?,
-    })
+        groups: None,
+    };
+    if flags & WITH_GROUPS != 0 {
+        let len = reader.u32().ok_or(SHORT)? as usize;
+        state.groups = Some(Bytes::copy_from_slice(reader.bytes(len).ok_or(SHORT)?));
+    }
+    Ok(state)
 }
 
 fn read_segment(reader: &mut Reader<'_>) -> Option<SegmentInfo> {
@@ -276,10 +299,12 @@ fn read_segment(reader: &mut Reader<'_>) -> Option<SegmentInfo> {
         index_entries: reader.u32()?,
         sealed: false,
         adopted: false,
+        cleaned: false,
     };
     let flags = reader.u32()?;
     segment.sealed = flags & SEALED != 0;
     segment.adopted = flags & ADOPTED != 0;
+    segment.cleaned = flags & CLEANED != 0;
     Some(segment)
 }
 
@@ -322,10 +347,11 @@ mod tests {
             flushed_position: 8192,
             epochs: vec![(0, 0), (3, 120)],
             segments: vec![
-                SegmentInfo { sealed: true, adopted: true, index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
+                SegmentInfo { sealed: true, adopted: true, cleaned: n.is_multiple_of(2), index_entries: 4, ..SegmentInfo::new(10, 1, 5) },
                 SegmentInfo::new(100, 0, 6),
             ],
             producers: vec![ProducerSnapshot { id: 9, epoch: 1, batches: vec![batch; PRODUCER_BATCHES] }],
+            groups: (n == 1).then(|| Bytes::from_static(b"groups of some kind")),
             ..PartitionState::new(TopicPartition { topic: TopicId([4; 16]), partition: n })
         }
     }

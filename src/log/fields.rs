@@ -54,6 +54,13 @@ impl<'a> Reader<'a> {
         self.rest.len()
     }
 
+    /// So many bytes.
+    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
+        let (field, rest) = self.rest.split_at_checked(len)?;
+        self.rest = rest;
+        Some(field)
+    }
+
     pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (field, rest) = self.rest.split_first_chunk::<N>()?;
         self.rest = rest;

@@ -221,11 +221,13 @@ pub enum EntryKind {
     Checkpoint = 12,
     /// Only the group's durable sequence counts.
     DurableMark = 13,
+    /// A rewritten segment takes the place of some sealed ones.
+    Replace = 14,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [EntryKind; 13] = [
+    pub const ALL: [EntryKind; 14] = [
         EntryKind::Append,
         EntryKind::Carry,
         EntryKind::SegmentOpen,
@@ -239,6 +241,7 @@ impl EntryKind {
         EntryKind::PartitionDropped,
         EntryKind::Checkpoint,
         EntryKind::DurableMark,
+        EntryKind::Replace,
     ];
 
     fn from_value(value: u8) -> Option<EntryKind> {
@@ -580,7 +583,7 @@ impl LargeReference {
     }
 }
 
-fn expect_len(payload: &[u8], expected: usize) -> Result<(), PayloadError> {
+pub(crate) fn expect_len(payload: &[u8], expected: usize) -> Result<(), PayloadError> {
     if payload.len() == expected { Ok(()) } else { Err(PayloadError::Length { expected, actual: payload.len() }) }
 }
 

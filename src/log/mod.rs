@@ -5,6 +5,8 @@
 //! The formats are described in `src/docs/on_disk.md`, which is their contract.
 
 pub mod checkpoint;
+#[cfg(feature = "server")]
+pub mod cleaning;
 pub mod damage;
 pub(crate) mod fields;
 pub mod file_header;
@@ -16,5 +18,6 @@ pub mod journal;
 pub mod paths;
 pub mod producers;
 pub mod recovery;
+pub mod replacement;
 pub mod segment;
 pub(crate) mod segment_walk;

@@ -88,14 +88,32 @@ pub fn partition_dir(partition: TopicPartition) -> String {
     format!("{TOPICS_DIR}/{}/{}", partition.topic, partition.partition)
 }
 
-/// A segment.
+/// A segment as it was appended.
 pub fn segment(partition: TopicPartition, base_offset: Offset) -> String {
-    format!("{}/{base_offset:020}.log", partition_dir(partition))
+    segment_of(partition, base_offset, 0)
 }
 
-/// A segment's index.
+/// Its index.
 pub fn index(partition: TopicPartition, base_offset: Offset) -> String {
-    format!("{}/{base_offset:020}.index", partition_dir(partition))
+    index_of(partition, base_offset, 0)
+}
+
+/// A segment of a rewrite generation; 0 is as it was appended. Each generation has a name of its own, so that old and new are there side by side.
+pub fn segment_of(partition: TopicPartition, base_offset: Offset, generation: u32) -> String {
+    format!("{}.log", stem(partition, base_offset, generation))
+}
+
+/// Its index.
+pub fn index_of(partition: TopicPartition, base_offset: Offset, generation: u32) -> String {
+    format!("{}.index", stem(partition, base_offset, generation))
+}
+
+fn stem(partition: TopicPartition, base_offset: Offset, generation: u32) -> String {
+    let dir = partition_dir(partition);
+    match generation {
+        0 => format!("{dir}/{base_offset:020}"),
+        _ => format!("{dir}/{base_offset:020}-{generation:08x}"),
+    }
 }
 
 /// A batch on its way to being a segment.
@@ -111,10 +129,10 @@ pub fn parent(path: &str) -> &str {
 /// What a name in a partition's directory is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PartitionFile {
-    /// The segment with this base offset.
-    Segment(Offset),
-    /// The index of the segment with this base offset.
-    Index(Offset),
+    /// The segment with this base offset, of this rewrite generation.
+    Segment(Offset, u32),
+    /// The index of such a segment.
+    Index(Offset, u32),
     /// A batch on its way to being a segment.
     Adopted(u64),
 }
@@ -124,13 +142,23 @@ pub fn parse_partition_file(name: &str) -> Option<PartitionFile> {
     if let Some(id) = name.strip_prefix("adopt-").and_then(|rest| rest.strip_suffix(".tmp")) {
         return parse_hex(id).map(PartitionFile::Adopted);
     }
-    let (base, kind) = name.split_once('.')?;
+    let (stem, kind) = name.split_once('.')?;
+    let (base, generation) = match stem.split_once('-') {
+        None => (stem, 0),
+        Some((base, generation)) => (base, parse_generation(generation)?),
+    };
     let base = parse_offset(base)?;
     match kind {
-        "log" => Some(PartitionFile::Segment(base)),
-        "index" => Some(PartitionFile::Index(base)),
+        "log" => Some(PartitionFile::Segment(base, generation)),
+        "index" => Some(PartitionFile::Index(base, generation)),
         _ => None,
     }
+}
+
+/// A segment's rewrite generation in its name; 0 is not written.
+fn parse_generation(digits: &str) -> Option<u32> {
+    let ours = digits.len() == 8 && digits.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if ours { u32::from_str_radix(digits, 16).ok().filter(|generation| *generation > 0) } else { None }
 }
 
 /// The id in a journal file's name.
@@ -188,8 +216,13 @@ mod tests {
     fn names_round_trip() {
         assert_eq!(parse_journal(name(&journal(u64::MAX))), Some(u64::MAX));
         assert_eq!(parse_checkpoint(name(&checkpoint(1, 1023, Slot::B))), Some((1, 1023, Slot::B)));
-        assert_eq!(parse_partition_file(name(&segment(PARTITION, i64::MAX))), Some(PartitionFile::Segment(i64::MAX)));
-        assert_eq!(parse_partition_file(name(&index(PARTITION, 0))), Some(PartitionFile::Index(0)));
+        assert_eq!(parse_partition_file(name(&segment(PARTITION, i64::MAX))), Some(PartitionFile::Segment(i64::MAX, 0)));
+        assert_eq!(parse_partition_file(name(&index(PARTITION, 0))), Some(PartitionFile::Index(0, 0)));
+        for generation in [0, 1, 0xabc, u32::MAX] {
+            let (log, index) = (segment_of(PARTITION, 7, generation), index_of(PARTITION, 7, generation));
+            assert_eq!(parse_partition_file(name(&log)), Some(PartitionFile::Segment(7, generation)));
+            assert_eq!(parse_partition_file(name(&index)), Some(PartitionFile::Index(7, generation)));
+        }
         assert_eq!(parse_partition_file(name(&adopted(PARTITION, 7))), Some(PartitionFile::Adopted(7)));
         assert_eq!(parse_topic_dir(name(&topic_dir(PARTITION.topic))), Some(PARTITION.topic));
         assert_eq!(parse_partition_dir(name(&partition_dir(PARTITION))), Some(12));
@@ -200,8 +233,18 @@ mod tests {
 
     #[test]
     fn only_our_own_spelling_is_ours() {
-        for odd in ["1.log", "+0000000000000000001.log", "00000000000000000001.log.bak", "99999999999999999999.log", "adopt-1.tmp", ".log"]
-        {
+        for odd in [
+            "1.log",
+            "+0000000000000000001.log",
+            "00000000000000000001.log.bak",
+            "99999999999999999999.log",
+            "00000000000000000001-00000000.log",
+            "00000000000000000001-1.log",
+            "00000000000000000001-0000000G.log",
+            "00000000000000000001-00000001-00000001.log",
+            "adopt-1.tmp",
+            ".log",
+        ] {
             assert_eq!(parse_partition_file(odd), None, "{odd}");
         }
         for odd in ["probe-.tmp", "probe-x.tmp", "probe-1", "probe-shard-.tmp", META] {

@@ -1,9 +1,11 @@
-//! Segments: one header block, then the partition's batches without a gap from [`FIRST_POSITION`] on.
+//! Segments: one header block, then the partition's batches without a gap from [`FIRST_POSITION`] on. Between their offsets there are gaps where a cleaning
+//! has rewritten the segment; its last batch reaches to the segment's end all the same.
 //!
 //! Where a segment ends is what checkpoint and journal say, never what the file's length or a scan says.
 
 use crate::limits::BLOCK;
 use crate::log::file_header::{self, IndexHeader, SegmentHeader};
+use crate::log::paths;
 use crate::types::{Offset, Timestamp, TopicPartition};
 
 /// Position of a segment's first batch, bytes.
@@ -22,7 +24,7 @@ pub struct SegmentInfo {
     pub max_timestamp: Timestamp,
     /// The partition's running hash at its end.
     pub running_hash: u64,
-    /// Counts its rewrites.
+    /// Counts its rewrites; 0 is as it was appended.
     pub rewrite_generation: u32,
     /// Entries of its index file that count.
     pub index_entries: u32,
@@ -30,6 +32,8 @@ pub struct SegmentInfo {
     pub sealed: bool,
     /// One batch that came in a file of its own.
     pub adopted: bool,
+    /// The cleaner has looked at all of its keys: it, and everything before it, holds no record that a later one of it supersedes.
+    pub cleaned: bool,
 }
 
 impl SegmentInfo {
@@ -45,7 +49,34 @@ impl SegmentInfo {
             index_entries: 0,
             sealed: false,
             adopted: false,
+            cleaned: false,
         }
+    }
+
+    /// Its file.
+    pub fn path(&self, partition: TopicPartition) -> String {
+        paths::segment_of(partition, self.base_offset, self.rewrite_generation)
+    }
+
+    /// Its index.
+    pub fn index_path(&self, partition: TopicPartition) -> String {
+        paths::index_of(partition, self.base_offset, self.rewrite_generation)
+    }
+
+    /// Whether offsets may be missing in it.
+    pub fn is_rewritten(&self) -> bool {
+        self.rewrite_generation > 0
+    }
+
+    /// Bytes of its batches.
+    pub fn batch_bytes(&self) -> u64 {
+        self.valid_end.saturating_sub(FIRST_POSITION)
+    }
+
+    /// Whether a file of this base offset and rewrite generation, which is no segment of the log, is what a cleaning left behind: segments that it replaced, or one that it had not finished.
+    pub fn supersedes(&self, base_offset: Offset, generation: u32) -> bool {
+        let is_inside = self.base_offset < base_offset && base_offset < self.end_offset;
+        (self.base_offset == base_offset && self.rewrite_generation != generation) || (is_inside && self.is_rewritten())
     }
 
     /// The identity that its file must have.

@@ -2,11 +2,15 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
+
 use crate::batch::{self, BatchHeader};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
+use crate::log::cleaning::plan::{Bounds, Survey};
 use crate::log::index::{Index, IndexEntry, fits_segment};
 use crate::log::producers::{ProducerTable, Sequence};
+use crate::log::replacement::replaced;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
@@ -32,6 +36,7 @@ pub struct Partition {
     producers: ProducerTable,
     /// It was damaged when the store was opened: what is known of it is kept as it is, and nothing is served.
     quarantined: bool,
+    groups: Option<Bytes>,
 }
 
 /// Everything below is in segments and synced.
@@ -97,6 +102,8 @@ impl Partition {
     pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
         let mut epochs = state.epochs;
         if epochs.last().is_none_or(|(last, _)| *last < epoch) {
+            // An epoch without a record leaves no trace.
+            epochs.retain(|(_, start)| *start < state.log_end);
             epochs.push((epoch, state.log_end));
         }
         // When the open segment got its first batch is not kept: its age counts from now.
@@ -115,7 +122,18 @@ impl Partition {
             flushed: Flushed { segment: state.flushed_segment, position: state.flushed_position },
             producers: ProducerTable::restore(max_producers, &state.producers, now),
             quarantined: state.quarantined,
+            groups: state.groups,
         }
+    }
+
+    /// The snapshot of the consumer groups that this partition holds, as it goes into checkpoints.
+    pub fn groups(&self) -> Option<&Bytes> {
+        self.groups.as_ref()
+    }
+
+    /// Another snapshot from the next checkpoint on.
+    pub fn set_groups(&mut self, groups: Option<Bytes>) {
+        self.groups = groups;
     }
 
     /// Whether it was set aside when the store was opened; every checkpoint says so again, or the next start would serve a shorter log.
@@ -131,6 +149,25 @@ impl Partition {
     /// The present leader epoch.
     pub fn epoch(&self) -> LeaderEpoch {
         self.epoch
+    }
+
+    /// Where an epoch ends, as Kafka's leader epoch cache answers: (the largest epoch up to `asked` that has records, one past its last). Of one whose records
+    /// are all gone that is where the first one known begins; of one that is still to come, or never was, there is no answer.
+    pub fn end_of_epoch(&self, asked: LeaderEpoch) -> Option<(LeaderEpoch, Offset)> {
+        let (latest, _) = *self.epochs.last()?;
+        if asked < 0 || asked > latest {
+            return None;
+        }
+        let later = self.epochs.partition_point(|(epoch, _)| *epoch <= asked);
+        let end = self.epochs.get(later).map_or(self.ladder.appended(), |(_, start)| *start);
+        let epoch = later.checked_sub(1).map_or(asked, |floor| self.epochs[floor].0);
+        Some((epoch, end))
+    }
+
+    /// The leader epoch in which the record at `offset` was written, or would be; `None` of one before all that are known.
+    pub fn epoch_of(&self, offset: Offset) -> Option<LeaderEpoch> {
+        let later = self.epochs.partition_point(|(_, start)| *start <= offset);
+        later.checked_sub(1).map(|at| self.epochs[at].0)
     }
 
     /// How far the log has come.
@@ -192,7 +229,7 @@ impl Partition {
         match self.producers.check(header) {
             Sequence::New => {}
             Sequence::Duplicate { base_offset, last_offset, .. } => return Planned::Duplicate { base_offset, end_offset: last_offset + 1 },
-            refused => return Planned::Refused(sequence_refusal(self.id, header, &refused)),
+            refused => return Planned::Refused(sequence_refusal(header, &refused)),
         }
         let base_offset = self.ladder.appended();
         let Some(end_offset) = base_offset.checked_add(i64::from(header.record_count)) else {
@@ -370,6 +407,44 @@ impl Partition {
         Ok(gone)
     }
 
+    /// What of the log may be cleaned, and how much of it is dirty.
+    pub fn survey(&self, now: Timestamp, settings: &Settings) -> Survey {
+        let bounds = Bounds {
+            flushed_segment: self.flushed.segment,
+            committed: self.ladder.committed(),
+            newest_timestamp: if settings.compaction_lag_ms > 0 { now.saturating_sub(settings.compaction_lag_ms) } else { Timestamp::MAX },
+        };
+        Survey::of(&self.segments, &bounds)
+    }
+
+    /// Whether the cleaner has rewritten anything at or behind `offset`: tombstones may be missing there.
+    pub fn is_rewritten_from(&self, offset: Offset) -> bool {
+        self.segments.iter().any(|segment| segment.is_rewritten() && segment.end_offset > offset)
+    }
+
+    /// Puts a rewritten segment, which is on disk, in the place of those that it was made of; they are returned.
+    ///
+    /// # Errors
+    /// When they are not those of the log (any more).
+    pub fn replace_segments(&mut self, new: SegmentInfo) -> Result<Vec<SegmentInfo>, String> {
+        let range = replaced(self.segments.iter(), &new)?;
+        assert!(self.segments.range(range.clone()).all(|s| s.base_offset < self.flushed.segment), "only what is flushed is cleaned");
+        let at = range.start;
+        let gone: Vec<_> = self.segments.drain(range).collect();
+        if !gone.is_empty() {
+            self.segments.insert(at, new);
+        }
+        Ok(gone)
+    }
+
+    /// A pass has looked at all of a segment and found nothing to leave out.
+    pub fn mark_cleaned(&mut self, segment: &SegmentInfo) {
+        let same = |s: &&mut SegmentInfo| (s.base_offset, s.rewrite_generation) == (segment.base_offset, segment.rewrite_generation);
+        if let Some(found) = self.segments.iter_mut().find(same) {
+            found.cleaned = true;
+        }
+    }
+
     /// Forgets producers that have been silent too long.
     pub fn expire_producers(&mut self, now: Timestamp, after_ms: i64) {
         self.producers.expire(now.saturating_sub(after_ms));
@@ -396,21 +471,22 @@ impl Partition {
             epochs: self.epochs.clone(),
             segments: self.segments.iter().copied().collect(),
             producers: self.producers.snapshot(),
+            groups: self.groups.clone(),
         }
     }
 }
 
-fn sequence_refusal(id: TopicPartition, header: &BatchHeader, sequence: &Sequence) -> Refusal {
+fn sequence_refusal(header: &BatchHeader, sequence: &Sequence) -> Refusal {
     let producer = header.producer_id;
     match sequence {
         Sequence::OutOfOrder { expected, actual } => {
-            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer} in {id}: expected sequence {expected}, got {actual}"))
+            Refusal::new(Code::OutOfOrderSequence, format!("producer {producer}: expected sequence {expected}, got {actual}"))
         }
         Sequence::Fenced { current, actual } => {
-            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer} in {id}: epoch {actual}, the current one is {current}"))
+            Refusal::new(Code::InvalidProducerEpoch, format!("producer {producer}: epoch {actual}, the current one is {current}"))
         }
         Sequence::UnknownProducer { actual } => {
-            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known in {id}: expected sequence 0, got {actual}"))
+            Refusal::new(Code::UnknownProducerId, format!("producer {producer} is not known: expected sequence 0, got {actual}"))
         }
         Sequence::New | Sequence::Duplicate { .. } => unreachable!("not refused"),
     }
@@ -433,6 +509,54 @@ mod tests {
                 assert_eq!(state.quarantined, quarantined);
             }
         }
+    }
+
+    #[test]
+    fn a_rewritten_segment_takes_the_place_of_those_it_was_made_of() {
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        let sealed = |base, end, generation| {
+            let info = SegmentInfo::new(base, generation, end as u64);
+            SegmentInfo { end_offset: end, valid_end: FIRST_POSITION + 100, sealed: true, ..info }
+        };
+        let segments = vec![sealed(0, 10, 0), sealed(10, 20, 0), sealed(20, 30, 0), SegmentInfo::new(30, 0, 30)];
+        let state =
+            PartitionState { segments, log_end: 30, flushed_segment: 30, flushed_position: FIRST_POSITION, ..PartitionState::new(id) };
+        let mut machine = Partition::open(state, 1, 10, 0);
+        assert!(!machine.is_rewritten_from(0));
+        let gone = machine.replace_segments(sealed(0, 20, 1)).unwrap();
+        assert_eq!(gone.iter().map(|segment| segment.base_offset).collect::<Vec<_>>(), [0, 10]);
+        assert_eq!(machine.segments().iter().map(|s| (s.base_offset, s.end_offset)).collect::<Vec<_>>(), [(0, 20), (20, 30), (30, 30)]);
+        assert!(machine.replace_segments(sealed(10, 20, 2)).is_err(), "they were replaced meanwhile");
+        assert!(machine.is_rewritten_from(19) && !machine.is_rewritten_from(20));
+        assert_eq!(machine.segment_of(15).map(|segment| segment.rewrite_generation), Some(1));
+    }
+
+    #[test]
+    fn epochs_end_where_the_next_with_records_begins() {
+        let id = TopicPartition { topic: TopicId([7; 16]), partition: 3 };
+        let state = PartitionState { epochs: vec![(2, 0), (5, 100), (6, 250)], log_end: 300, ..PartitionState::new(id) };
+        let machine = Partition::open(state, 8, 10, 0);
+        for (asked, expected) in [
+            (-1, None),
+            (0, Some((0, 0))),
+            (2, Some((2, 100))),
+            (4, Some((2, 100))),
+            (5, Some((5, 250))),
+            (7, Some((6, 300))),
+            (8, Some((8, 300))),
+            (9, None),
+        ] {
+            assert_eq!(machine.end_of_epoch(asked), expected, "epoch {asked}");
+        }
+        for (offset, expected) in [(0, 2), (99, 2), (100, 5), (249, 5), (250, 6), (299, 6), (300, 8)] {
+            assert_eq!(machine.epoch_of(offset), Some(expected), "offset {offset}");
+        }
+        // Starts without records leave one entry.
+        let mut state = machine.state();
+        for epoch in 9..20 {
+            state = Partition::open(state, epoch, 10, 0).state();
+        }
+        assert_eq!(state.epochs, [(2, 0), (5, 100), (6, 250), (19, 300)]);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use super::host::Cpus;
+use crate::group;
 use crate::limits;
 use crate::types::Durability;
 
@@ -47,6 +48,21 @@ pub struct RawSettings {
     /// Whether a Kafka client's use of a topic that does not exist creates it: true or false [default: true]
     #[cfg_attr(feature = "cli", arg(long, value_name = "BOOL"))]
     pub auto_create_topics: Option<bool>,
+    /// How long an empty consumer group waits for more members before its first rebalance, again for each that comes [default: 3000]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MS"))]
+    pub group_initial_rebalance_delay_ms: Option<u64>,
+    /// Shortest session timeout that a group's member may ask for [default: 6000]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MS"))]
+    pub group_min_session_timeout_ms: Option<u64>,
+    /// Longest session timeout that a group's member may ask for [default: 1800000]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MS"))]
+    pub group_max_session_timeout_ms: Option<u64>,
+    /// Most members of a consumer group [default: 10000]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub group_max_size: Option<u64>,
+    /// How long the positions of a group without members are kept [default: 10080]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MINUTES"))]
+    pub offsets_retention_minutes: Option<u64>,
     /// How long a shard with nothing to do spins before it sleeps: lower latency for a busy CPU [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MICROS"))]
     pub spin: Option<u64>,
@@ -83,6 +99,8 @@ pub struct ServeSettings {
     pub durability: Durability,
     /// Metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// What consumer groups are held to.
+    pub groups: group::Settings,
     /// How long an idle shard spins; zero does not.
     pub spin: Duration,
     /// Page cache instead of direct I/O.
@@ -106,6 +124,8 @@ pub struct ShardSettings {
     pub durability: Durability,
     /// Metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// What consumer groups are held to.
+    pub groups: group::Settings,
     /// How long it spins when idle.
     pub spin: Duration,
     /// Page cache instead of direct I/O.
@@ -168,6 +188,11 @@ impl RawSettings {
             admin_listen: self.admin_listen.or(file.admin_listen),
             durability: self.durability.or(file.durability),
             auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
+            group_initial_rebalance_delay_ms: self.group_initial_rebalance_delay_ms.or(file.group_initial_rebalance_delay_ms),
+            group_min_session_timeout_ms: self.group_min_session_timeout_ms.or(file.group_min_session_timeout_ms),
+            group_max_session_timeout_ms: self.group_max_session_timeout_ms.or(file.group_max_session_timeout_ms),
+            group_max_size: self.group_max_size.or(file.group_max_size),
+            offsets_retention_minutes: self.offsets_retention_minutes.or(file.offsets_retention_minutes),
             spin: self.spin.or(file.spin),
             buffered_io: self.buffered_io || file.buffered_io,
             insecure: self.insecure || file.insecure,
@@ -197,6 +222,7 @@ impl RawSettings {
         let memory = self.memory.unwrap_or(Size(limits::DEFAULT_MEMORY));
         check_memory(memory, shards)?;
         let durability = self.durability.as_deref().unwrap_or(Durability::default().name());
+        let groups = self.groups()?;
         let spin_us = self.spin.unwrap_or(0);
         in_range("--spin", spin_us, 0, limits::MAX_SPIN_US)?;
         if spin_us > 0 && shards as usize > cpus.ids.len() {
@@ -218,8 +244,45 @@ impl RawSettings {
             admin_listen,
             durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
             auto_create_topics: self.auto_create_topics.unwrap_or(true),
+            groups,
             spin: Duration::from_micros(spin_us),
             buffered_io: self.buffered_io,
+        })
+    }
+}
+
+impl RawSettings {
+    fn groups(&self) -> Result<group::Settings, SettingsError> {
+        let defaults = group::Settings::default();
+        let ms = |name, given: Option<u64>, default: i32, least| match given {
+            Some(given) => in_range(name, given, least, i32::MAX as u64).map(|()| given as i32),
+            None => Ok(default),
+        };
+        let least = ms("--group-min-session-timeout-ms", self.group_min_session_timeout_ms, defaults.min_session_timeout_ms, 1)?;
+        let most = ms("--group-max-session-timeout-ms", self.group_max_session_timeout_ms, defaults.max_session_timeout_ms, 1)?;
+        if least > most {
+            let text = format!("--group-min-session-timeout-ms {least} is more than --group-max-session-timeout-ms {most}");
+            return Err(SettingsError::Conflict(text));
+        }
+        let members = self.group_max_size.unwrap_or(defaults.max_members as u64);
+        in_range("--group-max-size", members, 1, limits::MAX_GROUP_MEMBERS as u64)?;
+        let delay =
+            ms("--group-initial-rebalance-delay-ms", self.group_initial_rebalance_delay_ms, defaults.initial_rebalance_delay_ms, 0)?;
+        const MINUTE_MS: i64 = 60_000;
+        let retention_ms = match self.offsets_retention_minutes {
+            Some(minutes) => {
+                in_range("--offsets-retention-minutes", minutes, 1, i32::MAX as u64)?;
+                minutes as i64 * MINUTE_MS
+            }
+            None => defaults.offsets_retention_ms,
+        };
+        Ok(group::Settings {
+            min_session_timeout_ms: least,
+            max_session_timeout_ms: most,
+            initial_rebalance_delay_ms: delay,
+            max_members: members as usize,
+            offsets_retention_ms: retention_ms,
+            ..defaults
         })
     }
 }
@@ -250,6 +313,7 @@ impl ServeSettings {
                 memory_bytes: self.memory_bytes / u64::from(shards),
                 durability: self.durability,
                 auto_create_topics: self.auto_create_topics,
+                groups: self.groups,
                 spin: self.spin,
                 buffered_io: self.buffered_io,
             }
@@ -428,6 +492,7 @@ mod tests {
             admin_listen: Some("127.0.0.1:9644".parse().unwrap()),
             durability: Durability::Durable,
             auto_create_topics: true,
+            groups: group::Settings::default(),
             spin: Duration::ZERO,
             buffered_io: false,
         };

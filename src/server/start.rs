@@ -141,6 +141,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             ring,
             durability: shard.durability,
             auto_create_topics: shard.auto_create_topics,
+            groups: shard.groups,
             generation,
             salt,
             partitions,

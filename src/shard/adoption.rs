@@ -172,7 +172,7 @@ impl Adoption {
         match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
             Ok(header) => self.adopt(header, done).await,
             Err(error) => {
-                done.complete(Err(batch_refusal(&self.cell.id, &error)));
+                done.complete(Err(batch_refusal(&self.cell, &error)));
                 self.abandon().await;
             }
         }
@@ -183,9 +183,8 @@ impl Adoption {
         cell.enter().await;
         let now = now_ms();
         let settings = cell.settings.get();
-        let gone = cell.gone().map(Planned::Refused);
-        let planned = gone.unwrap_or_else(|| cell.machine.borrow().plan_adoption(&header, self.len, now, &settings));
-        let plan = match planned {
+        let planned = cell.machine.borrow().plan_adoption(&header, self.len, now, &settings);
+        let plan = match cell.gone().map_or(planned, Planned::Refused) {
             Planned::Append(plan) => plan,
             Planned::Duplicate { base_offset, end_offset } => {
                 cell.leave();

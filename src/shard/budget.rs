@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 
-use crate::limits::RECEIVE_BUFFER;
+use crate::limits::{CLEANER_MEMORY_PART, MAX_CLEANER_MEMORY, RECEIVE_BUFFER};
 
 /// Shares of a shard's memory.
 pub struct Budget {
@@ -14,6 +14,7 @@ pub struct Budget {
     accounted: Rc<Cell<usize>>,
     tail_share: usize,
     cache_share: usize,
+    cleaner_share: usize,
     receive_share: usize,
     receiving: Cell<usize>,
     /// Bytes in memory of answers: those that are being put together, and those that wait for their peers to take them.
@@ -26,7 +27,7 @@ pub const MIN_SHARD_MEMORY: usize = 32 << 20;
 
 impl Budget {
     /// Divides `memory` bytes: an eighth for bytes that are not in segments yet, a quarter for these and the tail together, three eighths for the read cache,
-    /// an eighth for requests being received, an eighth for answers that wait for their peers; the rest is for everything small.
+    /// an eighth for requests being received, an eighth for answers that wait for their peers, a thirty-second for the cleaner's map of keys; the rest is for everything small.
     pub fn new(memory: usize) -> Budget {
         let memory = memory.max(MIN_SHARD_MEMORY);
         Budget {
@@ -35,6 +36,7 @@ impl Budget {
             accounted: Rc::default(),
             tail_share: memory / 4,
             cache_share: memory / 8 * 3,
+            cleaner_share: (memory / CLEANER_MEMORY_PART).min(MAX_CLEANER_MEMORY),
             receive_share: memory / 8,
             receiving: Cell::new(0),
             answers: Rc::default(),
@@ -55,6 +57,11 @@ impl Budget {
     /// Bytes for the read cache.
     pub fn cache(&self) -> usize {
         self.cache_share
+    }
+
+    /// Bytes for the map of keys of a cleaning, while there is one.
+    pub fn cleaner(&self) -> usize {
+        self.cleaner_share
     }
 
     /// Bytes not in segments.

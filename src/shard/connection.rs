@@ -23,14 +23,14 @@ use crate::checksum::Crc32c;
 use crate::kafka;
 use crate::limits::{self, ADOPT_APPEND, BLOCK, LARGE_APPEND, RECEIVE_BUFFER};
 use crate::metrics::{Counter, Gauge, Stage};
-use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Request, Response};
+use crate::request::{Acks, Produce, ProduceBatch, ProduceResult, Refusal, Request, Response};
 use crate::shard::adoption;
 use crate::shard::buffer::AppendBuffer;
 use crate::shard::context::{ConnectionState, Context};
 use crate::shard::net::{OpenRequest, Outgoing, Sender};
 use crate::shard::partition_cell::PartitionCell;
-use crate::shard::pending::{Answer, PendingProduce};
-use crate::shard::produce::{self, append_large, batch_refusal};
+use crate::shard::pending::{Answer, Completion, PendingProduce};
+use crate::shard::produce::{self, append_large, batch_refusal, large_keys};
 use crate::shard::service;
 use crate::shard::store::{LargeBatch, head_len};
 use crate::wire::handshake::{self, HelloReply};
@@ -71,6 +71,7 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
     let mut connection = Connection {
         context: context.clone(),
         socket: read,
+        peer: peer.clone(),
         sender: sender.clone(),
         state,
         buffer: Vec::new(),
@@ -106,6 +107,8 @@ pub async fn serve(context: Rc<Context>, stream: TcpStream, number: u64) {
 pub(super) struct Connection {
     pub(super) context: Rc<Context>,
     socket: ReadHalf<TcpStream>,
+    /// The client's address.
+    peer: String,
     pub(super) sender: Rc<Sender>,
     pub(super) state: Rc<ConnectionState>,
     /// Leased while bytes are in it; they are [start, end).
@@ -147,7 +150,11 @@ impl Connection {
             self.first_byte = None;
             self.state.deadline.set(0);
             self.sender.wait_below(limits::MAX_QUEUED_ANSWER).await;
-            if self.sender.is_closed() || self.context.draining.get() {
+            if self.context.draining.get() {
+                // What has come is still answered.
+                self.sender.wait_over().await;
+            }
+            if self.sender.is_closed() {
                 return Ok(());
             }
         }
@@ -265,7 +272,7 @@ impl Connection {
                     self.spare = produce.batches;
                 }
             }
-            Ok((correlation, request)) => service::handle(&self.context, &self.sender, correlation, request),
+            Ok((correlation, request)) => service::handle(&self.context, &self.sender, &self.peer, correlation, request),
             Err(error) => self.refuse(&error)?,
         }
         self.start = frame.end;
@@ -298,7 +305,7 @@ impl Connection {
             }
             Ok((correlation, request)) => {
                 self.skip(prefix.payload_len()).await?;
-                service::handle(&self.context, &self.sender, correlation, request);
+                service::handle(&self.context, &self.sender, &self.peer, correlation, request);
                 Ok(())
             }
             Err(error) => {
@@ -317,10 +324,12 @@ impl Connection {
             let here = self.context.store.partition(&only.partition).filter(|_| whole);
             match here {
                 Some(cell) if only.range.len() > ADOPT_APPEND => {
-                    return self.adopted_produce(&cell, only.range.len(), produce.crc_trailer, answer).await;
+                    let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                    return self.adopted_produce(&cell, only.range.len(), produce.crc_trailer, done).await;
                 }
                 Some(cell) if only.range.len() >= LARGE_APPEND && !produce.crc_trailer => {
-                    return self.large_produce(&cell, only.range.len(), answer).await;
+                    let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                    return self.large_produce(&cell, only.range.len(), done).await;
                 }
                 _ => {}
             }
@@ -344,9 +353,9 @@ impl Connection {
     }
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
-    pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, answer: Box<dyn Answer>) -> Result<(), End> {
-        if len > cell.settings.get().max_message_bytes {
-            return self.refuse_too_large(cell, len, 0, answer).await;
+    pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, done: Completion) -> Result<(), End> {
+        if let Some(refusal) = produce::early_refusal(cell, len) {
+            return self.refuse_unread(refusal, len, done).await;
         }
         let position = cell.machine.borrow().next_position().unwrap_or(BLOCK as u64);
         let mut head = vec![0; head_len(position)];
@@ -365,16 +374,17 @@ impl Connection {
             seen += received;
         }
         self.frame_received(Instant::now());
-        let pending = PendingProduce::new(std::iter::once(cell.id), answer);
-        let done = pending.completion(0);
         let mut first = head.clone();
         first.extend_from_slice(body.slice(0..batch::HEADER_LEN.saturating_sub(head.len())));
         match batch::check_ingress_computed(&first, len, cell.settings.get().max_message_bytes, crc.finish()) {
-            Err(error) => done.complete(Err(batch_refusal(&cell.id, &error))),
-            Ok(header) => {
-                let batch = LargeBatch { head, body: Rc::new(body), body_len };
-                append_large(&self.context, cell, &header, batch, done).await;
-            }
+            Err(error) => done.complete(Err(batch_refusal(cell, &error))),
+            Ok(header) => match large_keys(cell, &header, &head, body.slice(0..body_len)) {
+                Ok(()) => {
+                    let batch = LargeBatch { head, body: Rc::new(body), body_len };
+                    append_large(&self.context, cell, &header, batch, done).await;
+                }
+                Err(refusal) => done.complete(Err(refusal)),
+            },
         }
         Ok(())
     }
@@ -385,14 +395,12 @@ impl Connection {
         cell: &Rc<PartitionCell>,
         len: usize,
         crc_trailer: bool,
-        answer: Box<dyn Answer>,
+        done: Completion,
     ) -> Result<(), End> {
         let trailer = if crc_trailer { 4 } else { 0 };
-        if len > cell.settings.get().max_message_bytes {
-            return self.refuse_too_large(cell, len, trailer, answer).await;
+        if let Some(refusal) = produce::early_refusal(cell, len) {
+            return self.refuse_unread(refusal, len + trailer, done).await;
         }
-        let pending = PendingProduce::new(std::iter::once(cell.id), answer);
-        let done = pending.completion(0);
         let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {
             Ok(adoption) => adoption,
             Err(refusal) => {
@@ -426,10 +434,9 @@ impl Connection {
     }
 
     /// Answers at once; the batch is read past, nothing of it is kept.
-    async fn refuse_too_large(&mut self, cell: &PartitionCell, len: usize, trailer: usize, answer: Box<dyn Answer>) -> Result<(), End> {
-        let error = batch::BatchError::TooLarge { max: cell.settings.get().max_message_bytes, actual: len };
-        PendingProduce::new(std::iter::once(cell.id), answer).completion(0).complete(Err(batch_refusal(&cell.id, &error)));
-        self.skip(len + trailer).await
+    pub(super) async fn refuse_unread(&mut self, refusal: Refusal, len: usize, done: Completion) -> Result<(), End> {
+        done.complete(Err(refusal));
+        self.skip(len).await
     }
 
     /// Fills `space` from the buffer, then from the socket.

@@ -14,10 +14,11 @@ use crate::metrics::{Gauge, ShardMetrics};
 use crate::partition::Settings;
 use crate::request::{Broker, Code, Refusal};
 use crate::shard::event::Event;
+use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
 use crate::shard::store::Store;
-use crate::types::{Durability, ProducerId, TopicPartition};
+use crate::types::{Durability, ProducerId, TopicPartition, is_internal_topic};
 
 /// Identity of a node.
 #[derive(Clone, Debug)]
@@ -46,6 +47,8 @@ pub struct Context {
     pub durability: Durability,
     /// Whether metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// The coordinators of consumer groups.
+    pub groups: Groups,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -116,6 +119,7 @@ impl Context {
         view: Arc<CatalogueView>,
         durability: Durability,
         auto_create_topics: bool,
+        groups: crate::group::Settings,
         metrics: Arc<ShardMetrics>,
     ) -> Rc<Context> {
         Rc::new(Context {
@@ -126,6 +130,7 @@ impl Context {
             view: RefCell::new(view),
             durability,
             auto_create_topics,
+            groups: Groups::new(groups),
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),
@@ -186,19 +191,40 @@ impl Context {
             max_message_bytes: config.max_message_bytes as usize,
             segment_bytes: config.segment_bytes,
             segment_ms: config.segment_ms.min(i64::MAX as u64) as i64,
-            retention_bytes: config.retention_bytes,
-            retention_ms: config.retention_ms.map(|ms| ms.min(i64::MAX as u64) as i64),
+            retention_bytes: config.retention_bytes.filter(|_| config.cleanup_policy.deletes()),
+            retention_ms: config.retention_ms.filter(|_| config.cleanup_policy.deletes()).map(|ms| ms.min(i64::MAX as u64) as i64),
+            compacted: config.cleanup_policy.compacts(),
+            dirty_millionths: config.min_cleanable_dirty_millionths,
+            delete_retention_ms: config.delete_retention_ms.min(i64::MAX as u64) as i64,
+            compaction_lag_ms: config.min_compaction_lag_ms.min(i64::MAX as u64) as i64,
             log_append_time: config.timestamp_type == TimestampType::LogAppendTime,
             durability: topic.durability(self.durability),
+            internal: is_internal_topic(&topic.name),
+        }
+    }
+
+    /// A partition as its users know it: the topic's name and the number, or the id where the topic has gone.
+    pub fn name_of(&self, id: &TopicPartition) -> String {
+        match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) => format!("partition {} of topic {}", id.partition, topic.name),
+            None => format!("partition {id}"),
         }
     }
 
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) if id.partition < topic.partitions && self.owner(id) as usize >= self.identity.brokers.len() => Refusal::new(
+                Code::RecordTooLarge,
+                format!(
+                    "a batch of more than {} bytes goes to the shard that owns {}, which clients are not told of",
+                    limits::ADOPT_APPEND,
+                    self.name_of(id)
+                ),
+            ),
             Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
                 Code::NotLeader,
-                format!("a batch this large goes to the shard that owns partition {id}, which is {}", self.owner(id)),
+                format!("a batch this large goes to the shard that owns {}, which is {}", self.name_of(id), self.owner(id)),
             ),
             Some(topic) if id.partition < topic.partitions => Refusal::new(
                 Code::InvalidRequest,

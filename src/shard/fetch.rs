@@ -9,13 +9,16 @@ use futures_util::stream::{FuturesUnordered, StreamExt};
 use crate::limits;
 use crate::log::segment::FIRST_POSITION;
 use crate::metrics::Counter;
-use crate::request::{Code, Fetch, FetchPartition, FetchResult, Fetched, Refusal, Request, Response};
+use crate::request::{
+    Code, Fetch, FetchPartition, FetchResult, Fetched, ListOffset, ListOffsetResult, OffsetSpec, Refusal, Request, Response,
+};
 use crate::shard::budget::Building;
 use crate::shard::buffer::Piece;
 use crate::shard::context::Context;
 use crate::shard::event::{Event, Ticket, wait_any};
 use crate::shard::mesh::{MeshReply, SegmentPart, shard_gone};
 use crate::shard::net::{Outgoing, Sender, Turn};
+use crate::shard::offsets::list_offsets;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::write_behind;
 
@@ -180,7 +183,6 @@ async fn read_partition(
     }
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
     let mut taken = 0;
-    // Of the records themselves nothing is parsed: a partition's offsets are without gaps.
     let mut records = 0;
     let mut offset = wanted.offset;
     let is_first = answer.bytes == 0;
@@ -238,17 +240,22 @@ async fn read_partition(
         // Others may have taken the room meanwhile.
         let left = left.min(answer.room(context));
         let range = run.from(offset, left.max(1));
+        if range.is_empty() {
+            // Nothing is left up to the run's end.
+            offset = run.end_offset;
+            continue;
+        }
         if !at_least_one && range.len() > left {
             break;
         }
         let end = run.offset_after(&range);
+        records += run.records(offset, &range);
         taken += range.len();
         answer.push(if is_small_part(range.len(), run.pinned()) {
             Outgoing::Owned(run.part(&range).to_vec())
         } else {
             Outgoing::Run(run, range)
         });
-        records += end - offset;
         offset = end;
     }
     answer.is_cut |= answer.bytes > 0 && offset < high_watermark && answer.room(context) < answer.most.saturating_sub(answer.bytes);
@@ -262,18 +269,18 @@ fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i
     let machine = cell.machine.borrow();
     if let Some(epoch) = wanted.leader_epoch {
         let current = machine.epoch();
-        let message = || format!("partition {}: leader epoch {epoch}, the current one is {current}", cell.id);
+        let message = || format!("leader epoch {epoch}, the current one is {current}");
         if epoch < current {
-            return Err(Refusal::new(Code::FencedLeaderEpoch, message()));
+            return Err(cell.refusal(Code::FencedLeaderEpoch, message()));
         }
         if epoch > current {
-            return Err(Refusal::new(Code::UnknownLeaderEpoch, message()));
+            return Err(cell.refusal(Code::UnknownLeaderEpoch, message()));
         }
     }
     let (high_watermark, log_start) = (machine.ladder().committed(), machine.log_start());
     if wanted.offset < log_start || wanted.offset > machine.ladder().appended() {
-        let message = format!("partition {} has offsets {log_start} to {high_watermark}, not {}", cell.id, wanted.offset);
-        return Err(Refusal::new(Code::OffsetOutOfRange, message));
+        let message = format!("it has offsets {log_start} to {high_watermark}, not {}", wanted.offset);
+        return Err(cell.refusal(Code::OffsetOutOfRange, message));
     }
     Ok((high_watermark, log_start))
 }
@@ -346,7 +353,33 @@ async fn ask_everywhere(context: &Rc<Context>, request: &Fetch) -> FetchAnswer {
             parts[shard as usize] = Some(answer);
         }
     }
+    for shard in 0..context.mesh.shards() {
+        if parts[shard as usize].is_none()
+            && let Some(part) = of_shard(context, &now, shard)
+        {
+            parts[shard as usize] = Some(bounds(context, &part).await);
+        }
+    }
     join(context, request, parts)
+}
+
+/// What is said of partitions that an answer has no room for: where their logs begin and end, so that nobody takes the answer for the end.
+async fn bounds(context: &Rc<Context>, part: &Fetch) -> FetchAnswer {
+    let specs = [OffsetSpec::Earliest, OffsetSpec::Latest];
+    let ask = |wanted: &FetchPartition| specs.map(|spec| ListOffset { partition: wanted.partition, spec });
+    let questions: Vec<_> = part.partitions.iter().flat_map(ask).collect();
+    let found = list_offsets(context, &questions).await;
+    let result = |(wanted, found): (&FetchPartition, &[ListOffsetResult])| {
+        let outcome = match found {
+            [ListOffsetResult { outcome: Ok(start), .. }, ListOffsetResult { outcome: Ok(end), .. }] => {
+                Ok(Fetched { high_watermark: end.offset, log_start: start.offset, bytes: 0 })
+            }
+            other => Err(other.iter().find_map(|one| one.outcome.clone().err()).unwrap_or_else(shard_gone)),
+        };
+        FetchResult { partition: wanted.partition, outcome }
+    };
+    let results = part.partitions.iter().zip(found.chunks(specs.len())).map(result).collect();
+    FetchAnswer { results, ..FetchAnswer::new(context, usize::MAX) }
 }
 
 /// Ends when one of the shards has enough, after `max_wait_ms` at the latest.

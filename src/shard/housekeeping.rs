@@ -5,10 +5,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::limits;
-use crate::log::journal::EntryKind;
-use crate::log::paths;
 use crate::metrics::{Counter, Gauge};
 use crate::shard::context::Context;
+use crate::shard::deletion;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::now_ms;
 use crate::shard::write_behind;
@@ -90,39 +89,10 @@ pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
     }
     cell.machine.borrow_mut().expire_producers(now_ms(), limits::PRODUCER_EXPIRATION_MS);
     let Some(start) = cell.machine.borrow().retention(now_ms(), &settings) else { return };
-    delete_below(context, cell, start).await;
-}
-
-/// Raises the log start to `start`: the journal knows durably before any file goes.
-async fn delete_below(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: i64) {
-    let store = &context.store;
-    cell.enter_flush().await;
-    let unflushed = cell.unflushed_bytes();
-    let raised = cell.machine.borrow_mut().raise_log_start(start);
-    let gone = match raised {
-        Ok(gone) => gone,
-        Err(refusal) => {
-            tracing::warn!(partition = %cell.id, %refusal, "retention");
-            cell.leave_flush();
-            return;
-        }
-    };
-    let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
-    store.forget_entries(cell, cell.forget_below(start));
-    // What was deleted before it was flushed is no longer to be.
-    store.budget.sub_unflushed(unflushed.saturating_sub(cell.unflushed_bytes()));
-    store.reader.forget_below(cell.id, start);
-    store.journal.wait_durable(sequence).await;
-    cell.leave_flush();
-    for segment in gone {
-        cell.drop_files(segment.base_offset);
-        for path in [paths::segment(cell.id, segment.base_offset), paths::index(cell.id, segment.base_offset)] {
-            if let Err(error) = store.disk.remove(&path).await {
-                tracing::warn!(path, %error, "a deleted segment's file stays until the next start");
-            }
-        }
-        store.metrics.add(Counter::SegmentsDeleted, 1);
-        store.mark("segment deleted");
+    if let Err(refusal) = deletion::raise_log_start(context, cell, start).await
+        && cell.gone().is_none()
+    {
+        tracing::warn!(partition = %cell.id, %refusal, "retention");
     }
 }
 

@@ -17,8 +17,9 @@ use kafka_protocol::protocol::StrBytes;
 
 use crate::cluster::Command;
 use crate::kafka::{self, Answering, FrameError};
-use crate::request::{AlterTopic, Code, CreateTopic, MetadataRequest, Refusal, Request, Response, TopicDescription};
+use crate::request::{AlterTopic, Code, ConfigEntry, CreateTopic, MetadataRequest, Refusal, Request, Response, TopicDescription};
 use crate::shard::context::Context;
+use crate::shard::kafka_config_entries::{FROM_TOPIC, default_source};
 use crate::shard::kafka_service::Asked;
 use crate::shard::service;
 
@@ -42,10 +43,10 @@ impl AdminRefusal {
     /// Its code and words for the client; counted.
     pub fn told(self, asked: &Asked<'_>) -> (i16, Option<StrBytes>) {
         match self {
-            AdminRefusal::Ours(refusal) => (asked.refuse(&refusal, Answering::Admin), Some(refusal.message.into())),
+            AdminRefusal::Ours(refusal) => (asked.refuse(&refusal, Answering::Admin), asked.words(refusal.message)),
             AdminRefusal::Kafka(error, words) => {
                 asked.context.metrics.count_error(error.code());
-                (error.code(), Some(words.into()))
+                (error.code(), asked.words(words))
             }
         }
     }
@@ -70,7 +71,7 @@ pub async fn create_topics(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
             Ok(made) if asked.head.version >= 5 => result
                 .with_num_partitions(made.partitions as i32)
                 .with_replication_factor(made.replication_factor as i16)
-                .with_configs(Some(made.config.into_iter().map(made_config).collect())),
+                .with_configs(Some(made_configs(asked, made.config))),
             Ok(_) => result,
             Err(refusal) => {
                 let (code, words) = refusal.told(asked);
@@ -81,8 +82,17 @@ pub async fn create_topics(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     asked.encode(&answer)
 }
 
-fn made_config(entry: crate::request::ConfigEntry) -> CreatableTopicConfigs {
-    let source = crate::shard::kafka_configs::source(entry.is_set);
+/// The settings of a topic that was made; none, where the answer has no room for more.
+fn made_configs(asked: &Asked<'_>, config: Vec<ConfigEntry>) -> Vec<CreatableTopicConfigs> {
+    let bytes = config.iter().map(|entry| 16 + entry.name.len() + entry.value.len()).sum();
+    if !asked.take_room(bytes) {
+        return Vec::new();
+    }
+    config.into_iter().map(made_config).collect()
+}
+
+fn made_config(entry: ConfigEntry) -> CreatableTopicConfigs {
+    let source = if entry.is_set { FROM_TOPIC } else { default_source(&entry.name) };
     CreatableTopicConfigs::default().with_name(entry.name.into()).with_value(Some(entry.value.into())).with_config_source(source)
 }
 
@@ -199,6 +209,7 @@ pub async fn alter(asked: &Asked<'_>, request: AlterTopic, validate_only: bool) 
 }
 
 fn check_alter(context: &Context, request: AlterTopic) -> Result<(), Refusal> {
+    service::check_internal(context, &request)?;
     let id = context.view.borrow().topic(&request.name).map(|topic| topic.id).ok_or_else(|| service::unknown(&request.name))?;
     service::validate(context, &Command::AlterTopic { id, partitions: request.partitions, config: request.config }).map(drop)
 }

@@ -1,8 +1,11 @@
-//! Kafka's requests for settings. Those of topics can be changed; of those of the broker, the few that clients ask about can be read.
+//! Kafka's requests for settings. Those of topics can be changed; those of the broker are what it was started with.
+//!
+//! A request names a resource once, as Kafka's asks of changes: what a second mention of it would say can be as long as you like without the request being so.
+
+use std::collections::HashSet;
 
 use kafka_protocol::ResponseError;
 use kafka_protocol::messages::alter_configs_response::AlterConfigsResourceResponse;
-use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_configs_response::{DescribeConfigsResourceResult, DescribeConfigsResult, DescribeConfigsSynonym};
 use kafka_protocol::messages::incremental_alter_configs_response::AlterConfigsResourceResponse as IncrementalResponse;
 use kafka_protocol::messages::{
@@ -11,11 +14,10 @@ use kafka_protocol::messages::{
 };
 use kafka_protocol::protocol::StrBytes;
 
-use crate::cluster::config::{SETTINGS, Setting};
 use crate::kafka::FrameError;
-use crate::limits;
 use crate::request::{AlterTopic, Code, Refusal};
 use crate::shard::kafka_admin::{AdminRefusal, alter};
+use crate::shard::kafka_config_entries::{self as entries, Entry};
 use crate::shard::kafka_service::Asked;
 use crate::shard::service;
 
@@ -24,36 +26,45 @@ const TOPIC: i8 = 2;
 /// See [`TOPIC`].
 const BROKER: i8 = 4;
 
-/// Where a value comes from (DescribeConfigsResponse.ConfigSource of Kafka's client): set on the topic.
-const FROM_TOPIC: i8 = 1;
-/// See [`FROM_TOPIC`]: the broker's settings at its start.
-const FROM_BROKER: i8 = 4;
-/// See [`FROM_TOPIC`]: the default.
-const FROM_DEFAULT: i8 = 5;
+/// Bytes of a setting in an answer beside its texts; at most.
+const ENTRY: usize = 32;
 
-/// Where a topic's value comes from.
-pub fn source(is_set: bool) -> i8 {
-    if is_set { FROM_TOPIC } else { FROM_DEFAULT }
+/// The resources that a request has named so far.
+#[derive(Default)]
+struct Resources(HashSet<(i8, StrBytes)>);
+
+impl Resources {
+    /// The next one.
+    ///
+    /// # Errors
+    /// It is one too many, or was named before.
+    async fn next(&mut self, asked: &Asked<'_>, kind: i8, name: &StrBytes) -> Result<(), Refusal> {
+        asked.next(self.0.len()).await?;
+        match self.0.insert((kind, name.clone())) {
+            true => Ok(()),
+            false => Err(Refusal::new(Code::InvalidRequest, "a request names a resource once")),
+        }
+    }
 }
 
-/// One setting as told.
-struct Entry {
-    name: String,
-    value: String,
-    source: i8,
-    /// Only of topics.
-    setting: Option<&'static Setting>,
+fn no_settings(kind: i8) -> AdminRefusal {
+    Refusal::new(Code::InvalidRequest, format!("resources of kind {kind} have no settings here")).into()
 }
 
 /// DescribeConfigs.
 pub async fn describe_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: DescribeConfigsRequest = asked.decode()?;
+    let mut resources = Resources::default();
     let mut answer = DescribeConfigsResponse::default();
-    for (index, resource) in request.resources.iter().enumerate() {
-        let name = resource.resource_name.clone();
-        let result = DescribeConfigsResult::default().with_resource_type(resource.resource_type).with_resource_name(name);
-        answer.results.push(match entries(asked, index, resource).await {
-            Ok(entries) => result.with_configs(entries.into_iter().map(|entry| told(asked, &request, entry)).collect()),
+    for resource in &request.resources {
+        let (kind, name) = (resource.resource_type, &resource.resource_name);
+        let outcome = match resources.next(asked, kind, name).await {
+            Ok(()) => described(asked, &request, kind, name, resource.configuration_keys.as_deref()),
+            Err(refusal) => Err(refusal.into()),
+        };
+        let result = DescribeConfigsResult::default().with_resource_type(kind).with_resource_name(name.clone());
+        answer.results.push(match outcome {
+            Ok(configs) => result.with_configs(configs),
             Err(refusal) => {
                 let (code, words) = refusal.told(asked);
                 result.with_error_code(code).with_error_message(words)
@@ -63,115 +74,117 @@ pub async fn describe_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> 
     asked.encode(&answer)
 }
 
-async fn entries(asked: &Asked<'_>, index: usize, resource: &DescribeConfigsResource) -> Result<Vec<Entry>, AdminRefusal> {
-    asked.next(index).await?;
-    let name = resource.resource_name.as_str();
-    let mut entries = match resource.resource_type {
-        TOPIC => topic_entries(asked, name)?,
-        BROKER => broker_entries(asked, name)?,
-        other => return Err(Refusal::new(Code::InvalidRequest, format!("resources of kind {other} have no settings here")).into()),
+fn described(
+    asked: &Asked<'_>,
+    request: &DescribeConfigsRequest,
+    kind: i8,
+    name: &str,
+    keys: Option<&[StrBytes]>,
+) -> Result<Vec<DescribeConfigsResourceResult>, AdminRefusal> {
+    let mut entries = match kind {
+        TOPIC => {
+            let view = asked.context.view.borrow();
+            entries::of_topic(asked.context, view.topic(name).ok_or_else(|| service::unknown(name))?)
+        }
+        // What is set for all brokers while they run: nothing can be.
+        BROKER if name.is_empty() => Vec::new(),
+        BROKER => {
+            let broker = asked.context.identity.brokers.iter().find(|broker| broker.id.to_string() == name);
+            let broker = broker.ok_or_else(|| Refusal::new(Code::InvalidRequest, format!("there is no broker {name}")))?;
+            entries::of_broker(asked.context, broker)
+        }
+        other => return Err(no_settings(other)),
     };
     // No names are all of them, null or empty.
-    if let Some(keys) = resource.configuration_keys.as_ref().filter(|keys| !keys.is_empty()) {
+    if let Some(keys) = keys.filter(|keys| !keys.is_empty()) {
         entries.retain(|entry| keys.iter().any(|key| key.as_str() == entry.name));
     }
-    Ok(entries)
-}
-
-fn topic_entries(asked: &Asked<'_>, name: &str) -> Result<Vec<Entry>, Refusal> {
-    let view = asked.context.view.borrow();
-    let topic = view.topic(name).ok_or_else(|| service::unknown(name))?;
-    let setting = |name: &str| SETTINGS.iter().find(|setting| setting.name == name);
-    let described = topic.describe(asked.context.durability).config.into_iter();
-    Ok(described.map(|e| Entry { setting: setting(&e.name), source: source(e.is_set), name: e.name, value: e.value }).collect())
-}
-
-/// The settings of a broker that its clients go by; "" asks for what is set for all brokers while they run, which nothing can be.
-fn broker_entries(asked: &Asked<'_>, id: &str) -> Result<Vec<Entry>, AdminRefusal> {
-    if id.is_empty() {
-        return Ok(Vec::new());
+    let told: Vec<_> = entries.into_iter().map(|entry| told(asked, request, entry)).collect();
+    match asked.take_room(told.iter().map(len).sum()) {
+        true => Ok(told),
+        false => Err(Refusal::new(Code::LimitReached, "no room for it in one answer: ask for fewer resources").into()),
     }
-    if !asked.context.identity.brokers.iter().any(|broker| broker.id.to_string() == id) {
-        return Err(Refusal::new(Code::InvalidRequest, format!("there is no broker {id}")).into());
-    }
-    let entry = |name: &str, value: String, source| Entry { name: name.into(), value, source, setting: None };
-    Ok(vec![
-        entry("auto.create.topics.enable", asked.context.auto_create_topics.to_string(), FROM_BROKER),
-        entry("default.replication.factor", service::DEFAULT_REPLICATION_FACTOR.to_string(), FROM_DEFAULT),
-        entry("message.max.bytes", limits::DEFAULT_MAX_MESSAGE_BYTES.to_string(), FROM_DEFAULT),
-        entry("num.partitions", service::DEFAULT_PARTITIONS.to_string(), FROM_DEFAULT),
-    ])
 }
 
 fn told(asked: &Asked<'_>, request: &DescribeConfigsRequest, entry: Entry) -> DescribeConfigsResourceResult {
-    let Entry { name, value, source, setting } = entry;
-    let (name, value) = (StrBytes::from(name), StrBytes::from(value));
-    let mut result = DescribeConfigsResourceResult::default().with_name(name.clone()).with_value(Some(value.clone()));
-    result.config_source = source;
-    result.read_only = setting.is_none();
+    let mut result = DescribeConfigsResourceResult::default().with_name(entry.name.into()).with_value(Some(entry.value.into()));
+    result.config_source = entry.source;
+    result.read_only = entry.read_only;
     if request.include_synonyms {
-        let synonym = |value, source| DescribeConfigsSynonym::default().with_name(name.clone()).with_value(Some(value)).with_source(source);
-        result.synonyms.push(synonym(value, source));
-        if let Some(setting) = setting.filter(|setting| source == FROM_TOPIC && !setting.default.is_empty()) {
-            result.synonyms.push(synonym(StrBytes::from_static_str(setting.default), FROM_DEFAULT));
-        }
+        let synonym = |(name, value, source): (String, String, i8)| {
+            DescribeConfigsSynonym::default().with_name(name.into()).with_value(Some(value.into())).with_source(source)
+        };
+        result.synonyms = entry.synonyms.into_iter().map(synonym).collect();
     }
     if asked.head.version >= 3 {
-        result.config_type = kind(&name);
+        result.config_type = entry.kind;
         if request.include_documentation {
-            result.documentation = setting.map(|setting| StrBytes::from_static_str(setting.help));
+            result.documentation = Some(StrBytes::from_static_str(entry.help));
         }
     }
     result
 }
 
-/// The type of a setting's values (ConfigDef.Type of Kafka's client, by DescribeConfigsResponse.ConfigType).
-fn kind(name: &str) -> i8 {
-    const BOOLEAN: i8 = 1;
-    const STRING: i8 = 2;
-    const INT: i8 = 3;
-    const LONG: i8 = 5;
-    const LIST: i8 = 7;
-    match name {
-        "auto.create.topics.enable" => BOOLEAN,
-        "max.message.bytes"
-        | "message.max.bytes"
-        | "min.insync.replicas"
-        | "num.partitions"
-        | "segment.bytes"
-        | "default.replication.factor" => INT,
-        "retention.bytes" | "retention.ms" | "segment.ms" => LONG,
-        "cleanup.policy" => LIST,
-        _ => STRING,
-    }
+/// About as many bytes of the answer.
+fn len(told: &DescribeConfigsResourceResult) -> usize {
+    let text = |text: &Option<StrBytes>| text.as_ref().map_or(0, |text| text.len());
+    let synonyms: usize = told.synonyms.iter().map(|synonym| ENTRY + synonym.name.len() + text(&synonym.value)).sum();
+    ENTRY + told.name.len() + text(&told.value) + text(&told.documentation) + synonyms
 }
+
+/// The changes of one resource: a value, or back to the default.
+type Changes = Vec<(String, Option<String>)>;
 
 /// AlterConfigs: what is not named is given back to its default.
 pub async fn alter_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     let request: AlterConfigsRequest = asked.decode()?;
+    let mut resources = Resources::default();
     let mut answer = AlterConfigsResponse::default();
-    for (index, resource) in request.resources.into_iter().enumerate() {
-        let name = resource.resource_name.as_str();
+    for resource in request.resources {
+        let (kind, name) = (resource.resource_type, resource.resource_name);
         let named = resource.configs.iter().map(|config| Ok((config.name.to_string(), Some(given(&config.name, config.value.as_ref())?))));
-        let outcome = match named.collect::<Result<Vec<_>, Refusal>>() {
-            Ok(named) => {
-                change(asked, index, resource.resource_type, name, all_others_unset(asked, name, named), request.validate_only).await
-            }
-            Err(refusal) => Err(refusal.into()),
-        };
-        let (code, words) = outcome.err().map_or((0, None), |refusal| refusal.told(asked));
-        let result = AlterConfigsResourceResponse::default().with_resource_type(resource.resource_type);
-        answer.responses.push(result.with_resource_name(resource.resource_name).with_error_code(code).with_error_message(words));
+        let changes = named.collect::<Result<_, Refusal>>().map(|named| all_others_unset(asked, &name, named));
+        let (code, words) = change(asked, &mut resources, kind, &name, changes, request.validate_only).await;
+        let result = AlterConfigsResourceResponse::default().with_resource_type(kind).with_resource_name(name);
+        answer.responses.push(result.with_error_code(code).with_error_message(words));
+    }
+    asked.encode(&answer)
+}
+
+/// IncrementalAlterConfigs: only what is named changes (KIP-339).
+pub async fn incremental_alter_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
+    const SET: i8 = 0;
+    const DELETE: i8 = 1;
+    const APPEND: i8 = 2;
+    const SUBTRACT: i8 = 3;
+    let request: IncrementalAlterConfigsRequest = asked.decode()?;
+    let mut resources = Resources::default();
+    let mut answer = IncrementalAlterConfigsResponse::default();
+    for resource in request.resources {
+        let (kind, topic) = (resource.resource_type, resource.resource_name);
+        let changes = resource.configs.iter().map(|config| {
+            let (name, value) = (config.name.as_str(), || given(&config.name, config.value.as_ref()));
+            let changed = match config.config_operation {
+                SET => Some(value()?),
+                DELETE => None,
+                operation @ (APPEND | SUBTRACT) => Some(changed_list(asked, &topic, name, &value()?, operation == APPEND)?),
+                other => return Err(Refusal::new(Code::InvalidRequest, format!("there is no operation {other} on a setting"))),
+            };
+            Ok((name.to_owned(), changed))
+        });
+        let (code, words) = change(asked, &mut resources, kind, &topic, changes.collect(), request.validate_only).await;
+        let result = IncrementalResponse::default().with_resource_type(kind).with_resource_name(topic);
+        answer.responses.push(result.with_error_code(code).with_error_message(words));
     }
     asked.encode(&answer)
 }
 
 /// A value that has to be there.
 fn given(name: &str, value: Option<&StrBytes>) -> Result<String, Refusal> {
-    value.map(|value| value.to_string()).ok_or_else(|| Refusal::new(Code::InvalidConfig, format!("setting {name} has no value")))
+    value.map(|value| value.to_string()).ok_or_else(|| Refusal::new(Code::InvalidRequest, format!("setting {name} has no value")))
 }
 
-fn all_others_unset(asked: &Asked<'_>, topic: &str, named: Vec<(String, Option<String>)>) -> Vec<(String, Option<String>)> {
+fn all_others_unset(asked: &Asked<'_>, topic: &str, named: Changes) -> Changes {
     let view = asked.context.view.borrow();
     let set = view.topic(topic).map(|topic| topic.config.set_pairs()).unwrap_or_default();
     let others = set.into_iter().map(|(name, _)| name).filter(|name| !named.iter().any(|(n, _)| n == name)).map(|name| (name, None));
@@ -179,46 +192,48 @@ fn all_others_unset(asked: &Asked<'_>, topic: &str, named: Vec<(String, Option<S
     others.into_iter().chain(named).collect()
 }
 
-async fn change(
-    asked: &Asked<'_>,
-    index: usize,
-    kind: i8,
-    name: &str,
-    config: Vec<(String, Option<String>)>,
-    validate_only: bool,
-) -> Result<(), AdminRefusal> {
-    asked.next(index).await?;
-    match kind {
-        TOPIC => alter(asked, AlterTopic { name: name.into(), partitions: None, config }, validate_only).await,
-        BROKER => {
-            let words = "the broker's settings are those it was started with".to_string();
-            Err(AdminRefusal::Kafka(ResponseError::InvalidRequest, words))
-        }
-        other => Err(Refusal::new(Code::InvalidRequest, format!("resources of kind {other} have no settings here")).into()),
+/// A list with elements added or taken away.
+fn changed_list(asked: &Asked<'_>, topic: &str, name: &str, elements: &str, add: bool) -> Result<String, Refusal> {
+    if !entries::is_list(name) {
+        return Err(Refusal::new(Code::InvalidConfig, format!("setting {name} is no list to add to or to take from")));
     }
+    let view = asked.context.view.borrow();
+    let present = view.topic(topic).and_then(|topic| topic.config.value(name, asked.context.durability)).unwrap_or_default();
+    let split = |list: &'_ str| list.split(',').map(|element| element.trim().to_owned()).filter(|e| !e.is_empty()).collect::<Vec<_>>();
+    let (mut list, elements) = (split(&present), split(elements));
+    list.retain(|element| !elements.contains(element));
+    if add {
+        list.extend(elements);
+    }
+    Ok(list.join(","))
 }
 
-/// IncrementalAlterConfigs: only what is named changes (KIP-339).
-pub async fn incremental_alter_configs(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
-    const SET: i8 = 0;
-    const DELETE: i8 = 1;
-    let request: IncrementalAlterConfigsRequest = asked.decode()?;
-    let mut answer = IncrementalAlterConfigsResponse::default();
-    for (index, resource) in request.resources.into_iter().enumerate() {
-        let changes = resource.configs.iter().map(|config| match config.config_operation {
-            SET => Ok((config.name.to_string(), Some(given(&config.name, config.value.as_ref())?))),
-            DELETE => Ok((config.name.to_string(), None)),
-            _ => Err(Refusal::new(Code::InvalidConfig, format!("setting {} is no list to add to or to take from", config.name))),
-        });
-        let outcome = match changes.collect::<Result<Vec<_>, Refusal>>() {
-            Ok(changes) => {
-                change(asked, index, resource.resource_type, resource.resource_name.as_str(), changes, request.validate_only).await
+/// Changes a resource, or sees whether it could be changed so: code and words for the client.
+async fn change(
+    asked: &Asked<'_>,
+    resources: &mut Resources,
+    kind: i8,
+    name: &StrBytes,
+    changes: Result<Changes, Refusal>,
+    validate_only: bool,
+) -> (i16, Option<StrBytes>) {
+    let outcome = async {
+        resources.next(asked, kind, name).await?;
+        match kind {
+            TOPIC => {
+                let config = changes?;
+                let mut names = HashSet::new();
+                if let Some((twice, _)) = config.iter().find(|(name, _)| !names.insert(name)) {
+                    return Err(Refusal::new(Code::InvalidRequest, format!("setting {twice} comes twice")).into());
+                }
+                alter(asked, AlterTopic { name: name.to_string(), partitions: None, config }, validate_only).await
             }
-            Err(refusal) => Err(refusal.into()),
-        };
-        let (code, words) = outcome.err().map_or((0, None), |refusal| refusal.told(asked));
-        let result = IncrementalResponse::default().with_resource_type(resource.resource_type);
-        answer.responses.push(result.with_resource_name(resource.resource_name).with_error_code(code).with_error_message(words));
-    }
-    asked.encode(&answer)
+            BROKER => {
+                let words = "the broker's settings are those it was started with".to_string();
+                Err(AdminRefusal::Kafka(ResponseError::InvalidRequest, words))
+            }
+            other => Err(no_settings(other)),
+        }
+    };
+    outcome.await.err().map_or((0, None), |refusal| refusal.told(asked))
 }

@@ -3,7 +3,8 @@
 //!
 //! As on a native connection, a frame that fits the shared receive buffer is read in place, and a longer one gets memory from the shard's share before it is
 //! read. A long Produce request with one batch for a partition of this shard is received the native way, straight into aligned memory or a file of its own;
-//! one with several batches, or for other shards, is received whole, and its batches are copied from there.
+//! one with several batches, or for other shards, is received whole, and its batches are copied from there, or batch by batch where it is too long for that
+//! ([`crate::shard::kafka_batches`]).
 //!
 //! What is not served ends the connection with a logged reason, but for ApiVersions, whose answer says what is.
 
@@ -11,7 +12,7 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::time::Instant;
 
-use crate::kafka::{self, DecodeError, FrameError, FrameStart, ProduceRequest};
+use crate::kafka::{self, DecodeError, FrameStart, ProduceRequest};
 use crate::limits::{self, ADOPT_APPEND, LARGE_APPEND, RECEIVE_BUFFER};
 use crate::shard::adoption;
 use crate::shard::connection::{Connection, End, ReceiveLease};
@@ -20,7 +21,7 @@ use crate::shard::kafka_produce::{self, Begun};
 use crate::shard::pending::PendingProduce;
 
 /// Bytes of a batch that say how it is compressed.
-const ATTRIBUTES_END: usize = 23;
+pub(super) const ATTRIBUTES_END: usize = 23;
 
 impl Connection {
     /// Serves requests until the connection ends.
@@ -42,7 +43,11 @@ impl Connection {
             self.first_byte = None;
             self.state.deadline.set(0);
             exchange.wait_for_room().await;
-            if self.sender.is_closed() || self.context.draining.get() {
+            if self.context.draining.get() {
+                // What has come is still answered.
+                self.sender.wait_over().await;
+            }
+            if self.sender.is_closed() {
                 return Ok(());
             }
         }
@@ -78,7 +83,7 @@ impl Connection {
             return Ok(());
         }
         if start.total_len() > limits::MAX_KAFKA_PRODUCE {
-            return Err(FrameError::Length { len: start.total_len() as i32 - 4, most: limits::MAX_KAFKA_PRODUCE - 4 }.into());
+            return self.streamed_kafka_produce(exchange, start).await;
         }
         let (frame, _lease) = self.receive_kafka_frame(start, start.total_len()).await?;
         Ok(kafka_produce::produce(exchange, start, &frame).await?)
@@ -94,7 +99,7 @@ impl Connection {
     }
 
     /// Waits for memory; what came so far came in time, the rest has its time from here.
-    async fn lease_kafka_frame(&mut self, start: FrameStart, memory: usize) -> ReceiveLease {
+    pub(super) async fn lease_kafka_frame(&mut self, start: FrameStart, memory: usize) -> ReceiveLease {
         self.state.deadline.set(0);
         let lease = ReceiveLease::take(&self.context, memory).await;
         if start.is_produce() {
@@ -158,8 +163,13 @@ impl Connection {
         let lease = self.lease_kafka_frame(start, memory).await;
         self.start += records.start;
         match cell {
-            Some(cell) if len > ADOPT_APPEND => self.adopted_produce(&cell, len, false, answer).await?,
-            Some(cell) => self.large_produce(&cell, len, answer).await?,
+            Some(cell) => {
+                let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                match len > ADOPT_APPEND {
+                    true => self.adopted_produce(&cell, len, false, done).await?,
+                    false => self.large_produce(&cell, len, done).await?,
+                }
+            }
             None if produce.batches.is_empty() || len > ADOPT_APPEND => {
                 // Refused, or too much to hold for another shard: its client is to send it there.
                 self.skip(len).await?;

@@ -13,6 +13,7 @@ use futures_util::future::select;
 use crate::kafka::{FrameError, FrameStart, InOrder, Next, Place};
 use crate::limits;
 use crate::metrics::Counter;
+use crate::shard::budget::Building;
 use crate::shard::context::Context;
 use crate::shard::event::Event;
 use crate::shard::kafka_service;
@@ -24,15 +25,14 @@ pub struct Exchange {
     pub context: Rc<Context>,
     /// The sending side.
     pub sender: Rc<Sender>,
-    peer: String,
+    /// The client's address.
+    pub peer: String,
     order: RefCell<InOrder<Waiting, Vec<u8>>>,
     /// A request of which not all has come, and its answer if that is there already.
     receiving: Cell<Option<Place>>,
     early: RefCell<Vec<u8>>,
     /// Bytes of requests that wait.
     waiting: Cell<usize>,
-    /// Bytes of answers that wait for those before them.
-    parked: Cell<usize>,
     /// Notified when one of these falls.
     room: Event,
 }
@@ -57,7 +57,6 @@ impl Exchange {
             receiving: Cell::new(None),
             early: RefCell::default(),
             waiting: Cell::new(0),
-            parked: Cell::new(0),
             room: Event::default(),
         })
     }
@@ -95,7 +94,7 @@ impl Exchange {
             self.early.replace(frame);
             return;
         }
-        self.park(frame.len() as isize);
+        self.sender.hold_back(frame.len() as isize);
         self.order.borrow_mut().answered(place, frame);
         self.advance();
     }
@@ -115,12 +114,6 @@ impl Exchange {
         self.sender.close();
     }
 
-    fn park(&self, bytes: isize) {
-        let answers = self.context.store.budget.answers();
-        self.parked.set(self.parked.get().wrapping_add_signed(bytes));
-        answers.set(answers.get().wrapping_add_signed(bytes));
-    }
-
     /// Sends and begins what is first.
     fn advance(self: &Rc<Exchange>) {
         let mut sent = false;
@@ -129,7 +122,7 @@ impl Exchange {
             match next {
                 None => break,
                 Some(Next::Send(frame)) => {
-                    self.park(-(frame.len() as isize));
+                    self.sender.hold_back(-(frame.len() as isize));
                     if !frame.is_empty() {
                         self.context.metrics.add(Counter::BytesSent, frame.len() as u64);
                         self.sender.queue(Outgoing::Owned(frame));
@@ -164,11 +157,16 @@ impl Exchange {
                     None => return,
                 },
             };
+            // What is made of a long one is there until it is answered, a fetch's while it waits.
+            let mut decoded = Building::new(&exchange.context.store.budget);
+            if frame.len() > limits::RECEIVE_BUFFER {
+                decoded.add(frame.len() * limits::KAFKA_DECODED);
+            }
             match kafka_service::answer(&exchange, start, frame).await {
                 Ok(frame) => exchange.answer(place, frame),
                 Err(error) => exchange.refuse(&error),
             }
-            drop(open);
+            drop((decoded, open));
         })
         .detach();
     }
@@ -185,7 +183,7 @@ impl Exchange {
     pub async fn wait_below(&self, bytes: usize) {
         loop {
             let (room, over) = (self.room.ticket(), self.sender.over().ticket());
-            if self.sender.is_closed() || self.waiting.get() + self.parked.get() <= bytes {
+            if self.sender.is_closed() || self.waiting.get() + self.sender.held_back() <= bytes {
                 return;
             }
             select(pin!(self.room.wait(room)), pin!(self.sender.over().wait(over))).await;
@@ -212,6 +210,6 @@ impl Exchange {
 
 impl Drop for Exchange {
     fn drop(&mut self) {
-        self.park(-(self.parked.get() as isize));
+        self.sender.hold_back(-(self.sender.held_back() as isize));
     }
 }

@@ -121,11 +121,7 @@ fn fetched(index: i32, outcome: Option<(&FetchPartition, Option<FetchResult>)>) 
             bytes: fetched.bytes as usize,
         },
         Some((_, Some(FetchResult { outcome: Err(refusal), .. }))) => refused(refusal.code),
-        // The answer was full before its shard was asked. Clients want every partition in the answer; that there may be more keeps them from taking this for
-        // the end.
-        Some((asked, None)) => {
-            FetchedPartition { index, error: 0, high_watermark: asked.offset.saturating_add(1), log_start: -1, bytes: 0 }
-        }
+        Some((_, None)) => refused(Code::Internal),
     }
 }
 

@@ -3,6 +3,7 @@
 //! A batch's bytes go to [`crate::shard::produce`] as they are, which checks them as it checks those of the native protocol: one whole batch of
 //! format 2, neither control nor transactional. What is checked here is what only this protocol has.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
 use crate::batch::Compression;
@@ -13,7 +14,7 @@ use crate::request::{Acks, Code, Produce, ProduceBatch, ProduceResult, Refusal};
 use crate::shard::context::Context;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::net::OpenRequest;
-use crate::shard::pending::Answer;
+use crate::shard::pending::{Answer, Completion, PendingProduce};
 use crate::shard::produce;
 use crate::types::TopicPartition;
 
@@ -83,27 +84,115 @@ struct Outcome {
     refusal: Option<(i16, Refusal)>,
 }
 
-/// Decides which batches of a request are to be appended. `frame` begins with the request; of a batch that has not come whole, the header has.
-pub fn plan(context: &Context, start: FrameStart, correlation: i32, request: &ProduceRequest<'_>, frame: &[u8]) -> Planned {
-    let acks = match request.acks {
+/// A request whose batches come one by one.
+pub struct Streamed {
+    exchange: Rc<Exchange>,
+    start: FrameStart,
+    /// What is waited for.
+    pub acks: Acks,
+    /// Why nothing of it is appended.
+    refusal: Option<(i16, Refusal)>,
+    outcomes: Rc<RefCell<Outcomes>>,
+    pending: Rc<PendingProduce>,
+    has_place: bool,
+}
+
+struct StreamedAnswer {
+    exchange: Rc<Exchange>,
+    place: Option<Place>,
+    outcomes: Rc<RefCell<Outcomes>>,
+    _open: OpenRequest,
+}
+
+impl Answer for StreamedAnswer {
+    fn produced(&self, results: Vec<ProduceResult>) {
+        self.outcomes.borrow().tell(&self.exchange, self.place, &results);
+    }
+}
+
+impl Streamed {
+    /// Takes a place for the answer, which waits until the request has come whole.
+    pub fn begin(exchange: &Rc<Exchange>, start: FrameStart, correlation: i32, request: &ProduceRequest<'_>) -> Streamed {
+        exchange.context.metrics.count_request(RequestKind::Produce);
+        let acks = acks_of(request.acks);
+        let place = (acks != Some(Acks::None)).then(|| exchange.begin());
+        place.into_iter().for_each(|place| exchange.receiving(place));
+        let outcomes = Rc::new(RefCell::new(Outcomes { start, correlation, topics: Vec::new() }));
+        let answer =
+            StreamedAnswer { exchange: exchange.clone(), place, outcomes: outcomes.clone(), _open: exchange.sender.begin_request() };
+        Streamed {
+            exchange: exchange.clone(),
+            start,
+            acks: acks.unwrap_or(Acks::Leader),
+            refusal: whole_refusal(start, acks, request),
+            outcomes,
+            pending: PendingProduce::growing(Box::new(answer)),
+            has_place: place.is_some(),
+        }
+    }
+
+    /// Batches of this topic follow.
+    pub fn topic(&self, name: String) {
+        self.outcomes.borrow_mut().topics.push((name, Vec::new()));
+    }
+
+    /// The next batch, of which the first bytes are at hand: where it goes and the right to decide it; `None` where it is refused already.
+    pub fn batch(&self, index: i32, first: &[u8]) -> Option<(TopicPartition, Completion)> {
+        let mut outcomes = self.outcomes.borrow_mut();
+        let (topic, of_topic) = outcomes.topics.last_mut()?;
+        let found = match &self.refusal {
+            Some(refusal) => Err(refusal.clone()),
+            None => find(&self.exchange.context, self.start, topic, index, first),
+        };
+        let (id, refusal) = match found {
+            Ok(id) => (Some(id), None),
+            Err(refusal) => (None, Some(refusal)),
+        };
+        of_topic.push(Outcome { index, refusal });
+        id.map(|id| (id, self.pending.add(id)))
+    }
+
+    /// All of it has come.
+    pub fn end(self) {
+        self.pending.seal();
+        if self.has_place {
+            self.exchange.received();
+        }
+    }
+}
+
+fn acks_of(acks: i16) -> Option<Acks> {
+    match acks {
         0 => Some(Acks::None),
         1 => Some(Acks::Leader),
         -1 => Some(Acks::All),
         _ => None,
-    };
+    }
+}
+
+/// Where a batch goes of which the first bytes are at hand.
+fn find(context: &Context, start: FrameStart, topic: &str, index: i32, first: &[u8]) -> Result<TopicPartition, (i16, Refusal)> {
+    let id = resolve(context, topic, index).ok_or_else(|| of_code(unknown(index)))?;
+    unsupported_compression(start, first).map_or(Ok(id), Err)
+}
+
+/// Decides which batches of a request are to be appended. `frame` begins with the request; of a batch that has not come whole, the header has.
+pub fn plan(context: &Context, start: FrameStart, correlation: i32, request: &ProduceRequest<'_>, frame: &[u8]) -> Planned {
+    let acks = acks_of(request.acks);
     let mut batches = Vec::new();
     let mut outcome = |topic: &str, partition: &kafka::ProducePartition| {
-        let refused = whole_refusal(start, acks, request).or_else(|| match resolve(context, topic, partition.index) {
-            None => Some(of_code(unknown(partition.index))),
-            Some(id) => {
-                let range = partition.records.clone().unwrap_or(0..0);
-                let refused = unsupported_compression(start, frame.get(range.start..).unwrap_or_default());
-                if refused.is_none() {
-                    batches.push(ProduceBatch { partition: id, range });
-                }
-                refused
+        let range = partition.records.clone().unwrap_or(0..0);
+        let found = match whole_refusal(start, acks, request) {
+            Some(refusal) => Err(refusal),
+            None => find(context, start, topic, partition.index, frame.get(range.start..).unwrap_or_default()),
+        };
+        let refused = match found {
+            Ok(id) => {
+                batches.push(ProduceBatch { partition: id, range });
+                None
             }
-        });
+            Err(refusal) => Some(refusal),
+        };
         Outcome { index: partition.index, refusal: refused }
     };
     let topics =
@@ -166,31 +255,44 @@ struct KafkaProduceAnswer {
 
 impl Answer for KafkaProduceAnswer {
     fn produced(&self, results: Vec<ProduceResult>) {
-        let Outcomes { start, correlation, topics } = &self.outcomes;
+        self.outcomes.tell(&self.exchange, self.place, &results);
+    }
+}
+
+impl Outcomes {
+    /// Answers the request, or ends the connection where a failure has no other way to be heard of.
+    fn tell(&self, exchange: &Rc<Exchange>, place: Option<Place>, results: &[ProduceResult]) {
+        let Outcomes { start, correlation, topics } = self;
         let early = topics.iter().flat_map(|(_, outcomes)| outcomes).filter_map(|o| o.refusal.as_ref().map(|(_, refusal)| refusal));
         let refusals = early.chain(results.iter().filter_map(|result| result.outcome.as_ref().err()));
         let mut first_refusal = None;
         for refusal in refusals {
-            self.exchange.context.metrics.count_error(refusal.code.value());
+            exchange.context.metrics.count_error(refusal.code.value());
             first_refusal.get_or_insert(&refusal.message);
         }
-        let Some(place) = self.place else {
-            return first_refusal.into_iter().for_each(|words| self.exchange.fail_silent(words));
+        let Some(place) = place else {
+            return first_refusal.into_iter().for_each(|words| exchange.fail_silent(words));
         };
         let mut results = results.iter();
+        let mut room = limits::MAX_KAFKA_DETAILS;
         let answered: Vec<(&str, Vec<Produced<'_>>)> = topics
             .iter()
             .map(|(name, outcomes)| {
-                let of = outcomes.iter().map(|outcome| match &outcome.refusal {
-                    Some((code, refusal)) => Produced::refused(outcome.index, *code, Some(&refusal.message)),
-                    None => produced_of(outcome.index, results.next()),
+                let of = outcomes.iter().map(|outcome| {
+                    let produced = match &outcome.refusal {
+                        Some((code, refusal)) => Produced::refused(outcome.index, *code, Some(&refusal.message)),
+                        None => produced_of(outcome.index, results.next()),
+                    };
+                    let left = room.checked_sub(produced.message.map_or(0, str::len));
+                    room = left.unwrap_or(0);
+                    Produced { message: produced.message.filter(|_| left.is_some()), ..produced }
                 });
                 (name.as_str(), of.collect())
             })
             .collect();
         let topics = answered.iter().map(|(name, of)| (*name, of.iter().copied()));
         let frame = kafka::encode_produced(*correlation, start.version, start.api.is_flexible(start.version), topics);
-        self.exchange.answer(place, frame);
+        exchange.answer(place, frame);
     }
 }
 

@@ -2,6 +2,7 @@
 //!
 //! Topics go by name here: a name is that of the topic which this shard's view of the catalogue has at the moment.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
@@ -10,20 +11,27 @@ use kafka_protocol::messages::{
     ApiKey, ApiVersionsRequest, InitProducerIdRequest, InitProducerIdResponse, ListOffsetsRequest, ListOffsetsResponse,
     MetadataRequest as KafkaMetadataRequest,
 };
-use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion};
+use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, StrBytes};
 
 use crate::kafka::{self, Answering, FrameError, FrameStart, Reader, RequestHead, kafka_code};
 use crate::limits;
 use crate::metrics::RequestKind;
-use crate::request::{Code, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
+use crate::request::group::{GroupAnswer, GroupError, GroupRequest};
+use crate::request::{Code, FoundOffset, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
 use crate::shard::context::Context;
+use crate::shard::groups;
 use crate::shard::kafka_admin;
+use crate::shard::kafka_delete_records;
+use crate::shard::kafka_epochs;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::kafka_fetch;
+use crate::shard::kafka_group_admin;
+use crate::shard::kafka_groups;
 use crate::shard::kafka_log_dirs;
+use crate::shard::kafka_offsets;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::service;
-use crate::types::{Offset, Timestamp, TopicPartition};
+use crate::types::TopicPartition;
 
 /// A request in hand.
 pub struct Asked<'a> {
@@ -34,6 +42,9 @@ pub struct Asked<'a> {
     /// Its header.
     pub head: RequestHead<'a>,
     body: Reader<'a>,
+    peer: &'a str,
+    /// Bytes of words and settings that its answer may still hold.
+    room: Cell<usize>,
 }
 
 impl Asked<'_> {
@@ -61,8 +72,41 @@ impl Asked<'_> {
         glommio::yield_if_needed().await;
         match index < limits::MAX_KAFKA_CHANGES {
             true => Ok(()),
-            false => Err(Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))),
+            false => Err(self.too_many()),
         }
+    }
+
+    /// Asks the coordinator of a group.
+    pub async fn ask_group(&self, request: GroupRequest) -> GroupAnswer {
+        groups::ask(self.context, groups::from_client(request, self.peer)).await
+    }
+
+    /// Counts a refusal of a group's coordinator; its code.
+    pub fn refuse_group(&self, error: GroupError) -> i16 {
+        self.context.metrics.count_error(error.code());
+        error.code()
+    }
+
+    /// The code of an outcome; a refusal is counted.
+    pub fn group_code(&self, outcome: Result<(), GroupError>) -> i16 {
+        outcome.map_or_else(|error| self.refuse_group(error), |()| 0)
+    }
+
+    /// Takes room of the answer for what is not in proportion to the request; false where there is none left.
+    pub fn take_room(&self, bytes: usize) -> bool {
+        let left = self.room.get().checked_sub(bytes);
+        self.room.set(left.unwrap_or(0));
+        left.is_some()
+    }
+
+    /// A refusal's words, while there is room for any: the code says the rest.
+    pub fn words(&self, words: String) -> Option<StrBytes> {
+        self.take_room(words.len()).then(|| words.into())
+    }
+
+    /// The refusal of what is behind the last that a request may change or describe.
+    pub fn too_many(&self) -> Refusal {
+        Refusal::new(Code::LimitReached, format!("a request has at most {} of these", limits::MAX_KAFKA_CHANGES))
     }
 
     /// Counts a refusal; its Kafka code.
@@ -82,12 +126,26 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         request.answer(exchange).await;
         return Ok(Vec::new());
     }
-    let asked = Asked { context: &exchange.context, start, head, body };
+    let (context, peer, room) = (&exchange.context, exchange.peer.as_str(), Cell::new(limits::MAX_KAFKA_DETAILS));
+    let asked = Asked { context, start, head, body, peer, room };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,
         ApiKey::ListOffsets => list_offsets(&asked).await,
+        ApiKey::DeleteRecords => kafka_delete_records::delete_records(&asked).await,
         ApiKey::InitProducerId => init_producer_id(&asked).await,
+        ApiKey::FindCoordinator => kafka_groups::find_coordinator(&asked).await,
+        ApiKey::JoinGroup => kafka_groups::join_group(&asked).await,
+        ApiKey::SyncGroup => kafka_groups::sync_group(&asked).await,
+        ApiKey::Heartbeat => kafka_groups::heartbeat(&asked).await,
+        ApiKey::LeaveGroup => kafka_groups::leave_group(&asked).await,
+        ApiKey::OffsetCommit => kafka_offsets::offset_commit(&asked).await,
+        ApiKey::OffsetFetch => kafka_offsets::offset_fetch(&asked).await,
+        ApiKey::OffsetDelete => kafka_offsets::offset_delete(&asked).await,
+        ApiKey::DescribeGroups => kafka_group_admin::describe_groups(&asked).await,
+        ApiKey::ListGroups => kafka_group_admin::list_groups(&asked).await,
+        ApiKey::DeleteGroups => kafka_group_admin::delete_groups(&asked).await,
+        ApiKey::OffsetForLeaderEpoch => kafka_epochs::offset_for_leader_epoch(&asked).await,
         ApiKey::CreateTopics => kafka_admin::create_topics(&asked).await,
         ApiKey::DeleteTopics => kafka_admin::delete_topics(&asked).await,
         ApiKey::CreatePartitions => kafka_admin::create_partitions(&asked).await,
@@ -106,11 +164,24 @@ fn kind(key: ApiKey) -> RequestKind {
         ApiKey::Fetch => RequestKind::Fetch,
         ApiKey::Metadata => RequestKind::Metadata,
         ApiKey::ListOffsets => RequestKind::ListOffsets,
+        ApiKey::DeleteRecords => RequestKind::DeleteRecords,
         ApiKey::InitProducerId => RequestKind::InitProducerId,
+        ApiKey::OffsetForLeaderEpoch => RequestKind::EpochEnds,
         ApiKey::CreateTopics => RequestKind::CreateTopic,
         ApiKey::DeleteTopics => RequestKind::DeleteTopic,
         ApiKey::DescribeConfigs => RequestKind::DescribeTopic,
         ApiKey::AlterConfigs | ApiKey::IncrementalAlterConfigs | ApiKey::CreatePartitions => RequestKind::AlterTopic,
+        ApiKey::FindCoordinator
+        | ApiKey::JoinGroup
+        | ApiKey::SyncGroup
+        | ApiKey::Heartbeat
+        | ApiKey::LeaveGroup
+        | ApiKey::OffsetCommit
+        | ApiKey::OffsetFetch
+        | ApiKey::OffsetDelete
+        | ApiKey::DescribeGroups
+        | ApiKey::ListGroups
+        | ApiKey::DeleteGroups => RequestKind::Group,
         _ => RequestKind::Other,
     }
 }
@@ -186,11 +257,15 @@ async fn list_offsets(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     asked.encode(&answer)
 }
 
-fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<(Offset, Timestamp), Refusal>) -> ListOffsetsPartitionResponse {
+fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<FoundOffset, Refusal>) -> ListOffsetsPartitionResponse {
+    /// First version with the leader epoch of the offset (KIP-320).
+    const FIRST_WITH_EPOCH: i16 = 4;
     let answer = ListOffsetsPartitionResponse::default().with_partition_index(index);
     match outcome {
-        // The epoch of the record is not looked up: -1 is "not known", and clients do without.
-        Ok((offset, timestamp)) => answer.with_offset(offset).with_timestamp(timestamp),
+        Ok(found) => {
+            let epoch = found.leader_epoch.filter(|_| asked.head.version >= FIRST_WITH_EPOCH);
+            answer.with_offset(found.offset).with_timestamp(found.timestamp).with_leader_epoch(epoch.unwrap_or(-1))
+        }
         Err(refusal) => answer.with_error_code(asked.refuse(&refusal, Answering::Read)),
     }
 }

@@ -154,6 +154,8 @@ pub struct Sender {
     over: Event,
     /// Requests of the connection that are not answered.
     open_requests: Cell<u32>,
+    /// Bytes of answers that wait for those before them, and are not queued for that.
+    held_back: Cell<usize>,
     /// A fetch of the connection is being answered: others wait, so that no more than one answer is built beyond what may be queued.
     is_answering: Cell<bool>,
     /// The shard's counter of bytes in memory that wait for their peers.
@@ -204,6 +206,7 @@ impl Sender {
             drained: Event::default(),
             over: Event::default(),
             open_requests: Cell::new(0),
+            held_back: Cell::new(0),
             is_answering: Cell::new(false),
             answers,
             progress_at: Cell::new(None),
@@ -233,6 +236,33 @@ impl Sender {
     pub fn begin_request(self: &Rc<Sender>) -> OpenRequest {
         self.open_requests.set(self.open_requests.get() + 1);
         OpenRequest(self.clone())
+    }
+
+    /// More, or fewer, bytes of answers wait for those before them.
+    pub fn hold_back(&self, bytes: isize) {
+        self.held_back.set(self.held_back.get().wrapping_add_signed(bytes));
+        self.answers.set(self.answers.get().wrapping_add_signed(bytes));
+    }
+
+    /// Bytes of answers that wait for those before them.
+    pub fn held_back(&self) -> usize {
+        self.held_back.get()
+    }
+
+    /// Whether the peer is still to get anything: a request is not answered, or an answer not taken.
+    pub fn owes(&self) -> bool {
+        !self.closed.get() && (self.open_requests.get() > 0 || self.held_back.get() > 0 || self.queued_bytes.get() > 0)
+    }
+
+    /// Waits until the connection is over.
+    pub async fn wait_over(&self) {
+        loop {
+            let ticket = self.over.ticket();
+            if self.closed.get() {
+                return;
+            }
+            self.over.wait(ticket).await;
+        }
     }
 
     /// Bytes that wait.

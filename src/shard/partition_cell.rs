@@ -24,6 +24,8 @@ use crate::types::{Durability, Offset, Timestamp, TopicPartition};
 pub struct PartitionCell {
     /// Which.
     pub id: TopicPartition,
+    /// Its topic's name.
+    topic: Rc<str>,
     /// Rules and offsets.
     pub machine: RefCell<Partition>,
     /// Batches in memory.
@@ -157,8 +159,9 @@ pub struct Tracked {
 }
 
 impl PartitionCell {
-    /// A partition as recovered.
+    /// A partition as recovered, of the topic of that name.
     pub fn new(
+        topic: &str,
         machine: Partition,
         settings: Settings,
         remainder: Option<Vec<u8>>,
@@ -167,6 +170,7 @@ impl PartitionCell {
     ) -> Rc<PartitionCell> {
         Rc::new(PartitionCell {
             id: machine.id(),
+            topic: topic.into(),
             machine: RefCell::new(machine),
             tail: RefCell::default(),
             settings: Cell::new(settings),
@@ -189,6 +193,16 @@ impl PartitionCell {
             in_flight: RefCell::default(),
             disk,
         })
+    }
+
+    /// What its users call it.
+    pub fn name(&self) -> String {
+        format!("partition {} of topic {}", self.id.partition, self.topic)
+    }
+
+    /// A refusal that says of which partition it is.
+    pub fn refusal(&self, code: Code, what: impl std::fmt::Display) -> Refusal {
+        Refusal::new(code, format!("{}: {what}", self.name()))
     }
 
     /// Refuses everything from now on: the topic was deleted, or the partition is quarantined.
@@ -444,11 +458,6 @@ impl PartitionCell {
     }
 }
 
-/// The refusal of a partition whose topic was deleted.
-pub fn deleted(id: TopicPartition) -> Refusal {
-    Refusal::new(Code::UnknownTopicOrPartition, format!("partition {id} was deleted"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -499,7 +508,7 @@ mod tests {
         let id = TopicPartition { topic: TopicId([1; 16]), partition: 0 };
         let machine = Partition::open(PartitionState::new(id), 0, 10, 0);
         let settings = Settings { durability: Durability::Memory, ..Settings::default() };
-        let cell = PartitionCell::new(machine, settings, None, Arc::default(), Disk::new("unused".into(), true, None));
+        let cell = PartitionCell::new("adopting", machine, settings, None, Arc::default(), Disk::new("unused".into(), true, None));
         let committed = || cell.machine.borrow().ladder().committed();
         let (first, second, large) = (Rc::new(DirectWrite::in_file_only()), Rc::new(DirectWrite::in_file_only()), Rc::default());
         adopt(&cell, 0, &first);

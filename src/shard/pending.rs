@@ -39,6 +39,24 @@ impl PendingProduce {
         Rc::new(pending)
     }
 
+    /// A request whose batches come one by one ([`PendingProduce::add`]); it is not answered before [`PendingProduce::seal`].
+    pub fn growing(answer: Box<dyn Answer>) -> Rc<PendingProduce> {
+        Rc::new(PendingProduce { open: Cell::new(1), results: RefCell::default(), answer })
+    }
+
+    /// The right to decide one batch more.
+    pub fn add(self: &Rc<PendingProduce>, partition: TopicPartition) -> Completion {
+        let index = self.results.borrow().len();
+        self.results.borrow_mut().push(ProduceResult { partition, outcome: Err(Refusal::new(Code::Internal, "undecided")) });
+        self.open.set(self.open.get() + 1);
+        self.completion(index)
+    }
+
+    /// All batches have come.
+    pub fn seal(&self) {
+        self.one_less();
+    }
+
     /// The right to decide batch `index`; to be taken once each.
     pub fn completion(self: &Rc<PendingProduce>, index: usize) -> Completion {
         Completion { pending: Some(self.clone()), index, also: Vec::new() }
@@ -46,6 +64,10 @@ impl PendingProduce {
 
     fn decide(&self, index: usize, outcome: Result<Appended, Refusal>) {
         self.results.borrow_mut()[index].outcome = outcome;
+        self.one_less();
+    }
+
+    fn one_less(&self) {
         self.open.set(self.open.get() - 1);
         if self.open.get() == 0 {
             self.answer.produced(self.results.take());

@@ -2,14 +2,15 @@
 
 use std::rc::Rc;
 
+use async_channel::Receiver;
 use bytes::Bytes;
 
 use crate::batch::{self, BatchError, BatchErrorKind};
-use crate::limits::{ADOPT_APPEND, LARGE_APPEND};
+use crate::limits::{ADOPT_APPEND, LARGE_APPEND, MAX_COMPACTED_BLOCK};
 use crate::metrics::Counter;
-use crate::request::{Code, Produce, ProduceBatch, Refusal, Request, Response};
+use crate::request::{Acks, Code, Produce, ProduceBatch, Refusal, Request, Response};
 use crate::shard::context::Context;
-use crate::shard::mesh::shard_gone;
+use crate::shard::mesh::{MeshReply, shard_gone};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, Completion, PendingProduce};
 use crate::shard::store::{Blocked, LargeBatch};
@@ -24,22 +25,46 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
             elsewhere.push((index, batch));
             continue;
         }
-        append(context, &batch.partition, &payload[batch.range.clone()], pending.completion(index)).await;
+        append_of_client(context, &batch.partition, &payload[batch.range.clone()], pending.completion(index)).await;
     }
     if !elsewhere.is_empty() {
         forward(context, request, payload, &pending, elsewhere).await;
     }
 }
 
-/// Checks one batch and appends it to a partition of this shard.
+/// Checks a client's batch and appends it to a partition of this shard.
+async fn append_of_client(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
+    match context.store.partition(id).and_then(|cell| early_refusal(&cell, bytes.len())) {
+        Some(refusal) => done.complete(Err(refusal)),
+        None => append(context, id, bytes, done).await,
+    }
+}
+
+/// Why a client's batch of `len` bytes is refused whatever is in it.
+pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+    let settings = cell.settings.get();
+    if settings.internal {
+        return Some(cell.refusal(Code::InvalidTopicName, "only the broker writes to it"));
+    }
+    let max = settings.max_message_bytes;
+    match len > max {
+        true => Some(batch_refusal(cell, &BatchError::TooLarge { max, actual: len })),
+        false => too_large_to_compact(cell, len),
+    }
+}
+
+/// Checks one batch, of a client or of the broker's own, and appends it to a partition of this shard.
 pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
     let Some(cell) = context.store.partition(id) else {
         return done.complete(Err(context.unknown(id)));
     };
     let header = match batch::check_ingress(bytes, cell.settings.get().max_message_bytes) {
         Ok(header) => header,
-        Err(error) => return done.complete(Err(batch_refusal(id, &error))),
+        Err(error) => return done.complete(Err(batch_refusal(&cell, &error))),
     };
+    if let Err(refusal) = check_keys(&cell, &header, &bytes[batch::HEADER_LEN..]) {
+        return done.complete(Err(refusal));
+    }
     if bytes.len() > ADOPT_APPEND {
         let words = format!("a batch of {} bytes comes alone in its request, as all of more than {ADOPT_APPEND} do", bytes.len());
         return done.complete(Err(Refusal::new(Code::RecordTooLarge, words)));
@@ -59,6 +84,28 @@ pub async fn append(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], do
             return done.complete(Err(refusal));
         }
     }
+}
+
+/// Where records are compacted, each must have a key: one without could be neither superseded nor kept for ever.
+pub fn check_keys(cell: &PartitionCell, header: &batch::BatchHeader, block: &[u8]) -> Result<(), Refusal> {
+    if !cell.settings.get().compacted {
+        return Ok(());
+    }
+    batch::check_keys(header, block, MAX_COMPACTED_BLOCK).map_err(|error| batch_refusal(cell, &error))
+}
+
+/// As [`check_keys`] for a batch in two pieces, which are put together for it.
+pub fn large_keys(cell: &PartitionCell, header: &batch::BatchHeader, head: &[u8], body: &[u8]) -> Result<(), Refusal> {
+    match cell.settings.get().compacted {
+        true => check_keys(cell, header, &[head, body].concat()[batch::HEADER_LEN..]),
+        false => Ok(()),
+    }
+}
+
+/// The refusal of a batch that is too large for a partition whose records are compacted: the cleaner looks into every batch.
+pub fn too_large_to_compact(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+    let words = || format!("a batch of {len} bytes; where records are compacted it has at most {ADOPT_APPEND}");
+    (cell.settings.get().compacted && len > ADOPT_APPEND).then(|| cell.refusal(Code::RecordTooLarge, words()))
 }
 
 /// Appends a checked large batch.
@@ -107,18 +154,31 @@ async fn forward(
         let completions: Vec<_> = theirs.iter().map(|(index, _)| pending.completion(*index)).collect();
         let produce = Produce { batches, ..request.clone() };
         context.metrics.add(Counter::MeshSent, 1);
-        let answer = context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await;
-        glommio::spawn_local(async move {
-            match answer.recv().await.map(|reply| reply.response) {
-                Ok(Response::Produce(results)) => {
-                    completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome))
-                }
-                Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
-                _ => refuse_all(completions, &shard_gone()),
-            }
-        })
-        .detach();
+        follow(context.mesh.send(shard, Request::Produce(produce), Bytes::from(copy)).await, completions);
     }
+}
+
+/// Decides batches by the answer of the shard that has their partitions.
+fn follow(answer: Receiver<MeshReply>, completions: Vec<Completion>) {
+    glommio::spawn_local(async move {
+        match answer.recv().await.map(|reply| reply.response) {
+            Ok(Response::Produce(results)) => completions.into_iter().zip(results).for_each(|(done, result)| done.complete(result.outcome)),
+            Ok(Response::Refused(refusal)) => refuse_all(completions, &refusal),
+            _ => refuse_all(completions, &shard_gone()),
+        }
+    })
+    .detach();
+}
+
+/// Appends a client's batch to a partition anywhere on this node. Returns when it has its place in the partition's order.
+pub async fn append_anywhere(context: &Rc<Context>, id: TopicPartition, acks: Acks, bytes: Vec<u8>, done: Completion) {
+    if context.is_mine(&id) {
+        return append_of_client(context, &id, &bytes, done).await;
+    }
+    context.metrics.add(Counter::MeshSent, 1);
+    let batches = vec![ProduceBatch { partition: id, range: 0..bytes.len() }];
+    let produce = Produce { acks, timeout_ms: 0, batches, crc_trailer: false };
+    follow(context.mesh.send(context.owner(&id), Request::Produce(produce), Bytes::from(bytes)).await, vec![done]);
 }
 
 fn refuse_all(completions: Vec<Completion>, refusal: &Refusal) {
@@ -126,12 +186,12 @@ fn refuse_all(completions: Vec<Completion>, refusal: &Refusal) {
 }
 
 /// The refusal of a batch that does not check.
-pub fn batch_refusal(id: &TopicPartition, error: &BatchError) -> Refusal {
+pub fn batch_refusal(cell: &PartitionCell, error: &BatchError) -> Refusal {
     let code = match error.kind() {
         BatchErrorKind::Corrupt => Code::CorruptBatch,
         BatchErrorKind::TooLarge => Code::RecordTooLarge,
         BatchErrorKind::UnsupportedCompression => Code::UnsupportedCompression,
         BatchErrorKind::Invalid => Code::InvalidRecord,
     };
-    Refusal::new(code, format!("partition {id}: {error}"))
+    cell.refusal(code, error)
 }

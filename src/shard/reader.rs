@@ -6,6 +6,9 @@
 //! its end. Reads double in size for such a consumer, and the next few runs are fetched while it receives the present one: the index tells
 //! where they begin before the ones in front of them have come.
 //!
+//! A segment that a cleaning has rewritten has gaps between its batches, and a run of it covers offsets that nothing is at. Which segment holds an offset may change while
+//! it is read: then it is read once more, from the one that does now.
+//!
 //! Copies of a payload byte: none; the response is sent from the buffer of the read.
 //! What does not check is corruption: the partition is quarantined and says so.
 
@@ -20,9 +23,8 @@ use glommio::io::ReadResult;
 
 use crate::batch::{self, BatchHeader, HEADER_LEN};
 use crate::checksum::{Crc32c, running_hash};
-use crate::limits::{ADOPT_APPEND, BLOCK};
+use crate::limits::{ADOPT_APPEND, BLOCK, CLEANER_PIECE};
 use crate::log::index::{Index, IndexEntry};
-use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::request::{Code, Refusal};
@@ -70,10 +72,12 @@ enum Slot {
 
 /// Checked batches, contiguous in memory.
 pub struct Run {
-    /// First offset.
+    /// First offset that it stands for.
     pub base_offset: Offset,
     /// One past the last offset.
     pub end_offset: Offset,
+    /// Offsets may be missing in it.
+    has_gaps: bool,
     data: ReadResult,
     range: Range<usize>,
     after: Place,
@@ -90,6 +94,7 @@ impl Drop for Run {
 #[derive(Clone, Copy)]
 struct Place {
     segment: Offset,
+    generation: u32,
     offset: Offset,
     position: u64,
     /// Unknown where nothing is left that says it.
@@ -100,7 +105,18 @@ struct Place {
 
 impl Place {
     fn at(info: &SegmentInfo, entry: &IndexEntry, read: usize) -> Place {
-        Place { segment: info.base_offset, offset: entry.offset, position: entry.position, hash: Some(entry.running_hash), read }
+        Place {
+            segment: info.base_offset,
+            generation: info.rewrite_generation,
+            offset: entry.offset,
+            position: entry.position,
+            hash: Some(entry.running_hash),
+            read,
+        }
+    }
+
+    fn is_in(&self, info: &SegmentInfo) -> bool {
+        (self.segment, self.generation) == (info.base_offset, info.rewrite_generation)
     }
 }
 
@@ -130,9 +146,16 @@ impl Stretch {
 
 /// Least recently opened goes first.
 struct Handles<T> {
-    known: HashMap<(TopicPartition, Offset), Rc<T>>,
-    order: VecDeque<(TopicPartition, Offset)>,
+    known: HashMap<FileKey, Rc<T>>,
+    order: VecDeque<FileKey>,
     most: usize,
+}
+
+/// A segment by partition, base offset and rewrite generation.
+type FileKey = (TopicPartition, Offset, u32);
+
+fn file_key(cell: &PartitionCell, info: &SegmentInfo) -> FileKey {
+    (cell.id, info.base_offset, info.rewrite_generation)
 }
 
 impl<T> Handles<T> {
@@ -140,7 +163,7 @@ impl<T> Handles<T> {
         Handles { known: HashMap::new(), order: VecDeque::new(), most }
     }
 
-    fn insert(&mut self, key: (TopicPartition, Offset), value: Rc<T>) {
+    fn insert(&mut self, key: FileKey, value: Rc<T>) {
         if self.known.insert(key, value).is_none() {
             self.order.push_back(key);
         }
@@ -150,19 +173,23 @@ impl<T> Handles<T> {
         }
     }
 
-    fn forget(&mut self, gone: impl Fn(&(TopicPartition, Offset)) -> bool) {
+    fn forget(&mut self, gone: impl Fn(&FileKey) -> bool) {
         self.known.retain(|key, _| !gone(key));
         self.order.retain(|key| !gone(key));
     }
 }
 
 impl Run {
-    /// Where the bytes from the batch that holds `offset` are: as many whole batches as fit `max_bytes`, at least one.
+    /// Where the bytes from the batch that holds `offset` are, or from the next one where that is gone: as many whole batches as fit `max_bytes`, at least one. Empty where
+    /// the rest of the run stands for offsets that nothing is at.
     pub fn from(&self, offset: Offset, max_bytes: usize) -> Range<usize> {
         let mut start = self.range.start;
         let mut header = self.header_at(start);
         while header.next_offset() <= offset {
             start += header.total_len();
+            if start == self.range.end {
+                return start..start;
+            }
             header = self.header_at(start);
         }
         let mut end = start + header.total_len();
@@ -179,6 +206,15 @@ impl Run {
     /// The offset after the batches of a range that [`Run::from`] returned.
     pub fn offset_after(&self, range: &Range<usize>) -> Offset {
         if range.end == self.range.end { self.end_offset } else { self.header_at(range.end).base_offset }
+    }
+
+    /// Records in a range that [`Run::from`] returned for `offset`.
+    pub fn records(&self, offset: Offset, range: &Range<usize>) -> i64 {
+        match self.has_gaps {
+            // Of the records themselves nothing is parsed.
+            false => self.offset_after(range) - offset,
+            true => batch::BatchIter::new(self.part(range)).flatten().map(|(header, _)| i64::from(header.record_count)).sum(),
+        }
     }
 
     /// Bytes of memory that it keeps.
@@ -265,18 +301,60 @@ impl Reader {
         self.metrics.add(Counter::CacheMisses, 1);
         // A request that is given up in the middle leaves nothing behind that others would wait for.
         let place = LoadingPlace { reader: self, key, event };
-        let loaded = async {
-            let stretch = match stretch {
-                Some(stretch) => stretch,
-                None => self.stretch(cell, offset, after).await?,
-            };
-            self.read_checked(cell, offset, &stretch).await
-        }
-        .await;
+        let (loaded, is_current) = self.read_current(cell, offset, stretch, after).await;
         drop(place);
         let run = Rc::new(loaded.map_err(|fault| self.refusal(cell, offset, fault))?);
-        self.keep(cell.id, run.clone());
+        if is_current {
+            self.keep(cell.id, run.clone());
+        }
         Ok(run)
+    }
+
+    /// Reads a run, and once more where a cleaning has replaced its segment meanwhile and the old one is gone; whether the segment that was read still is the log's.
+    async fn read_current(
+        &self,
+        cell: &Rc<PartitionCell>,
+        offset: Offset,
+        stretch: Option<Stretch>,
+        after: Option<Place>,
+    ) -> (Result<Run, Fault>, bool) {
+        let segment = || cell.machine.borrow().segment_of(offset).map(|info| file_key(cell, info));
+        let mut stretch = stretch;
+        loop {
+            let before = segment();
+            let read = async {
+                let stretch = match stretch.take().filter(|stretch| Some(file_key(cell, &stretch.info)) == before) {
+                    Some(stretch) => stretch,
+                    None => self.stretch(cell, offset, after).await?,
+                };
+                self.read_checked(cell, offset, &stretch).await
+            };
+            let read = read.await;
+            let is_current = segment() == before;
+            if read.is_ok() || is_current || before.is_none() {
+                return (read, is_current);
+            }
+        }
+    }
+
+    /// As [`Reader::run`] for the cleaner, past the cache: the batches of `info` from the one that holds `offset` on, or behind `previous`.
+    ///
+    /// # Errors
+    /// As [`Reader::run`].
+    pub async fn scan(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset, previous: Option<&Run>) -> Result<Run, Refusal> {
+        let after = previous.map(|run| run.after).filter(|place| place.is_in(info) && place.offset == offset);
+        let read = async {
+            let mut stretch = self.stretch_in(cell, info, offset, after).await?;
+            stretch.place.read = CLEANER_PIECE;
+            stretch.end = None;
+            self.read_checked(cell, offset, &stretch).await
+        };
+        read.await.map_err(|fault| {
+            match cell.machine.borrow().segment_of(offset).is_some_and(|now| file_key(cell, now) == file_key(cell, info)) {
+                true => self.refusal(cell, offset, fault),
+                false => Refusal::new(Code::OffsetOutOfRange, format!("partition {}: segment {} is gone", cell.id, info.base_offset)),
+            }
+        })
     }
 
     /// The one batch of an adopted segment, too large for memory: the open file and the batch's length. Its bytes are checked once before the first time.
@@ -285,7 +363,7 @@ impl Reader {
     /// As [`Reader::run`].
     pub async fn whole_segment(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo) -> Result<(Rc<DataFile>, usize), Refusal> {
         let checked = async {
-            let file = self.file(cell.id, info.base_offset).await?;
+            let file = self.file(cell, info).await?;
             if !self.verified.borrow().contains(&(cell.id, info.base_offset)) {
                 self.check_whole(&file, info).await?;
                 self.verified.borrow_mut().insert((cell.id, info.base_offset));
@@ -371,7 +449,7 @@ impl Reader {
     /// What is to be read from `offset` on, by what is in memory: the place where a run ended, and the segment's index.
     fn stretch_now(&self, cell: &PartitionCell, offset: Offset, after: Option<Place>, read: usize) -> Option<Stretch> {
         let info = cell.machine.borrow().segment_of(offset).copied()?;
-        let known = after.filter(|p| p.segment == info.base_offset);
+        let known = after.filter(|p| p.is_in(&info));
         self.with_index(cell, &info, |index| {
             let at_entry = || index.lookup(offset).filter(|e| e.offset == offset).map(|e| Place::at(&info, &e, read));
             let place = known.or_else(at_entry)?;
@@ -386,17 +464,34 @@ impl Reader {
         let Some(info) = segment else {
             return Err(Fault::Damaged(format!("no segment holds offset {offset}")));
         };
-        let known = after.filter(|p| p.segment == info.base_offset);
-        let limit = self.limit(cell, &info);
-        let start = || {
-            let machine = cell.machine.borrow();
-            let previous = machine.segments().iter().rev().find(|other| other.base_offset < info.base_offset);
-            let hash = previous.map(|previous| previous.running_hash).or((info.base_offset == 0).then_some(0));
-            Place { segment: info.base_offset, offset: info.base_offset, position: FIRST_POSITION, hash, read: MIN_READ }
+        self.stretch_in(cell, &info, offset, after).await
+    }
+
+    async fn stretch_in(
+        &self,
+        cell: &Rc<PartitionCell>,
+        info: &SegmentInfo,
+        offset: Offset,
+        after: Option<Place>,
+    ) -> Result<Stretch, Fault> {
+        let known = after.filter(|p| p.is_in(info));
+        let limit = self.limit(cell, info);
+        let start = |index: &Index| {
+            let hash = match info.is_rewritten() {
+                // It has a chain of its own, which begins with its first batch's entry; offsets before that one are gone.
+                true => index.entries().first().filter(|e| e.position == FIRST_POSITION).map(|e| e.running_hash),
+                false => {
+                    let machine = cell.machine.borrow();
+                    let previous = machine.segments().iter().rev().find(|other| other.base_offset < info.base_offset);
+                    previous.map(|previous| previous.running_hash).or((info.base_offset == 0).then_some(0))
+                }
+            };
+            let (segment, generation) = (info.base_offset, info.rewrite_generation);
+            Place { segment, generation, offset: info.base_offset, position: FIRST_POSITION, hash, read: MIN_READ }
         };
-        self.ask_index(cell, &info, |index| {
-            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(&info, &e, MIN_READ))).unwrap_or_else(start);
-            Stretch::new(info, place, limit, index)
+        self.ask_index(cell, info, |index| {
+            let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(info, &e, MIN_READ))).unwrap_or_else(|| start(index));
+            Stretch::new(*info, place, limit, index)
         })
         .await
     }
@@ -449,15 +544,29 @@ impl Reader {
             self.drop_run(&key);
         }
         self.order.borrow_mut().retain(|(p, o)| *p != partition || *o >= offset);
-        self.files.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
+        self.files.borrow_mut().forget(|(p, segment, _)| *p == partition && *segment < offset);
         self.verified.borrow_mut().retain(|(p, segment)| *p != partition || *segment >= offset);
-        self.indexes.borrow_mut().forget(|(p, segment)| *p == partition && *segment < offset);
+        self.indexes.borrow_mut().forget(|(p, segment, _)| *p == partition && *segment < offset);
+    }
+
+    /// Forgets what it has of segments that a cleaning replaced.
+    pub fn forget_replaced(&self, cell: &PartitionCell, replaced: &[SegmentInfo]) {
+        let (Some(first), Some(last)) = (replaced.first(), replaced.last()) else { return };
+        let range = (cell.id, first.base_offset)..(cell.id, last.end_offset);
+        let keys: Vec<_> = self.runs.borrow().range(range.clone()).map(|(key, _)| *key).collect();
+        for key in keys {
+            self.drop_run(&key);
+        }
+        self.order.borrow_mut().retain(|key| !range.contains(key));
+        let gone: Vec<_> = replaced.iter().map(|info| file_key(cell, info)).collect();
+        self.files.borrow_mut().forget(|key| gone.contains(key));
+        self.indexes.borrow_mut().forget(|key| gone.contains(key));
     }
 
     async fn read_checked(&self, cell: &Rc<PartitionCell>, offset: Offset, stretch: &Stretch) -> Result<Run, Fault> {
         let Stretch { info, place, end: planned } = stretch;
         let limit = planned.map_or_else(|| self.limit(cell, info), |e| e.position);
-        let file = self.file(cell.id, info.base_offset).await?;
+        let file = self.file(cell, info).await?;
         let mut read = if planned.is_some() { (limit - place.position / BLOCK as u64 * BLOCK as u64) as usize } else { place.read };
         loop {
             if limit <= place.position {
@@ -470,7 +579,7 @@ impl Reader {
             self.metrics.add(Counter::DiskReadBytes, data.len() as u64);
             let from = (place.position - start) as usize;
             let to = data.len().min((limit - start) as usize);
-            match self.check(cell, info, place, &data, from, to, offset)? {
+            match self.check(cell, stretch, &data, from, to, offset)? {
                 Checked::Run { end_offset, end, mut hash, base_offset } => {
                     if let Some(entry) = planned.filter(|e| e.position == start + end as u64) {
                         if entry.offset != end_offset || hash.is_some_and(|hash| hash != entry.running_hash) {
@@ -482,9 +591,10 @@ impl Reader {
                         hash = Some(entry.running_hash);
                     }
                     let grown = (place.read * 2).min(MAX_READ);
-                    let after = Place { segment: info.base_offset, offset: end_offset, position: start + end as u64, hash, read: grown };
+                    let after = Place { offset: end_offset, position: start + end as u64, hash, read: grown, ..*place };
                     self.alive.set(self.alive.get() + data.len());
-                    return Ok(Run { base_offset, end_offset, data, range: from..end, after, alive: self.alive.clone() });
+                    let (has_gaps, alive) = (info.is_rewritten(), self.alive.clone());
+                    return Ok(Run { base_offset, end_offset, has_gaps, data, range: from..end, after, alive });
                 }
                 Checked::TooShort(needed) if needed > len && start + needed as u64 <= limit.next_multiple_of(BLOCK as u64) => {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
@@ -502,17 +612,16 @@ impl Reader {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     fn check(
         &self,
         cell: &PartitionCell,
-        info: &SegmentInfo,
-        place: &Place,
+        stretch: &Stretch,
         data: &[u8],
         from: usize,
         to: usize,
         wanted: Offset,
     ) -> Result<Checked, Fault> {
+        let Stretch { info, place, end: planned } = stretch;
         let start = place.position - from as u64;
         let machine = cell.machine.borrow();
         let known = machine.index();
@@ -534,7 +643,7 @@ impl Reader {
                 entry_at += 1;
             }
             let header = BatchHeader::parse(&data[at..to]).map_err(|e| damaged(e.to_string()))?;
-            if header.base_offset != offset {
+            if header.base_offset != offset && !(info.is_rewritten() && header.base_offset > offset) {
                 return Err(damaged(format!("base offset {}, expected {offset}", header.base_offset)));
             }
             let len = header.total_len();
@@ -554,6 +663,10 @@ impl Reader {
                 info.base_offset, info.running_hash
             )));
         }
+        if let Some(entry) = planned.filter(|e| info.is_rewritten() && e.position == start + at as u64 && e.offset > offset) {
+            // The offsets up to the next batch are gone.
+            offset = entry.offset;
+        }
         if offset > wanted {
             return Ok(Checked::Run { base_offset: place.offset, end_offset: offset, end: at, hash });
         }
@@ -570,12 +683,12 @@ impl Reader {
         if let Some(answer) = self.with_index(cell, info, &ask) {
             return Ok(answer);
         }
-        let file = self.disk.open(&paths::index(cell.id, info.base_offset)).await?;
+        let file = self.disk.open(&info.index_path(cell.id)).await?;
         let index = Rc::new(read_index(&file, info).await?);
         file.close().await?;
         if info.sealed {
             // That of an open segment grows; as it is now it would be short for ever.
-            self.indexes.borrow_mut().insert((cell.id, info.base_offset), index.clone());
+            self.indexes.borrow_mut().insert(file_key(cell, info), index.clone());
         }
         Ok(ask(&index))
     }
@@ -589,7 +702,7 @@ impl Reader {
         if let Some(index) = cell.sealed_index(info.base_offset) {
             return Some(ask(&index));
         }
-        let index = self.indexes.borrow().known.get(&(cell.id, info.base_offset)).cloned();
+        let index = self.indexes.borrow().known.get(&file_key(cell, info)).cloned();
         index.map(|index| ask(&index))
     }
 
@@ -605,12 +718,12 @@ impl Reader {
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 
-    async fn file(&self, partition: TopicPartition, segment: Offset) -> io::Result<Rc<DataFile>> {
-        let key = (partition, segment);
+    async fn file(&self, cell: &PartitionCell, info: &SegmentInfo) -> io::Result<Rc<DataFile>> {
+        let key = file_key(cell, info);
         if let Some(file) = self.files.borrow().known.get(&key) {
             return Ok(file.clone());
         }
-        let file = Rc::new(self.disk.open(&paths::segment(partition, segment)).await?);
+        let file = Rc::new(self.disk.open(&info.path(cell.id)).await?);
         self.files.borrow_mut().insert(key, file.clone());
         Ok(file)
     }
@@ -622,21 +735,18 @@ impl Reader {
         }
         let log_start = cell.machine.borrow().log_start();
         if offset < log_start {
-            let message = format!("partition {} begins at offset {log_start} now, {offset} was deleted", cell.id);
-            return Refusal::new(Code::OffsetOutOfRange, message);
+            return cell.refusal(Code::OffsetOutOfRange, format!("it begins at offset {log_start} now, {offset} was deleted"));
         }
         match fault {
             Fault::Io(error) => {
                 tracing::error!(partition = %cell.id, %error, "read failed");
-                Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
+                cell.refusal(Code::Storage, error)
             }
-            Fault::TooLarge(bytes) => {
-                Refusal::new(Code::LimitReached, format!("partition {}: a batch of {bytes} bytes does not fit a response", cell.id))
-            }
+            Fault::TooLarge(bytes) => cell.refusal(Code::LimitReached, format!("a batch of {bytes} bytes does not fit a response")),
             Fault::Damaged(what) => {
                 tracing::error!(partition = %cell.id, what, "corruption: the partition is quarantined");
                 self.metrics.raise(Gauge::PartitionsQuarantined, 1);
-                let refusal = Refusal::new(Code::Quarantined, format!("partition {}: {what}", cell.id));
+                let refusal = cell.refusal(Code::Quarantined, what);
                 cell.close(refusal.clone());
                 refusal
             }

@@ -25,7 +25,7 @@ use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
 use crate::shard::trace::Trace;
-use crate::shard::{housekeeping, service, topics, write_behind};
+use crate::shard::{cleaner, groups, housekeeping, service, topics, write_behind};
 use crate::types::Durability;
 
 /// Journal files of a shard's ring.
@@ -57,6 +57,8 @@ pub struct ShardParts {
     pub durability: Durability,
     /// Whether metadata asked for a topic that does not exist may create it.
     pub auto_create_topics: bool,
+    /// What consumer groups are held to.
+    pub groups: crate::group::Settings,
     /// The generation in force.
     pub generation: u64,
     /// Its salt.
@@ -133,8 +135,17 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
     let store = Store::new(disk, parts.reserve, ring, journal, budget, parts.metrics.clone());
     let checkpoints = Rc::new(Checkpoints::new(parts.identity.cluster, parts.generation, parts.shard));
     let (durability, auto_create_topics) = (parts.durability, parts.auto_create_topics);
-    let context =
-        Context::new(parts.identity, store, parts.mesh, parts.control, parts.view.clone(), durability, auto_create_topics, parts.metrics);
+    let context = Context::new(
+        parts.identity,
+        store,
+        parts.mesh,
+        parts.control,
+        parts.view.clone(),
+        durability,
+        auto_create_topics,
+        parts.groups,
+        parts.metrics,
+    );
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
         topics::open(&context, &topic, image.state, Some(image.remainder), parts.view.leader_epoch());
@@ -147,11 +158,13 @@ async fn serve(opened: Opened) -> Result<(), String> {
     let store = context.store.clone();
     let stopping = Rc::new(Cell::new(false));
     let journal = spawn_journal(&context);
+    groups::follow_catalogue(&context, &[]);
     let mut tasks = vec![
         glommio::spawn_local(write_behind::run(store.clone())),
         glommio::spawn_local(checkpoint::run(store.clone(), checkpoints.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run(context.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run_retention(context.clone(), stopping.clone())),
+        cleaner::spawn(&context, &stopping),
         glommio::spawn_local(service::serve_mesh(context.clone())),
         glommio::spawn_local(context.answers.clone().run()),
         glommio::spawn_local(accept(context.clone(), listener)),
@@ -264,8 +277,9 @@ async fn drain(context: &Rc<Context>, checkpoints: &Checkpoints, stopping: &Cell
         cell.committed.notify();
     }
     wait_for_all(store).await;
+    context.groups.stop(context);
     let deadline = Instant::now() + DRAIN_TIME;
-    while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.queued_bytes() > 0) {
+    while Instant::now() < deadline && context.connections.borrow().values().any(|c| c.sender.owes()) {
         context.answers.flush();
         glommio::timer::sleep(Duration::from_millis(1)).await;
     }

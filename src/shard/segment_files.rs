@@ -39,7 +39,7 @@ pub struct SegmentFiles {
 impl SegmentFiles {
     /// Creates both files with their headers and first blocks. Their names are durable after the first [`SegmentFiles::sync`].
     pub async fn create(disk: &Rc<Disk>, partition: TopicPartition, info: &SegmentInfo) -> io::Result<SegmentFiles> {
-        let (log_path, index_path) = (paths::segment(partition, info.base_offset), paths::index(partition, info.base_offset));
+        let (log_path, index_path) = (info.path(partition), info.index_path(partition));
         // What an earlier attempt left (the disk was full, say) holds nothing that counts: no entry names this segment yet.
         disk.remove(&log_path).await?;
         disk.remove(&index_path).await?;
@@ -79,8 +79,8 @@ impl SegmentFiles {
 
     /// Opens the files of a segment that goes on after a restart, and its index.
     pub async fn open(disk: &Rc<Disk>, partition: TopicPartition, info: &SegmentInfo) -> io::Result<(SegmentFiles, Index)> {
-        let log = disk.open(&paths::segment(partition, info.base_offset)).await?;
-        let file = disk.open(&paths::index(partition, info.base_offset)).await?;
+        let log = disk.open(&info.path(partition)).await?;
+        let file = disk.open(&info.index_path(partition)).await?;
         let index = read_index(&file, info).await?;
         let files = SegmentFiles {
             allocated: Cell::new(log.len().await? / BLOCK as u64 * BLOCK as u64),

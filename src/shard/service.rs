@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use futures_util::future::{Either, select};
 
+use crate::cluster::config::CLEANUP_POLICY;
 use crate::cluster::{Applied, Catalogue, Command, Committed};
 use crate::limits;
 use crate::metrics::{Counter, RequestKind};
@@ -14,13 +15,16 @@ use crate::request::{
 };
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
+use crate::shard::deletion::delete_records;
+use crate::shard::epochs::epoch_ends;
 use crate::shard::fetch::{fetch, fetch_mine};
+use crate::shard::groups;
 use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
 use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
 use crate::shard::pending::Answer;
 use crate::shard::produce;
-use crate::types::TopicId;
+use crate::types::{TopicId, is_internal_topic};
 
 /// Partitions of a topic that is created without a number.
 pub const DEFAULT_PARTITIONS: u32 = 1;
@@ -32,8 +36,12 @@ const METADATA_OF_TOPIC: usize = 256;
 const METADATA_OF_PARTITION: usize = 34;
 
 /// Answers a request; never a produce.
-pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, correlation: u64, request: Request) {
+pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, peer: &str, correlation: u64, request: Request) {
     context.metrics.count_request(kind(&request));
+    let request = match request {
+        Request::Group(request) => Request::Group(groups::from_client(request, peer)),
+        request => request,
+    };
     let (context, sender, open) = (context.clone(), sender.clone(), sender.begin_request());
     glommio::spawn_local(async move {
         let _open = open;
@@ -64,6 +72,9 @@ fn kind(request: &Request) -> RequestKind {
         Request::Fetch(_) => RequestKind::Fetch,
         Request::ListOffsets(_) => RequestKind::ListOffsets,
         Request::InitProducerId => RequestKind::InitProducerId,
+        Request::Group(_) | Request::FindCoordinator(_) => RequestKind::Group,
+        Request::DeleteRecords(_) => RequestKind::DeleteRecords,
+        Request::EpochEnds(_) => RequestKind::EpochEnds,
     }
 }
 
@@ -74,12 +85,22 @@ fn kind(request: &Request) -> RequestKind {
 pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response, Refusal> {
     match request {
         Request::Metadata(request) => Ok(Response::Metadata(metadata(context, request).await)),
-        Request::CreateTopic(request) => create_topic(context, request).await,
-        Request::DeleteTopic(name) => delete_topic(context, &name).await,
+        Request::CreateTopic(request) => {
+            refuse_internal(&request.name)?;
+            create_topic(context, request).await
+        }
+        Request::DeleteTopic(name) => {
+            refuse_internal(&name)?;
+            delete_topic(context, &name).await
+        }
         Request::DescribeTopic(name) => describe_topic(context, &name),
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
+        Request::Group(request) => Ok(Response::Group(groups::ask(context, request).await)),
+        Request::FindCoordinator(groups) => Ok(Response::Coordinators(groups::coordinators(context, &groups).await)),
+        Request::EpochEnds(questions) => Ok(Response::EpochEnds(epoch_ends(context, &questions).await)),
+        Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }
 }
@@ -98,7 +119,9 @@ pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metada
             continue;
         }
         let mut found = describe_partitions(context, &name);
-        if request.create_missing && context.auto_create_topics && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
+        // The broker makes its own topics when it needs them, with settings of its own.
+        let may_create = request.create_missing && context.auto_create_topics && !is_internal_topic(&name);
+        if may_create && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
             let create =
                 CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
             found = match tries {
@@ -141,7 +164,8 @@ fn describe_partitions(context: &Context, name: &str) -> Result<TopicPartitions,
     Ok(TopicPartitions { id: topic.id, partitions, max_message_bytes: topic.config.max_message_bytes })
 }
 
-async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
+/// Creates a topic; it is in force on every shard then.
+pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
     let command = Command::CreateTopic {
         id: TopicId(*uuid::Uuid::new_v4().as_bytes()),
         name: request.name.clone(),
@@ -200,7 +224,34 @@ fn describe_topic(context: &Context, name: &str) -> Result<Response, Refusal> {
     Ok(Response::Topic(topic.describe(context.durability)))
 }
 
+/// Refuses what clients may not do to the broker's own topics.
+fn refuse_internal(name: &str) -> Result<(), Refusal> {
+    match is_internal_topic(name) {
+        true => Err(Refusal::new(Code::InvalidTopicName, format!("topic {name} is the broker's own"))),
+        false => Ok(()),
+    }
+}
+
+/// Refuses changes of the broker's own topics that would lose what is in them: another number of partitions, by which keys are looked up, and another way to
+/// delete records.
+///
+/// # Errors
+/// It is one.
+pub fn check_internal(context: &Context, request: &AlterTopic) -> Result<(), Refusal> {
+    let view = context.view.borrow();
+    let Some(topic) = view.topic(&request.name).filter(|topic| is_internal_topic(&topic.name)) else { return Ok(()) };
+    if request.partitions.is_some_and(|partitions| partitions != topic.partitions) {
+        return refuse_internal(&topic.name);
+    }
+    let present = topic.config.value(CLEANUP_POLICY, context.durability);
+    match request.config.iter().find(|(name, value)| name == CLEANUP_POLICY && *value != present) {
+        Some(_) => Err(Refusal::new(Code::InvalidConfig, format!("{CLEANUP_POLICY} of the broker's own topic {} stays", topic.name))),
+        None => Ok(()),
+    }
+}
+
 async fn alter_topic(context: &Rc<Context>, request: AlterTopic) -> Result<Response, Refusal> {
+    check_internal(context, &request)?;
     let id = context.view.borrow().topic(&request.name).map(|t| t.id).ok_or_else(|| unknown(&request.name))?;
     let command = Command::AlterTopic { id, partitions: request.partitions, config: request.config };
     let committed = propose_without_space(context, command).await?;
@@ -255,6 +306,9 @@ async fn serve_one(context: &Rc<Context>, request: Request, is_probe: bool) -> M
             }
         }
         return MeshReply { response: Response::Fetch(answer.results), segment, payload: payload.into() };
+    }
+    if let Request::Group(request) = request {
+        return MeshReply::new(Response::Group(groups::here(context, request).await));
     }
     MeshReply::new(answer(context, request).await.unwrap_or_else(Response::Refused))
 }

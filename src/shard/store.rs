@@ -387,7 +387,7 @@ impl Store {
                 Err(Blocked::Decided)
             }
             Planned::Refused(refusal) => {
-                done.complete(Err(refusal));
+                done.complete(Err(cell.refusal(refusal.code, refusal.message)));
                 Err(Blocked::Decided)
             }
         }
@@ -696,7 +696,7 @@ impl Store {
             return no_space(cell);
         }
         tracing::error!(partition = %cell.id, %error, "the segment can't be prepared");
-        Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id))
+        cell.refusal(Code::Storage, error)
     }
 
     /// The topic was deleted.
@@ -725,7 +725,7 @@ struct TopicNames {
 
 /// The refusal where the disk has no room for records of a partition.
 pub fn no_space(cell: &PartitionCell) -> Refusal {
-    Refusal::new(Code::DiskFull, format!("no space for partition {}: free space, shorten the retention or delete a topic", cell.id))
+    cell.refusal(Code::DiskFull, "no space for it: free space, shorten the retention or delete a topic")
 }
 
 /// Bytes from `position` to the next block boundary.

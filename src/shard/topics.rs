@@ -9,8 +9,10 @@ use crate::log::checkpoint::PartitionState;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
 use crate::partition::Partition;
+use crate::request::Code;
 use crate::shard::context::Context;
-use crate::shard::partition_cell::{PartitionCell, deleted};
+use crate::shard::groups;
+use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::now_ms;
 use crate::types::{TopicId, TopicPartition};
 
@@ -24,6 +26,8 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
         open_topic(context, topic, view.leader_epoch());
     }
     *context.view.borrow_mut() = view;
+    let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
+    groups::follow_catalogue(context, &deleted);
 }
 
 /// Opens the partitions of a topic that this shard owns and does not have, and gives all of them the topic's settings.
@@ -45,15 +49,10 @@ pub fn open(context: &Rc<Context>, topic: &Topic, state: PartitionState, remaind
     let quarantined = state.quarantined;
     let machine = Partition::open(state, epoch, limits::MAX_PRODUCERS, now_ms());
     let metrics = context.metrics.topic(&topic.name);
-    let cell = PartitionCell::new(machine, context.settings(topic), remainder, metrics, context.store.disk.clone());
+    let cell = PartitionCell::new(&topic.name, machine, context.settings(topic), remainder, metrics, context.store.disk.clone());
     if quarantined {
-        cell.close(crate::request::Refusal::new(
-            crate::request::Code::Quarantined,
-            format!(
-                "partition {} of topic {} was damaged; see the log of the start and `corelane inspect verify`",
-                cell.id.partition, topic.name
-            ),
-        ));
+        let words = "it was damaged; see the log of the start and `corelane inspect verify`";
+        cell.close(cell.refusal(Code::Quarantined, words));
     }
     context.store.insert(cell);
 }
@@ -65,7 +64,7 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
     for partition in 0..topic.partitions {
         let id = TopicPartition { topic: topic.id, partition };
         if let Some(cell) = context.store.remove(&id) {
-            cell.close(deleted(id));
+            cell.close(cell.refusal(Code::UnknownTopicOrPartition, "it was deleted"));
             context.store.add_state_entry(&cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());
             gone.push(cell);
         }

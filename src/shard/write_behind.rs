@@ -342,10 +342,10 @@ pub async fn bring_in(store: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offse
         }
         if let Err(error) = flushed {
             store.fail(format!("write-behind of {}: {error}", cell.id));
-            return Err(Refusal::new(Code::Storage, format!("partition {}: {error}", cell.id)));
+            return Err(cell.refusal(Code::Storage, error));
         }
         if store.is_failed() {
-            return Err(Refusal::new(Code::Storage, format!("partition {}: the broker is going down", cell.id)));
+            return Err(cell.refusal(Code::Storage, "the broker is going down"));
         }
         if is_left_out() {
             // Its last block is shared with an append that is not durable yet.

@@ -5,11 +5,12 @@
 
 use flatbuffers::{ForwardsUOffset, InvalidFlatbuffer, Vector};
 
-use super::{generated as g, verified};
+use super::{generated as g, groups, verified};
 use crate::request::{
-    Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, Fetch, FetchPartition, FetchResult, Fetched, ListOffset,
-    ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, Request,
-    Response, TopicDescription, TopicMetadata, TopicPartitions,
+    Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEnd, EpochEndResult,
+    EpochQuestion, Fetch, FetchPartition, FetchResult, Fetched, FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest,
+    OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata,
+    TopicPartitions,
 };
 use crate::types::{Durability, TopicId, TopicPartition};
 
@@ -122,12 +123,12 @@ fn envelope_correlation(header: &[u8]) -> Option<u64> {
 }
 
 /// What is wrong with a body.
-enum Fault {
+pub(super) enum Fault {
     Kind(u8),
     Invalid(String),
 }
 
-fn invalid<T>(what: impl Into<String>) -> Result<T, Fault> {
+pub(super) fn invalid<T>(what: impl Into<String>) -> Result<T, Fault> {
     Err(Fault::Invalid(what.into()))
 }
 
@@ -161,6 +162,18 @@ fn request_of(root: &g::Request<'_>, payload_len: usize, spare: &mut Vec<Produce
     }
     if root.body_as_init_producer_id_request().is_some() {
         return Ok(Request::InitProducerId);
+    }
+    if let Some(find) = root.body_as_find_coordinator_request() {
+        return groups::group_names(find.groups()).map(Request::FindCoordinator);
+    }
+    if let Some(request) = groups::request_of(root)? {
+        return Ok(Request::Group(request));
+    }
+    if let Some(ends) = root.body_as_epoch_ends_request() {
+        return ends.questions().iter().map(epoch_question_of).collect::<Result<_, _>>().map(Request::EpochEnds);
+    }
+    if let Some(delete) = root.body_as_delete_records_request() {
+        return delete.partitions().iter().map(records_to_delete_of).collect::<Result<_, _>>().map(Request::DeleteRecords);
     }
     Err(Fault::Kind(root.body_type().0))
 }
@@ -236,6 +249,24 @@ fn question_of(question: &g::OffsetQuestion) -> Result<ListOffset, Fault> {
     Ok(ListOffset { partition: partition(question.topic(), question.partition()), spec })
 }
 
+fn epoch_question_of(question: &g::EpochQuestion) -> Result<EpochQuestion, Fault> {
+    let current = match question.current() {
+        -1 => None,
+        epoch if epoch >= 0 => Some(epoch),
+        epoch => return invalid(format!("a leader epoch must be -1 (none) or more, not {epoch}")),
+    };
+    Ok(EpochQuestion { partition: partition(question.topic(), question.partition()), current, epoch: question.epoch() })
+}
+
+fn records_to_delete_of(records: &g::RecordsToDelete) -> Result<DeleteRecords, Fault> {
+    let before = match records.before() {
+        -1 => None,
+        offset if offset >= 0 => Some(offset),
+        offset => return invalid(format!("the first offset that stays must be -1 (the high watermark) or more, not {offset}")),
+    };
+    Ok(DeleteRecords { partition: partition(records.topic(), records.partition()), before })
+}
+
 fn create_topic_of(create: &g::CreateTopicRequest<'_>) -> Result<CreateTopic, Fault> {
     let mut config = Vec::new();
     for (name, value) in settings_of(create.config()) {
@@ -283,8 +314,20 @@ fn response_of(root: &g::Response<'_>, payload_len: usize) -> Result<Response, F
     if let Some(producer) = root.body_as_init_producer_id_response() {
         return Ok(Response::ProducerId(producer.producer_id(), producer.producer_epoch()));
     }
+    if let Some(ends) = root.body_as_epoch_ends_response() {
+        return epoch_ends_of(&ends).map(Response::EpochEnds);
+    }
+    if let Some(deleted) = root.body_as_delete_records_response() {
+        return delete_records_results_of(&deleted).map(Response::RecordsDeleted);
+    }
     if let Some(refusal) = root.body_as_refusal() {
         return Ok(Response::Refused(refusal_of(refusal)));
+    }
+    if let Some(found) = root.body_as_find_coordinator_response() {
+        return groups::coordinators_of(&found).map(Response::Coordinators);
+    }
+    if let Some(answer) = groups::answer_of(root)? {
+        return Ok(Response::Group(answer));
     }
     Err(Fault::Kind(root.body_type().0))
 }
@@ -317,12 +360,37 @@ fn fetch_results_of(fetch: &g::FetchResponse<'_>, payload_len: usize) -> Result<
 
 fn offset_results_of(list: &g::ListOffsetsResponse<'_>) -> Result<Vec<ListOffsetResult>, Fault> {
     let answers = list.answers();
+    let epochs = list.leader_epochs();
+    if let Some(epochs) = epochs.filter(|epochs| epochs.len() != answers.len()) {
+        return invalid(format!("{} answers have {} leader epochs", answers.len(), epochs.len()));
+    }
     let mut refusals = Refusals::of(list.refusals(), answers.len())?;
-    let result = |(index, a): (usize, &g::OffsetAnswer)| ListOffsetResult {
-        partition: partition(a.topic(), a.partition()),
-        outcome: refusals.outcome(index, (a.offset(), a.timestamp())),
+    let result = |(index, a): (usize, &g::OffsetAnswer)| {
+        let leader_epoch = epochs.map(|epochs| epochs.get(index)).filter(|epoch| *epoch >= 0);
+        let found = FoundOffset { offset: a.offset(), timestamp: a.timestamp(), leader_epoch };
+        ListOffsetResult { partition: partition(a.topic(), a.partition()), outcome: refusals.outcome(index, found) }
     };
     Ok(answers.iter().enumerate().map(result).collect())
+}
+
+fn epoch_ends_of(list: &g::EpochEndsResponse<'_>) -> Result<Vec<EpochEndResult>, Fault> {
+    let ends = list.ends();
+    let mut refusals = Refusals::of(list.refusals(), ends.len())?;
+    let result = |(index, e): (usize, &g::EpochEnd)| {
+        let end = (e.epoch() >= 0).then(|| EpochEnd { epoch: e.epoch(), end_offset: e.end_offset() });
+        EpochEndResult { partition: partition(e.topic(), e.partition()), outcome: refusals.outcome(index, end) }
+    };
+    Ok(ends.iter().enumerate().map(result).collect())
+}
+
+fn delete_records_results_of(deleted: &g::DeleteRecordsResponse<'_>) -> Result<Vec<DeleteRecordsResult>, Fault> {
+    let starts = deleted.starts();
+    let mut refusals = Refusals::of(deleted.refusals(), starts.len())?;
+    let result = |(index, s): (usize, &g::LogStart)| DeleteRecordsResult {
+        partition: partition(s.topic(), s.partition()),
+        outcome: refusals.outcome(index, s.log_start()),
+    };
+    Ok(starts.iter().enumerate().map(result).collect())
 }
 
 /// The refusals of a list's items, taken in the order of their indices.

@@ -7,10 +7,12 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, Vector, WIPOffset};
 
 use super::frame::{self, FrameError};
 use super::generated as g;
+use super::groups;
 use crate::limits;
 use crate::request::{
-    Acks, AlterTopic, Code, CreateTopic, Fetch, FetchResult, ListOffset, ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, Produce,
-    ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata,
+    Acks, AlterTopic, Code, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEndResult, EpochQuestion, Fetch, FetchResult,
+    FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest, OffsetSpec, Produce, ProduceResult, Refusal, Request, Response,
+    TopicDescription, TopicMetadata,
 };
 use crate::types::{Durability, TopicPartition};
 
@@ -117,6 +119,10 @@ fn request_body(b: &mut Builder, request: &Request, payload_len: usize) -> (g::R
         Request::InitProducerId => {
             (Body::InitProducerIdRequest, g::InitProducerIdRequest::create(b, &g::InitProducerIdRequestArgs {}).as_union_value())
         }
+        Request::FindCoordinator(names) => groups::find_coordinator_request(b, names),
+        Request::Group(request) => groups::request_body(b, request),
+        Request::EpochEnds(questions) => (Body::EpochEndsRequest, epoch_ends_request(b, questions).as_union_value()),
+        Request::DeleteRecords(partitions) => (Body::DeleteRecordsRequest, delete_records_request(b, partitions).as_union_value()),
     }
 }
 
@@ -160,6 +166,24 @@ fn list_offsets_request(b: &mut Builder, questions: &[ListOffset]) -> Offset<g::
     });
     let questions = Some(b.create_vector_from_iter(questions));
     g::ListOffsetsRequest::create(b, &g::ListOffsetsRequestArgs { questions })
+}
+
+fn delete_records_request(b: &mut Builder, partitions: &[DeleteRecords]) -> Offset<g::DeleteRecordsRequest<'static>> {
+    let partitions = partitions.iter().map(|p| {
+        let (topic, partition) = place(p.partition);
+        g::RecordsToDelete::new(&topic, partition, p.before.unwrap_or(-1))
+    });
+    let partitions = Some(b.create_vector_from_iter(partitions));
+    g::DeleteRecordsRequest::create(b, &g::DeleteRecordsRequestArgs { partitions })
+}
+
+fn epoch_ends_request(b: &mut Builder, questions: &[EpochQuestion]) -> Offset<g::EpochEndsRequest<'static>> {
+    let questions = questions.iter().map(|q| {
+        let (topic, partition) = place(q.partition);
+        g::EpochQuestion::new(&topic, partition, q.current.unwrap_or(-1), q.epoch)
+    });
+    let questions = Some(b.create_vector_from_iter(questions));
+    g::EpochEndsRequest::create(b, &g::EpochEndsRequestArgs { questions })
 }
 
 fn metadata_request(b: &mut Builder, metadata: &MetadataRequest) -> Offset<g::MetadataRequest<'static>> {
@@ -227,6 +251,10 @@ fn response_body(b: &mut Builder, response: &Response, payload_len: usize) -> (g
             let args = g::InitProducerIdResponseArgs { producer_id: *producer_id, producer_epoch: *producer_epoch };
             (Body::InitProducerIdResponse, g::InitProducerIdResponse::create(b, &args).as_union_value())
         }
+        Response::Coordinators(found) => groups::coordinators_response(b, found),
+        Response::Group(answer) => groups::response_body(b, answer),
+        Response::EpochEnds(results) => (Body::EpochEndsResponse, epoch_ends_response(b, results).as_union_value()),
+        Response::RecordsDeleted(results) => (Body::DeleteRecordsResponse, delete_records_response(b, results).as_union_value()),
         Response::Refused(refusal) => (Body::Refusal, refusal_offset(b, refusal).as_union_value()),
     }
 }
@@ -263,13 +291,35 @@ fn fetch_response(b: &mut Builder, results: &[FetchResult]) -> Offset<g::FetchRe
 
 fn list_offsets_response(b: &mut Builder, results: &[ListOffsetResult]) -> Offset<g::ListOffsetsResponse<'static>> {
     let refusals = refused_items(b, results.iter().map(|r| r.outcome.as_ref().err()));
+    let found = |r: &ListOffsetResult| *r.outcome.as_ref().unwrap_or(&FoundOffset::NONE);
     let answers = results.iter().map(|r| {
         let (topic, partition) = place(r.partition);
-        let (offset, timestamp) = *r.outcome.as_ref().unwrap_or(&(-1, -1));
-        g::OffsetAnswer::new(&topic, partition, offset, timestamp)
+        g::OffsetAnswer::new(&topic, partition, found(r).offset, found(r).timestamp)
     });
     let answers = Some(b.create_vector_from_iter(answers));
-    g::ListOffsetsResponse::create(b, &g::ListOffsetsResponseArgs { answers, refusals })
+    let leader_epochs = Some(b.create_vector_from_iter(results.iter().map(|r| found(r).leader_epoch.unwrap_or(-1))));
+    g::ListOffsetsResponse::create(b, &g::ListOffsetsResponseArgs { answers, refusals, leader_epochs })
+}
+
+fn epoch_ends_response(b: &mut Builder, results: &[EpochEndResult]) -> Offset<g::EpochEndsResponse<'static>> {
+    let refusals = refused_items(b, results.iter().map(|r| r.outcome.as_ref().err()));
+    let ends = results.iter().map(|r| {
+        let (topic, partition) = place(r.partition);
+        let end = r.outcome.as_ref().ok().copied().flatten();
+        g::EpochEnd::new(&topic, partition, end.map_or(-1, |end| end.epoch), end.map_or(-1, |end| end.end_offset))
+    });
+    let ends = Some(b.create_vector_from_iter(ends));
+    g::EpochEndsResponse::create(b, &g::EpochEndsResponseArgs { ends, refusals })
+}
+
+fn delete_records_response(b: &mut Builder, results: &[DeleteRecordsResult]) -> Offset<g::DeleteRecordsResponse<'static>> {
+    let refusals = refused_items(b, results.iter().map(|r| r.outcome.as_ref().err()));
+    let starts = results.iter().map(|r| {
+        let (topic, partition) = place(r.partition);
+        g::LogStart::new(&topic, partition, *r.outcome.as_ref().unwrap_or(&-1))
+    });
+    let starts = Some(b.create_vector_from_iter(starts));
+    g::DeleteRecordsResponse::create(b, &g::DeleteRecordsResponseArgs { starts, refusals })
 }
 
 /// The refusals of a list with their places; none at all (and nothing allocated) where nothing was refused.

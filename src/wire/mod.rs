@@ -20,6 +20,7 @@ pub mod decode;
 pub mod encode;
 pub mod frame;
 mod generated;
+mod groups;
 pub mod handshake;
 
 pub use decode::{WireError, decode_request, decode_request_reusing, decode_response};
@@ -45,5 +46,7 @@ where
     flatbuffers::root_with_opts::<T>(&options, header)
 }
 
+#[cfg(test)]
+mod group_values;
 #[cfg(test)]
 mod tests;

@@ -65,6 +65,9 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         .prop_map(|(name, partitions, config)| Request::AlterTopic(AlterTopic { name, partitions, config }));
     let metadata = (proptest::option::of(vec(name(), 0..4)), any::<bool>())
         .prop_map(|(topics, create_missing)| Request::Metadata(MetadataRequest { topics, create_missing }));
+    let delete = (place(), proptest::option::of(0..i64::MAX)).prop_map(|(partition, before)| DeleteRecords { partition, before });
+    let epoch = (place(), proptest::option::of(0..i32::MAX), any::<i32>());
+    let epoch = epoch.prop_map(|(partition, current, epoch)| EpochQuestion { partition, current, epoch });
     prop_oneof![
         produce(),
         fetch().prop_map(|r| (r, 0)),
@@ -75,6 +78,10 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         name().prop_map(|n| (Request::DeleteTopic(n), 0)),
         name().prop_map(|n| (Request::DescribeTopic(n), 0)),
         Just((Request::InitProducerId, 0)),
+        vec(name(), 0..4).prop_map(|names| (Request::FindCoordinator(names), 0)),
+        group_values::request().prop_map(|r| (Request::Group(r), 0)),
+        vec(delete, 0..5).prop_map(|d| (Request::DeleteRecords(d), 0)),
+        vec(epoch, 0..5).prop_map(|e| (Request::EpochEnds(e), 0)),
     ]
 }
 
@@ -121,7 +128,15 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
     let fetched =
         (any::<[i64; 2]>(), 0u32..9000).prop_map(|([high_watermark, log_start], bytes)| Fetched { high_watermark, log_start, bytes });
     let fetched = (place(), outcome(fetched)).prop_map(|(partition, outcome)| FetchResult { partition, outcome });
-    let answered = (place(), outcome(any::<(i64, i64)>())).prop_map(|(partition, outcome)| ListOffsetResult { partition, outcome });
+    let found = (any::<[i64; 2]>(), proptest::option::of(0..i32::MAX)).prop_map(|([offset, timestamp], leader_epoch)| FoundOffset {
+        offset,
+        timestamp,
+        leader_epoch,
+    });
+    let answered = (place(), outcome(found)).prop_map(|(partition, outcome)| ListOffsetResult { partition, outcome });
+    let end = proptest::option::of((0..i32::MAX, any::<i64>()).prop_map(|(epoch, end_offset)| EpochEnd { epoch, end_offset }));
+    let ended = (place(), outcome(end)).prop_map(|(partition, outcome)| EpochEndResult { partition, outcome });
+    let deleted = (place(), outcome(any::<i64>())).prop_map(|(partition, outcome)| DeleteRecordsResult { partition, outcome });
     prop_oneof![
         vec(produced, 0..5).prop_map(|r| (Response::Produce(r), 0)),
         vec(fetched, 0..5).prop_map(|r| {
@@ -135,7 +150,11 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         description().prop_map(|t| (Response::TopicAltered(t), 0)),
         Just((Response::TopicDeleted, 0)),
         any::<(i64, i16)>().prop_map(|(id, epoch)| (Response::ProducerId(id, epoch), 0)),
+        vec(deleted, 0..5).prop_map(|r| (Response::RecordsDeleted(r), 0)),
+        vec(ended, 0..5).prop_map(|r| (Response::EpochEnds(r), 0)),
         refusal().prop_map(|r| (Response::Refused(r), 0)),
+        group_values::coordinators().prop_map(|c| (Response::Coordinators(c), 0)),
+        group_values::answer().prop_map(|a| (Response::Group(a), 0)),
     ]
 }
 

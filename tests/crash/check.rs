@@ -4,15 +4,15 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
-use corelane::batch::{HEADER_LEN, check_stored};
+use bytes::Bytes;
+use corelane::batch::{BatchError, HEADER_LEN, RecordRef, Records, check_stored, decode};
 use corelane::checksum::running_hash;
-use corelane::limits::BLOCK;
+use corelane::limits::{BLOCK, MAX_COMPACTED_BLOCK};
 use corelane::log::checkpoint::PartitionState;
 use corelane::log::file_header::{self, MetaSlot};
 use corelane::log::identity;
 use corelane::log::index::{Index, IndexEntry};
 use corelane::log::inspect::verify;
-use corelane::log::paths;
 use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
 use corelane::log::segment::{FIRST_POSITION, SegmentInfo};
 use corelane::shard::trace::TraceEvent;
@@ -49,7 +49,7 @@ pub fn open(image: &mut Image, catalogue: &[TopicPartition], shards: u32, salt: 
 }
 
 /// A batch as it is in a log.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Stored {
     /// Its first offset.
     pub base_offset: Offset,
@@ -57,6 +57,34 @@ pub struct Stored {
     pub kept: Kept,
     /// Idempotent producer's id, epoch and first sequence.
     pub producer: Option<(i64, i16, i32)>,
+    /// Its records that have a key.
+    pub keyed: Arc<Vec<Keyed>>,
+}
+
+/// A record with a key: its offset, and hashes of its key and, if it is no tombstone, its value.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Keyed {
+    /// Its offset.
+    pub offset: Offset,
+    /// Of its key.
+    pub key: u64,
+    /// Of its value.
+    pub value: Option<u64>,
+}
+
+/// The records of a batch that have a key.
+pub fn keyed(batch: &[u8]) -> Result<Vec<Keyed>, String> {
+    let hash = |bytes: &[u8]| crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes);
+    let one = |record: RecordRef<'_>| record.key.map(|key| Keyed { offset: record.offset, key: hash(key), value: record.value.map(hash) });
+    let text = |error: BatchError| error.to_string();
+    let records: Vec<Option<Keyed>> = match Records::of_batch(batch) {
+        Ok(records) => records.map(|record| record.map(one)).collect::<Result<_, _>>().map_err(text)?,
+        Err(_) => {
+            let set = decode(Bytes::copy_from_slice(batch), MAX_COMPACTED_BLOCK).map_err(text)?;
+            set.records().map(|record| record.map(one)).collect::<Result<_, _>>().map_err(text)?
+        }
+    };
+    Ok(records.into_iter().flatten().collect())
 }
 
 /// A segment that checks: its batches, the offset after them, and the running hash, if the one before it was known.
@@ -82,13 +110,13 @@ pub fn read_stored(image: &Image, state: &PartitionState) -> Result<Vec<Stored>,
     // Where the log no longer starts at 0, its hash is known from the end of its first segment on.
     let mut hash = (next == 0).then_some(0);
     for segment in &state.segments {
-        let path = paths::segment(state.partition, segment.base_offset);
+        let path = segment.path(state.partition);
         let data = image.data(&path).ok_or_else(|| format!("{path} is not there"))?;
         if segment.base_offset != next {
             return Err(format!("{path}: the segment starts at {}, the log goes on at {next}", segment.base_offset));
         }
         if segment.valid_end > FIRST_POSITION {
-            expect_first_entry(image, state, segment, hash)?;
+            hash = expect_first_entry(image, state, segment, hash)?;
         }
         let key = (data.fingerprint(), state.partition, segment.base_offset, segment.valid_end, hash);
         let known = CHECKED.with_borrow(|checked| checked.get(&key).cloned());
@@ -103,7 +131,7 @@ pub fn read_stored(image: &Image, state: &PartitionState) -> Result<Vec<Stored>,
         if after.is_some_and(|hash| hash != segment.running_hash) || end != segment.end_offset {
             return Err(format!("{path}: end offset {end} or running hash are not the state's: {segment:?}"));
         }
-        batches.extend(found.iter().copied());
+        batches.extend(found.iter().cloned());
         (next, hash) = (end, Some(segment.running_hash));
     }
     if next != state.log_end || hash.is_some_and(|hash| hash != state.running_hash) {
@@ -112,19 +140,24 @@ pub fn read_stored(image: &Image, state: &PartitionState) -> Result<Vec<Stored>,
     Ok(batches)
 }
 
-/// The index has the segment's first batch: reads of whatever comes before its second entry start there.
-fn expect_first_entry(image: &Image, state: &PartitionState, segment: &SegmentInfo, hash: Option<u64>) -> Result<(), String> {
-    let path = paths::index(state.partition, segment.base_offset);
+/// The index has the segment's first batch: reads of whatever comes before its second entry start there. Returns the running hash before that batch, where it is known.
+fn expect_first_entry(image: &Image, state: &PartitionState, segment: &SegmentInfo, hash: Option<u64>) -> Result<Option<u64>, String> {
+    let path = segment.index_path(state.partition);
     let bytes = image.bytes(&path);
     let (index, _) = Index::load(segment.base_offset, bytes.get(BLOCK..).unwrap_or_default(), segment.index_entries);
     let first = index.entries().first();
+    if segment.is_rewritten() {
+        // Its chain begins with what the index says, and must lead to the log's all the same.
+        let start = first.filter(|entry| entry.position == FIRST_POSITION).map(|entry| entry.running_hash);
+        return start.map(Some).ok_or_else(|| format!("{path}: a rewritten segment without its first entry"));
+    }
     let is_right = |entry: &IndexEntry| {
         (entry.offset, entry.position) == (segment.base_offset, FIRST_POSITION) && hash.is_none_or(|hash| entry.running_hash == hash)
     };
     // What is before the log's first segment may be gone, and its running hash with it: a reader then begins at the segment's start.
     let is_unknown = first.is_none_or(|entry| entry.position > FIRST_POSITION) && hash.is_none();
     if is_unknown || first.is_some_and(is_right) {
-        Ok(())
+        Ok(hash)
     } else {
         Err(format!("{path}: the first of {} entries is {first:?}", segment.index_entries))
     }
@@ -143,12 +176,13 @@ fn read_segment(
     while at < end {
         let rest = bytes.get(at..end).ok_or_else(|| format!("{path}: {} bytes, the log needs {end}", bytes.len()))?;
         let header = check_stored(rest).map_err(|error| format!("{path} at {at}: {error}"))?;
-        if header.base_offset != next {
+        if header.base_offset != next && !(segment.is_rewritten() && header.base_offset > next) {
             return Err(format!("{path} at {at}: a batch of offset {}, expected {next}", header.base_offset));
         }
         let producer = (header.producer_id >= 0).then_some((header.producer_id, header.producer_epoch, header.base_sequence));
         let kept = Kept { count: header.record_count as u32, crc: header.crc };
-        batches.push(Stored { base_offset: header.base_offset, kept, producer });
+        let keyed = Arc::new(keyed(&rest[..header.total_len()]).map_err(|error| format!("{path} at {at}: {error}"))?);
+        batches.push(Stored { base_offset: header.base_offset, kept, producer, keyed });
         hash = hash.map(|before| running_hash(before, &rest[..HEADER_LEN]));
         next = header.next_offset();
         at += header.total_len();

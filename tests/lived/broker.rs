@@ -6,16 +6,18 @@ use std::sync::{Arc, Mutex, mpsc};
 
 use corelane::cluster::{Catalogue, CatalogueView, command_log};
 use corelane::limits::BLOCK;
+use corelane::log::checkpoint::PartitionState;
 use corelane::log::file_header::MetaSlot;
 use corelane::log::files::StoreFiles;
 use corelane::log::journal::peek_group;
 use corelane::log::recovery::{OpenRequest, RecoveredStore, open_store};
+use corelane::log::segment::SegmentInfo;
 use corelane::log::{identity, paths};
 use corelane::shard::trace::TraceEvent;
-use corelane::types::{TopicId, TopicPartition};
+use corelane::types::{Offset, TopicId, TopicPartition};
 
-use super::life::Life;
-use crate::crash::check::{self, Acknowledged, CLUSTER, Kept, Loser};
+use super::life::{Compacted, Life};
+use crate::crash::check::{self, Acknowledged, CLUSTER, Kept, Keyed, Loser, Stored};
 use crate::crash::disk::{CrashDisk, Image, Loss};
 
 /// Producer batches that a restart must remember.
@@ -86,6 +88,8 @@ pub struct Told {
     pub leaving: BTreeSet<TopicId>,
     /// Everything that the life acknowledges, sooner or later: the log can hold nothing else.
     pub ever: Arc<Acknowledged>,
+    /// What is in the batches of compacted topics.
+    pub compacted: Arc<Compacted>,
     /// How many acknowledgements there were.
     count: usize,
 }
@@ -143,9 +147,12 @@ impl Told {
         lost.map_or(Ok(()), |lost| Err(format!("{lost} is gone")))
     }
 
-    fn compare_partition(&self, image: &Image, state: &corelane::log::checkpoint::PartitionState) -> Result<(), String> {
+    fn compare_partition(&self, image: &Image, state: &PartitionState) -> Result<(), String> {
         let id = state.partition;
         let batches = check::read_stored(image, state)?;
+        if self.compacted.topics.contains(&id.topic) {
+            return self.compare_compacted(state, &batches);
+        }
         let ever = self.ever.get(&id);
         let mut found = BTreeMap::new();
         let mut producers: BTreeMap<(i64, i16), Vec<(i32, i64)>> = BTreeMap::new();
@@ -163,17 +170,60 @@ impl Told {
                 return Err(format!("{id} at {offset}: acknowledged {kept:?}, found {:?}", found.get(offset)));
             }
         }
-        // Whoever repeats one of its last batches now must be recognized: otherwise it would be there twice.
-        for ((producer, epoch), batches) in producers {
-            let known = state.producers.iter().find(|known| (known.id, known.epoch) == (producer, epoch));
-            let known: Vec<_> = known.map_or(Vec::new(), |known| known.batches.iter().map(|b| (b.first_sequence, b.base_offset)).collect());
-            let last = &batches[batches.len().saturating_sub(REMEMBERED)..];
-            if !known.ends_with(last) {
-                return Err(format!("{id}: producer {producer} has appended {last:?}, remembered are {known:?}"));
+        expect_producers(state, producers)
+    }
+
+    /// Of a compacted partition: every record is one that was appended, the last one of each key is there, and what was not rewritten is whole.
+    fn compare_compacted(&self, state: &PartitionState, found: &[Stored]) -> Result<(), String> {
+        let id = state.partition;
+        let end = state.log_end;
+        let nothing = BTreeMap::new();
+        let acknowledged = self.batches.get(&id).unwrap_or(&nothing);
+        if let Some((offset, kept)) = acknowledged.iter().find(|(offset, kept)| **offset + i64::from(kept.count) > end) {
+            return Err(format!("{id} ends at {end}: acknowledged {kept:?} at {offset}"));
+        }
+        let (mut appended, mut last, mut producers) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::<_, Vec<_>>::new());
+        for (offset, kept) in self.ever.get(&id).into_iter().flatten().filter(|(offset, _)| **offset < end) {
+            let content = self.compacted.batches.get(&kept.crc).ok_or_else(|| format!("{id} at {offset}: a batch that nobody sent"))?;
+            for record in &content.records {
+                let record = Keyed { offset: offset + record.offset, ..*record };
+                appended.insert(record.offset, record);
+                last.insert(record.key, record);
+            }
+            if let Some((producer, epoch, sequence)) = content.producer {
+                producers.entry((producer, epoch)).or_default().push((sequence, *offset));
+            }
+            let rewritten = |segment: &SegmentInfo| segment.is_rewritten() && (segment.base_offset..segment.end_offset).contains(offset);
+            if !state.segments.iter().any(rewritten) && !found.iter().any(|batch| (batch.base_offset, batch.kept) == (*offset, *kept)) {
+                return Err(format!("{id} at {offset}: {kept:?} is in no rewritten segment and is not there"));
             }
         }
-        Ok(())
+        let mut read = BTreeMap::new();
+        for record in found.iter().flat_map(|batch| batch.keyed.iter()) {
+            if appended.get(&record.offset) != Some(record) {
+                return Err(format!("{id}: {record:?} was never appended, but {:?}", appended.get(&record.offset)));
+            }
+            read.insert(record.key, *record);
+        }
+        // Tombstones too: nothing in a life is old enough for them to go.
+        match last.iter().find(|(key, record)| read.get(key) != Some(*record)) {
+            Some((key, record)) => Err(format!("{id}: the last of its key is {record:?}, found is {:?}", read.get(key))),
+            None => expect_producers(state, producers),
+        }
     }
+}
+
+/// Whoever repeats one of its last batches now must be recognized: otherwise it would be there twice. Of each producer and epoch: sequences and offsets.
+fn expect_producers(state: &PartitionState, appended: BTreeMap<(i64, i16), Vec<(i32, Offset)>>) -> Result<(), String> {
+    for ((producer, epoch), batches) in appended {
+        let known = state.producers.iter().find(|known| (known.id, known.epoch) == (producer, epoch));
+        let known: Vec<_> = known.map_or(Vec::new(), |known| known.batches.iter().map(|b| (b.first_sequence, b.base_offset)).collect());
+        let last = &batches[batches.len().saturating_sub(REMEMBERED)..];
+        if !known.ends_with(last) {
+            return Err(format!("{}: producer {producer} has appended {last:?}, remembered are {known:?}", state.partition));
+        }
+    }
+    Ok(())
 }
 
 fn is_left_over(path: &str, catalogue: &CatalogueView) -> bool {
@@ -289,7 +339,8 @@ fn before(life: &Life, events: usize) -> String {
 fn produce(life: &Life, plan: &Plan, mut take: impl FnMut(Job) -> bool) -> Counts {
     let mut disk = CrashDisk::of(&Image::default());
     let mut kinds = Kinds::default();
-    let mut told = Arc::new(Told { ever: Arc::new(ever(&life.events)), ..Told::default() });
+    let first = Told { ever: Arc::new(ever(&life.events)), compacted: life.compacted.clone(), ..Told::default() };
+    let mut told = Arc::new(first);
     let deletions = deletions(&life.events);
     let mut counts = Counts::default();
     let (mut distinct, mut asked) = (HashSet::new(), HashSet::new());

@@ -1,15 +1,18 @@
 //! Makes a real broker do everything that touches a disk once, one step after the other, and returns what it recorded.
 
+use std::collections::{BTreeSet, HashMap};
 use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use corelane::batch::{BatchBuilder, Compression};
+use corelane::batch::{BatchBuilder, BatchHeader, Compression};
 use corelane::request::{OffsetSpec, Request, Response};
 use corelane::shard::trace::TraceEvent;
 use corelane::types::{Offset, TopicId, TopicPartition};
 
+use crate::crash::check::{self, Keyed};
 use crate::crash::{Numbers, trace};
 use crate::support::{Broker, Connection};
 
@@ -24,6 +27,26 @@ pub struct Life {
     pub events: Vec<TraceEvent>,
     /// Steps by name, as ranges of events.
     pub steps: Vec<(&'static str, Range<usize>)>,
+    /// What was sent to compacted topics.
+    pub compacted: Arc<Compacted>,
+}
+
+/// What was sent to compacted topics.
+#[derive(Clone, Debug, Default)]
+pub struct Compacted {
+    /// Which they are.
+    pub topics: BTreeSet<TopicId>,
+    /// The batches by their CRC.
+    pub batches: HashMap<u32, Content>,
+}
+
+/// What is in a batch.
+#[derive(Clone, Debug)]
+pub struct Content {
+    /// Its records, by offset from the first one.
+    pub records: Vec<Keyed>,
+    /// Idempotent producer's id, epoch and first sequence.
+    pub producer: Option<(i64, i16, i32)>,
 }
 
 impl Life {
@@ -34,7 +57,7 @@ impl Life {
 }
 
 /// Every step, in order: a crash is to be tried in each.
-pub const STEPS: [&str; 19] = [
+pub const STEPS: [&str; 21] = [
     "first start",
     "topic creation",
     "small appends",
@@ -47,10 +70,12 @@ pub const STEPS: [&str; 19] = [
     "topic with data deleted",
     "name used again",
     "retention",
+    "cleaning",
     "small appends before the kill",
     "restart with more shards after a kill",
     "idempotent retry after the restart",
     "appends of the second run",
+    "cleaning of what was cleaned",
     "clean stop",
     "restart with fewer shards, large batches left out",
     "appends behind them",
@@ -62,11 +87,18 @@ struct Workload {
     numbers: Numbers,
     /// Ends of the steps, bytes of the trace file.
     ends: Vec<(&'static str, u64)>,
+    compacted: Compacted,
 }
 
 /// Runs the workload below `dir`, which is on a real disk.
 pub fn lived(dir: &Path, seed: u64) -> Life {
-    let mut workload = Workload { data: dir.join("data"), trace: dir.join("trace"), numbers: Numbers(seed), ends: Vec::new() };
+    let mut workload = Workload {
+        data: dir.join("data"),
+        trace: dir.join("trace"),
+        numbers: Numbers(seed),
+        ends: Vec::new(),
+        compacted: Compacted::default(),
+    };
     workload.run();
     let (starts, events): (Vec<usize>, Vec<TraceEvent>) =
         trace::parse(&fs::read(&workload.trace).expect("there is a trace")).into_iter().unzip();
@@ -78,7 +110,7 @@ pub fn lived(dir: &Path, seed: u64) -> Life {
         step
     });
     let steps = steps.collect();
-    Life { events, steps }
+    Life { events, steps, compacted: Arc::new(workload.compacted) }
 }
 
 impl Workload {
@@ -127,6 +159,9 @@ impl Workload {
         self.done("adopted append");
         self.deletion(&mut connection);
         self.retention(&mut connection);
+        let compacted = self.compacted_topic(&mut connection);
+        self.cleaning(&mut connection, compacted, producer, 0);
+        self.done("cleaning");
         for round in 0..6 {
             self.append(&mut connection, part(round % 3), 1_500);
         }
@@ -154,6 +189,8 @@ impl Workload {
             self.append(&mut connection, part(partition), 60);
         }
         self.done("appends of the second run");
+        self.cleaning(&mut broker.connect_owner(compacted), compacted, producer, 10);
+        self.done("cleaning of what was cleaned");
         assert_eq!(broker.stop(), 0);
         self.done("clean stop");
 
@@ -206,6 +243,40 @@ impl Workload {
             std::thread::sleep(Duration::from_millis(20));
         }
         self.done("retention");
+    }
+
+    fn compacted_topic(&mut self, connection: &mut Connection) -> TopicPartition {
+        let settings = [("cleanup.policy", "compact"), ("segment.bytes", "1048576"), ("min.cleanable.dirty.ratio", "0.01")];
+        let topic = connection.create("compacted", 1, &settings);
+        self.compacted.topics.insert(topic);
+        TopicPartition { topic, partition: 0 }
+    }
+
+    /// Three segments full of a few keys, tombstones among them, small and large batches, some of an idempotent producer; until they are cleaned.
+    fn cleaning(&mut self, connection: &mut Connection, partition: TopicPartition, (id, epoch): (i64, i16), first_sequence: i32) {
+        let before = (self.marks("clean"), self.marks("replaced segments removed"));
+        for round in 0..26 {
+            let key = |this: &mut Workload| [b'k', this.numbers.below(6) as u8];
+            let mut builder = BatchBuilder::new(if round % 4 == 3 { Compression::Lz4 } else { Compression::None });
+            let mut value = vec![0; if round == 9 { 140_000 } else { 90_000 }];
+            for piece in value.chunks_mut(8) {
+                piece.copy_from_slice(&self.numbers.draw().to_le_bytes()[..piece.len()]);
+            }
+            let time = 1_700_000_000_000 + round;
+            builder.append(time, Some(&key(self)), Some(&value), &[]).expect("it fits");
+            builder.append(time, Some(&key(self)), (round % 3 > 0).then_some(&value[..50]), &[]).expect("it fits");
+            let producer = (round % 5 == 1).then_some((id, epoch, first_sequence + 2 * (round as i32 / 5)));
+            if let Some((id, epoch, sequence)) = producer {
+                builder.set_producer(id, epoch, sequence);
+            }
+            let batch = builder.build();
+            let header = BatchHeader::parse(&batch).expect("a batch");
+            self.compacted.batches.insert(header.crc, Content { records: check::keyed(&batch).expect("it has records"), producer });
+            produce(connection, partition, &batch);
+        }
+        self.wait("segments are cleaned", |workload| {
+            workload.marks("clean") > before.0 && workload.marks("replaced segments removed") > before.1
+        });
     }
 
     fn start(&self, shards: u32) -> Broker {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use corelane::limits::BLOCK;
 use corelane::log::file_header::{self, GenerationRecord};
 use corelane::log::journal::{GroupHeader, parse_group, peek_group, seal_group, stored_checksum};
-use corelane::log::paths;
+use corelane::log::paths::{self, PartitionFile};
 use corelane::shard::trace::TraceEvent;
 
 use super::life::Life;
@@ -31,12 +31,16 @@ pub enum BrokenBroker {
     SkipMarkSync,
     /// A block that holds acknowledged batches is written anew with what comes after them only.
     OverwriteTailBlock,
+    /// A rewritten segment is not synced before it takes the place of those that it was made of.
+    SkipRewrittenSync,
+    /// The segments that a rewritten one replaces go before the journal says so.
+    RemoveReplacedEarly,
     /// The old generation is never retired: the second start replays, and every later one replays the same journal again.
     ReplayTwice,
 }
 
 /// All of them.
-pub const BROKEN_BROKERS: [BrokenBroker; 8] = [
+pub const BROKEN_BROKERS: [BrokenBroker; 10] = [
     BrokenBroker::SkipJournalSync,
     BrokenBroker::AcknowledgeEarly,
     BrokenBroker::SkipSegmentSync,
@@ -44,6 +48,8 @@ pub const BROKEN_BROKERS: [BrokenBroker; 8] = [
     BrokenBroker::SkipCatalogueSync,
     BrokenBroker::SkipMarkSync,
     BrokenBroker::OverwriteTailBlock,
+    BrokenBroker::SkipRewrittenSync,
+    BrokenBroker::RemoveReplacedEarly,
     BrokenBroker::ReplayTwice,
 ];
 
@@ -76,6 +82,8 @@ pub fn broken(life: &Life, bug: BrokenBroker) -> (Vec<TraceEvent>, usize) {
             })
         }
         BrokenBroker::OverwriteTailBlock => overwritten(&life.events),
+        BrokenBroker::SkipRewrittenSync => without_syncs(&life.events, is_rewritten),
+        BrokenBroker::RemoveReplacedEarly => removed_early(&life.events),
         BrokenBroker::ReplayTwice => never_retired(&life.events),
     };
     let first = events.iter().zip(&life.events).position(|(broken, whole)| broken != whole);
@@ -91,6 +99,32 @@ fn without_syncs(events: &[TraceEvent], mut of: impl FnMut(&str) -> bool) -> Vec
         _ => true,
     };
     events.iter().filter(stays).cloned().collect()
+}
+
+fn is_rewritten(path: &str) -> bool {
+    let file = path.rsplit('/').next().and_then(paths::parse_partition_file);
+    matches!(file, Some(PartitionFile::Segment(_, 1..) | PartitionFile::Index(_, 1..)))
+}
+
+/// What goes after a cleaning goes when it begins to be journaled.
+fn removed_early(events: &[TraceEvent]) -> Vec<TraceEvent> {
+    let mut out: Vec<TraceEvent> = Vec::with_capacity(events.len());
+    let mut switch = None;
+    for event in events {
+        match event {
+            TraceEvent::Mark { name } if name == "clean" => switch = Some(out.len() + 1),
+            TraceEvent::Mark { name } if name == "replaced segments removed" => switch = None,
+            TraceEvent::Unlink { path } if path.ends_with(".log") || path.ends_with(".index") => {
+                if let Some(at) = switch {
+                    out.insert(at, event.clone());
+                    continue;
+                }
+            }
+            _ => {}
+        }
+        out.push(event.clone());
+    }
+    out
 }
 
 fn acknowledged_early(events: &[TraceEvent]) -> Vec<TraceEvent> {

@@ -44,7 +44,9 @@ impl Check for Crashes {
         for kind in broker::KINDS {
             expect(counts.by_kind.contains_key(kind), || format!("no crash after an event of kind {kind:?}"))?;
         }
-        for mark in ["lap", "roll", "checkpoint", "adopt", "topic deleted", "segment deleted", "left out"] {
+        for mark in
+            ["lap", "roll", "checkpoint", "adopt", "topic deleted", "segment deleted", "left out", "clean", "replaced segments removed"]
+        {
             let done = life.events.iter().any(|event| matches!(event, TraceEvent::Mark { name } if name == mark));
             expect(done, || format!("the broker did no {mark}"))?;
         }
@@ -72,7 +74,7 @@ fn every_bug_is_caught(life: &Life, round: &mut Round<'_>) -> Result<(), String>
     };
     for bug in BROKEN_BROKERS {
         let (events, from) = planted::broken(life, bug);
-        let broken = Life { events, steps: Vec::new() };
+        let broken = Life { events, steps: Vec::new(), compacted: life.compacted.clone() };
         let plan = Plan { ways: 6, seed, events: from..broken.events.len(), whole_one_in: u64::MAX };
         seen(format!("{bug:?}"), broker::enumerate(&broken, &plan, broker::check))?;
     }

@@ -353,7 +353,7 @@ fn meaning(dir: &Path, files: &[(String, u64)]) -> Result<BTreeMap<String, Vec<P
     }
     for state in states.values() {
         for segment in &state.segments {
-            let path = paths::segment(state.partition, segment.base_offset);
+            let path = segment.path(state.partition);
             add(&path, 0..BLOCK as u64, "segment header");
             let what = if segment.adopted { "adopted batch" } else { "batch" };
             let mut files = BlockingFiles::read_only(dir, true);
@@ -363,7 +363,7 @@ fn meaning(dir: &Path, files: &[(String, u64)]) -> Result<BTreeMap<String, Vec<P
             for (position, len) in batches.into_iter().filter(|(position, _)| *position < segment.valid_end) {
                 add(&path, position..position + len as u64, what);
             }
-            let index = paths::index(state.partition, segment.base_offset);
+            let index = segment.index_path(state.partition);
             if segment.index_entries > 0 {
                 add(&index, 0..BLOCK as u64, "index header");
                 add(&index, BLOCK as u64..entry_position(segment.index_entries as usize - 1) + INDEX_ENTRY_LEN as u64, "index entry");
@@ -371,7 +371,7 @@ fn meaning(dir: &Path, files: &[(String, u64)]) -> Result<BTreeMap<String, Vec<P
         }
     }
     let is_known = |file: &str| match file.rsplit('/').next().and_then(paths::parse_partition_file) {
-        Some(PartitionFile::Segment(_)) => meaning.contains_key(file),
+        Some(PartitionFile::Segment(..)) => meaning.contains_key(file),
         _ => true,
     };
     match files.iter().find(|(file, _)| !is_known(file)) {

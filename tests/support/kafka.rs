@@ -1,4 +1,5 @@
 //! A connection that speaks Kafka's protocol by the codec, one frame at a time: what client libraries hide can be done with it.
+#![allow(dead_code)]
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::request::{
-    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, Request,
-    Response,
+    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, Refusal,
+    Request, Response,
 };
 use corelane::types::{Offset, TopicId, TopicPartition};
 use corelane::wire::handshake::{self, Hello};
@@ -46,8 +46,9 @@ impl Broker {
     fn try_start_in(current: &Path, data: &Path, flags: &[&str]) -> Result<Broker, String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_corelane"))
             .current_dir(current)
-            .args(["serve", "--json", "--listen", "127.0.0.1:0", "--data"])
+            .args(["serve", "--json", "--data"])
             .arg(data)
+            .args(if flags.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"][..] })
             .args(if flags.contains(&"--memory") { &[][..] } else { &["--memory", "256M"][..] })
             .args(if flags.contains(&"--admin-listen") { &[][..] } else { &["--admin-listen", "none"][..] })
             .args(flags)
@@ -268,10 +269,19 @@ impl Connection {
         }
     }
 
+    /// Reads one batch of a partition, or hears why not.
+    pub fn try_fetch(&mut self, partition: TopicPartition, offset: Offset) -> Result<Bytes, Refusal> {
+        let wanted = FetchPartition { partition, offset, max_bytes: 1, leader_epoch: None };
+        match self.ask(&Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes: 1, partitions: vec![wanted] }), &[]) {
+            (Response::Fetch(mut results), payload) => results.remove(0).outcome.map(|_| payload),
+            (other, _) => panic!("{other:?}"),
+        }
+    }
+
     /// An offset of a partition.
     pub fn offset(&mut self, partition: TopicPartition, spec: OffsetSpec) -> Offset {
         match self.ask(&Request::ListOffsets(vec![ListOffset { partition, spec }]), &[]).0 {
-            Response::ListOffsets(results) => results[0].outcome.as_ref().unwrap_or_else(|e| panic!("{e}")).0,
+            Response::ListOffsets(results) => results[0].outcome.as_ref().unwrap_or_else(|e| panic!("{e}")).offset,
             other => panic!("{other:?}"),
         }
     }

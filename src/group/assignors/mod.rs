@@ -18,6 +18,7 @@ mod sticky;
 #[cfg(test)]
 mod tests;
 
+use crate::request::group::MemberMetadata;
 use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -25,8 +26,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::consumer_protocol::{Assignment, Subscription, TopicPartitions};
-use super::fields::FieldError;
-use super::message::MemberMetadata;
+use crate::request::fields::FieldError;
 
 /// An assignor by its name in the group protocol.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]

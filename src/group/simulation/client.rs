@@ -6,9 +6,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::group::assignors::{Strategy, lead};
 use crate::group::consumer_protocol::{Assignment, PROTOCOL_TYPE, Subscription, TopicPartitions};
 use crate::group::random::Random;
-use crate::group::{
-    Answer, CommitOffsets, CommitPartition, FetchOffsets, GroupError, Heartbeat, JoinGroup, JoinRefused, Joined, LeaveGroup, MemberRef,
-    Protocol, SyncGroup, Synced, TopicOutcome,
+use crate::request::group::{
+    CommitOffsets, CommitPartition, FetchOffsets, GroupAnswer, GroupError, Heartbeat, JoinGroup, JoinRefused, Joined, LeaveGroup,
+    MemberRef, Protocol, SyncGroup, Synced, TopicOutcome,
 };
 
 pub const SESSION_MS: i32 = 6_000;
@@ -30,7 +30,7 @@ pub enum Request {
 
 #[derive(Clone, Debug)]
 pub enum Reply {
-    Answer(Answer),
+    Answer(GroupAnswer),
     Heartbeat(Result<(), GroupError>),
     /// The connection is gone.
     Lost,
@@ -230,21 +230,21 @@ impl Client {
         }
         let is_awaited = self.awaited.is_some_and(|(awaited, _)| awaited == number);
         match reply {
-            Reply::Answer(Answer::Join(outcome)) if is_awaited => {
+            Reply::Answer(GroupAnswer::Join(outcome)) if is_awaited => {
                 self.awaited = None;
                 match outcome {
                     Ok(joined) => return Some(self.handle_joined(joined, now)),
                     Err(refused) => self.handle_refused(refused, now),
                 }
             }
-            Reply::Answer(Answer::Sync(outcome)) if is_awaited => {
+            Reply::Answer(GroupAnswer::Sync(outcome)) if is_awaited => {
                 self.awaited = None;
                 match outcome {
                     Ok(synced) => self.handle_synced(&synced, now),
                     Err(error) => self.handle_error(error, now),
                 }
             }
-            Reply::Answer(Answer::Commit(topics)) => self.handle_committed(&topics, now),
+            Reply::Answer(GroupAnswer::Commit(topics)) => self.handle_committed(&topics, now),
             Reply::Heartbeat(Err(error)) if self.phase == Phase::Active => self.handle_error(error, now),
             Reply::Lost if is_awaited => {
                 self.awaited = None;

@@ -11,7 +11,7 @@ mod world;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use super::GroupError;
+use crate::request::group::GroupError;
 use planted::Bug;
 use world::{Seen, World};
 

@@ -1,11 +1,12 @@
 //! What must hold of everything that a coordinator says, judged from outside: by the log that is durable and by earlier answers.
 
+use crate::request::group::OffsetCommit;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::group::consumer_protocol::Assignment;
-use crate::group::records::{Change, GroupMetadata, LogRecord, OffsetCommit};
-use crate::group::{Answer, CommitOffsets, FetchOffsets, FetchedTopic, GroupError, Heartbeat, SyncGroup, TopicOutcome};
+use crate::group::records::{Change, GroupMetadata, LogRecord};
+use crate::request::group::{CommitOffsets, FetchOffsets, FetchedTopic, GroupAnswer, GroupError, Heartbeat, SyncGroup, TopicOutcome};
 
 use super::client::Request;
 use super::world::RETENTION_MS;
@@ -76,9 +77,9 @@ impl Model {
         }
     }
 
-    pub fn answered(&mut self, request: &Request, answer: &Answer) {
+    pub fn answered(&mut self, request: &Request, answer: &GroupAnswer) {
         match (request, answer) {
-            (Request::Join(join), Answer::Join(Ok(joined))) => {
+            (Request::Join(join), GroupAnswer::Join(Ok(joined))) => {
                 let group = self.groups.entry(join.group.clone()).or_default();
                 assert!(
                     joined.generation >= group.generation,
@@ -90,15 +91,15 @@ impl Model {
                     group.instances.insert(instance.clone(), joined.member_id.to_string());
                 }
             }
-            (Request::Sync(sync), Answer::Sync(Ok(synced))) => self.synced(sync, &synced.assignment),
-            (Request::Commit(commit), Answer::Commit(topics)) => self.committed(commit, topics),
-            (Request::DeleteGroups(_), Answer::DeleteGroups(outcomes)) => {
+            (Request::Sync(sync), GroupAnswer::Sync(Ok(synced))) => self.synced(sync, &synced.assignment),
+            (Request::Commit(commit), GroupAnswer::Commit(topics)) => self.committed(commit, topics),
+            (Request::DeleteGroups(_), GroupAnswer::DeleteGroups(outcomes)) => {
                 for (id, _) in outcomes.iter().filter(|(_, outcome)| outcome.is_ok()) {
                     let group = self.groups.entry(id.clone()).or_default();
                     assert!(group.stored.is_none() && group.positions.is_empty(), "{id} is told to be deleted and is in the log");
                 }
             }
-            (Request::DeleteOffsets(id, _), Answer::DeleteOffsets(Ok(topics))) => {
+            (Request::DeleteOffsets(id, _), GroupAnswer::DeleteOffsets(Ok(topics))) => {
                 let group = self.groups.entry(id.clone()).or_default();
                 for (topic, partition) in well(topics) {
                     assert!(
@@ -177,7 +178,7 @@ impl Model {
         self.not_fenced(&commit.group, &commit.member);
     }
 
-    fn not_fenced(&self, group: &str, member: &crate::group::MemberRef) {
+    fn not_fenced(&self, group: &str, member: &crate::request::group::MemberRef) {
         let Some(instance) = &member.instance_id else { return };
         let newest = self.groups[group].instances.get(instance);
         assert!(newest.is_none_or(|newest| *newest == member.member_id), "{} lives while {instance} is {newest:?}", member.member_id);

@@ -3,10 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::group::records::LogRecord;
-use crate::group::{
-    Answer, AppendFailure, CommitOffsets, Coordinator, Effect, FetchOffsets, FetchedTopic, GroupError, Heartbeat, JoinGroup, Now, Settings,
-    SyncGroup, Token, Waiter,
-};
+use crate::group::{AppendFailure, Coordinator, Effect, Now, Settings, Token, Waiter};
+use crate::request::group::{CommitOffsets, FetchOffsets, FetchedTopic, GroupAnswer, GroupError, Heartbeat, JoinGroup, SyncGroup};
 use crate::types::Offset;
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -150,7 +148,7 @@ impl Server {
                 let end = self.coordinator.log_end() + records.len() as Offset;
                 self.coordinator.handle_appended(*token, Ok(end), now);
             }
-            Effect::Answer { answer: Answer::Sync(_), .. } if self.has(Bug::AnswerIsLost) => {
+            Effect::Answer { answer: GroupAnswer::Sync(_), .. } if self.has(Bug::AnswerIsLost) => {
                 self.answers += 1;
                 if self.answers.is_multiple_of(7) {
                     return self.poll_effect(now);

@@ -8,10 +8,8 @@ use super::planted::{Bug, Server};
 use crate::group::assignors::Strategy;
 use crate::group::random::Random;
 use crate::group::records::LogRecord;
-use crate::group::{
-    Answer, AppendFailure, CommitOffsets, CommitPartition, Effect, FetchOffsets, GroupError, LeaveGroup, MemberRef, Now, Settings, State,
-    Token, Waiter,
-};
+use crate::group::{AppendFailure, Effect, Now, Settings, Token, Waiter};
+use crate::request::group::{CommitOffsets, CommitPartition, FetchOffsets, GroupAnswer, GroupError, LeaveGroup, MemberRef, State};
 use crate::types::Offset;
 
 const TICK_MS: u64 = 100;
@@ -75,19 +73,20 @@ pub struct World {
 /// Which answers there were: what was asked, and the error.
 pub type Seen = BTreeSet<(&'static str, Option<GroupError>)>;
 
-fn note(answer: &Answer, seen: &mut Seen) {
+fn note(answer: &GroupAnswer, seen: &mut Seen) {
     match answer {
-        Answer::Join(Ok(joined)) if joined.skip_assignment => _ = seen.insert(("join that skips", None)),
-        Answer::Join(outcome) => _ = seen.insert(("join", outcome.as_ref().err().map(|refused| refused.error))),
-        Answer::Sync(outcome) => _ = seen.insert(("sync", outcome.as_ref().err().copied())),
-        Answer::Leave(Ok(left)) => seen.extend(left.iter().map(|left| ("leave", left.outcome.err()))),
-        Answer::Leave(Err(error)) => _ = seen.insert(("leave", Some(*error))),
-        Answer::Commit(topics) => seen.extend(topics.iter().flat_map(|t| &t.partitions).map(|(_, outcome)| ("commit", outcome.err()))),
-        Answer::DeleteGroups(outcomes) => seen.extend(outcomes.iter().map(|(_, outcome)| ("delete group", outcome.err()))),
-        Answer::DeleteOffsets(Ok(topics)) => {
+        GroupAnswer::Join(Ok(joined)) if joined.skip_assignment => _ = seen.insert(("join that skips", None)),
+        GroupAnswer::Join(outcome) => _ = seen.insert(("join", outcome.as_ref().err().map(|refused| refused.error))),
+        GroupAnswer::Sync(outcome) => _ = seen.insert(("sync", outcome.as_ref().err().copied())),
+        GroupAnswer::Leave(Ok(left)) => seen.extend(left.iter().map(|left| ("leave", left.outcome.err()))),
+        GroupAnswer::Leave(Err(error)) => _ = seen.insert(("leave", Some(*error))),
+        GroupAnswer::Commit(topics) => seen.extend(topics.iter().flat_map(|t| &t.partitions).map(|(_, outcome)| ("commit", outcome.err()))),
+        GroupAnswer::DeleteGroups(outcomes) => seen.extend(outcomes.iter().map(|(_, outcome)| ("delete group", outcome.err()))),
+        GroupAnswer::DeleteOffsets(Ok(topics)) => {
             seen.extend(topics.iter().flat_map(|t| &t.partitions).map(|(_, outcome)| ("delete offset", outcome.err())));
         }
-        Answer::DeleteOffsets(Err(error)) => _ = seen.insert(("delete offset", Some(*error))),
+        GroupAnswer::DeleteOffsets(Err(error)) => _ = seen.insert(("delete offset", Some(*error))),
+        other => panic!("{other:?} waits for nothing"),
     }
 }
 

@@ -39,7 +39,7 @@ fn a_new_member_is_told_its_id_and_joins_with_it() {
     let mut bench = Bench::new();
     let request = JoinGroup { needs_member_id: true, ..bench.request("g") };
     let waiter = bench.join(request.clone());
-    let Some(Answer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
+    let Some(GroupAnswer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
     assert_eq!(refused.error, GroupError::MemberIdRequired);
     assert_eq!(&*refused.member_id, "c-01010101-0101-4101-8101-010101010101", "the client's name and a UUID of version 4");
     let waiter = bench.join(JoinGroup { member_id: refused.member_id.to_string(), ..request });
@@ -52,7 +52,7 @@ fn an_id_that_nobody_joins_with_is_taken_back_and_the_group_is_forgotten() {
     let mut bench = Bench::new();
     let request = JoinGroup { needs_member_id: true, ..bench.request("g") };
     let waiter = bench.join(request.clone());
-    let Some(Answer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
+    let Some(GroupAnswer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
     assert_eq!(bench.coordinator.group_count(), 1);
     bench.advance(SESSION_MS as u64);
     assert_eq!(bench.coordinator.group_count(), 0);
@@ -76,7 +76,7 @@ fn a_rebalance_waits_for_ids_that_were_given_out() {
     let ids = bench.stable("g", 1);
     let request = JoinGroup { needs_member_id: true, ..bench.request("g") };
     let waiter = bench.join(request.clone());
-    let Some(Answer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
+    let Some(GroupAnswer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
     assert_eq!(bench.state("g"), State::Stable, "an id alone changes nothing");
     let leader = bench.rejoin("g", &ids[0]);
     let leader = bench.join(leader);
@@ -311,17 +311,17 @@ fn members_leave_several_at_once_each_with_its_outcome() {
     let mut bench = Bench::new();
     let ids = bench.stable("g", 3);
     let waiter = bench.leave("g", vec![member(&ids[0]), member("nobody"), member(&ids[1])]);
-    let Some(Answer::Leave(Ok(left))) = bench.answer(waiter) else { panic!("left") };
+    let Some(GroupAnswer::Leave(Ok(left))) = bench.answer(waiter) else { panic!("left") };
     let outcomes: Vec<_> = left.iter().map(|l| l.outcome).collect();
     assert_eq!(outcomes, [Ok(()), Err(GroupError::UnknownMemberId), Ok(())]);
     assert_eq!(bench.state("g"), State::PreparingRebalance);
     let last = bench.leave("g", vec![member(&ids[2])]);
     assert_eq!(bench.answer(last), None, "that nobody is left has to be durable");
     bench.land();
-    assert!(matches!(bench.answer(last), Some(Answer::Leave(Ok(_)))));
+    assert!(matches!(bench.answer(last), Some(GroupAnswer::Leave(Ok(_)))));
     assert_eq!(bench.state("g"), State::Empty);
     let none = bench.leave("none", vec![member("x")]);
-    let Some(Answer::Leave(Ok(left))) = bench.answer(none) else { panic!("answered") };
+    let Some(GroupAnswer::Leave(Ok(left))) = bench.answer(none) else { panic!("answered") };
     assert_eq!(left[0].outcome, Err(GroupError::UnknownMemberId));
 }
 
@@ -331,7 +331,7 @@ fn a_leave_that_the_log_does_not_take_is_told_so() {
     let ids = bench.stable("g", 1);
     let waiter = bench.leave("g", vec![member(&ids[0])]);
     bench.fail(AppendFailure::NotLeader);
-    assert_eq!(bench.answer(waiter), Some(Answer::Leave(Err(GroupError::NotCoordinator))));
+    assert_eq!(bench.answer(waiter), Some(GroupAnswer::Leave(Err(GroupError::NotCoordinator))));
     assert_eq!(bench.state("g"), State::Empty);
 }
 

@@ -17,9 +17,9 @@ fn nothing_is_served_before_everything_is_loaded() {
     let fetch = FetchOffsets { group: "g".into(), topics: None, require_stable: false };
     assert_eq!(bench.coordinator.fetch_offsets(&fetch), Err(GroupError::CoordinatorLoadInProgress));
     let delete = bench.delete_groups(&["g"]);
-    assert_eq!(bench.answer(delete), Some(Answer::DeleteGroups(vec![("g".into(), Err(GroupError::CoordinatorLoadInProgress))])));
+    assert_eq!(bench.answer(delete), Some(GroupAnswer::DeleteGroups(vec![("g".into(), Err(GroupError::CoordinatorLoadInProgress))])));
     let leave = bench.leave("g", vec![member("m")]);
-    assert_eq!(bench.answer(leave), Some(Answer::Leave(Err(GroupError::CoordinatorLoadInProgress))));
+    assert_eq!(bench.answer(leave), Some(GroupAnswer::Leave(Err(GroupError::CoordinatorLoadInProgress))));
 }
 
 #[test]
@@ -133,7 +133,7 @@ fn an_unloaded_coordinator_has_answered_everybody() {
     assert_eq!(bench.synced(sync), Err(GroupError::NotCoordinator));
     assert_eq!(bench.committed(commit), Err(GroupError::NotCoordinator));
     let outcomes = vec![("s".into(), Err(GroupError::NotCoordinator)), ("none".into(), Err(GroupError::GroupIdNotFound))];
-    assert_eq!(bench.answer(delete), Some(Answer::DeleteGroups(outcomes)));
+    assert_eq!(bench.answer(delete), Some(GroupAnswer::DeleteGroups(outcomes)));
     assert_eq!((bench.coordinator.waiters(), bench.coordinator.poll_timeout()), (Vec::new(), None));
     assert_eq!(bench.heartbeat("g", &ids[0], 1), Err(GroupError::NotCoordinator));
     // The log may still report.

@@ -13,6 +13,7 @@ use bytes::Bytes;
 use super::consumer_protocol::Subscription;
 use super::records::LogRecord;
 use super::*;
+use crate::request::group::*;
 use crate::types::Offset;
 
 const SESSION_MS: i32 = 10_000;
@@ -26,7 +27,7 @@ struct Bench {
     now: Now,
     waiters: u64,
     entropy: u8,
-    answers: BTreeMap<Waiter, Answer>,
+    answers: BTreeMap<Waiter, GroupAnswer>,
     appends: VecDeque<(Token, Vec<LogRecord>)>,
     log: Vec<LogRecord>,
 }
@@ -188,14 +189,14 @@ impl Bench {
         waiter
     }
 
-    fn answer(&mut self, waiter: Waiter) -> Option<Answer> {
+    fn answer(&mut self, waiter: Waiter) -> Option<GroupAnswer> {
         self.answers.remove(&waiter)
     }
 
     #[track_caller]
     fn joined(&mut self, waiter: Waiter) -> Joined {
         match self.answer(waiter) {
-            Some(Answer::Join(Ok(joined))) => joined,
+            Some(GroupAnswer::Join(Ok(joined))) => joined,
             other => panic!("not joined: {other:?}"),
         }
     }
@@ -203,7 +204,7 @@ impl Bench {
     #[track_caller]
     fn join_error(&mut self, waiter: Waiter) -> GroupError {
         match self.answer(waiter) {
-            Some(Answer::Join(Err(refused))) => refused.error,
+            Some(GroupAnswer::Join(Err(refused))) => refused.error,
             other => panic!("not refused: {other:?}"),
         }
     }
@@ -211,7 +212,7 @@ impl Bench {
     #[track_caller]
     fn synced(&mut self, waiter: Waiter) -> Result<Bytes, GroupError> {
         match self.answer(waiter) {
-            Some(Answer::Sync(outcome)) => outcome.map(|synced| synced.assignment),
+            Some(GroupAnswer::Sync(outcome)) => outcome.map(|synced| synced.assignment),
             other => panic!("no answer to a sync: {other:?}"),
         }
     }
@@ -219,7 +220,7 @@ impl Bench {
     #[track_caller]
     fn committed(&mut self, waiter: Waiter) -> Result<(), GroupError> {
         match self.answer(waiter) {
-            Some(Answer::Commit(topics)) => topics[0].partitions[0].1,
+            Some(GroupAnswer::Commit(topics)) => topics[0].partitions[0].1,
             other => panic!("no answer to a commit: {other:?}"),
         }
     }

@@ -93,7 +93,7 @@ fn what_is_too_large_is_refused_for_its_partition_alone() {
         CommitOffsets { topics: vec![("t".into(), vec![of(0, 4096), of(1, 4097), of(2, 0), of(3, 0), of(0, 1)])], ..simple("g", 1) };
     let waiter = bench.commit(&commit);
     bench.land();
-    let Some(Answer::Commit(topics)) = bench.answer(waiter) else { panic!("answered") };
+    let Some(GroupAnswer::Commit(topics)) = bench.answer(waiter) else { panic!("answered") };
     let outcomes: Vec<_> = topics[0].partitions.iter().map(|(_, outcome)| *outcome).collect();
     let expected = [Ok(()), Err(GroupError::OffsetMetadataTooLarge), Ok(()), Err(GroupError::PolicyViolation), Ok(())];
     assert_eq!(outcomes, expected, "counted in UTF-16 units; a position that is known may always move");
@@ -115,16 +115,16 @@ fn positions_of_topics_that_members_read_are_not_deleted() {
     let waiter = bench.delete_offsets("g", &[("t", &[0]), ("u", &[0, 7])]);
     assert_eq!(bench.answer(waiter), None);
     bench.land();
-    let Some(Answer::DeleteOffsets(Ok(topics))) = bench.answer(waiter) else { panic!("answered") };
+    let Some(GroupAnswer::DeleteOffsets(Ok(topics))) = bench.answer(waiter) else { panic!("answered") };
     assert_eq!(topics[0].partitions, [(0, Err(GroupError::GroupSubscribedToTopic))]);
     assert_eq!(topics[1].partitions, [(0, Ok(())), (7, Ok(()))], "what is not there is gone too");
     assert_eq!((bench.fetched("g", "t", 0), bench.fetched("g", "u", 0)), (Some(4), None));
     let waiter = bench.delete_offsets("none", &[("t", &[0])]);
-    assert_eq!(bench.answer(waiter), Some(Answer::DeleteOffsets(Err(GroupError::GroupIdNotFound))));
+    assert_eq!(bench.answer(waiter), Some(GroupAnswer::DeleteOffsets(Err(GroupError::GroupIdNotFound))));
     let request = JoinGroup { protocol_type: "connect".into(), ..bench.request("k") };
     bench.join(request);
     let waiter = bench.delete_offsets("k", &[("t", &[0])]);
-    assert_eq!(bench.answer(waiter), Some(Answer::DeleteOffsets(Err(GroupError::NonEmptyGroup))));
+    assert_eq!(bench.answer(waiter), Some(GroupAnswer::DeleteOffsets(Err(GroupError::NonEmptyGroup))));
 }
 
 #[test]
@@ -143,7 +143,7 @@ fn groups_are_deleted_when_they_are_empty() {
     assert_eq!(bench.fetched("g", "t", 0), Some(5), "not gone before that is durable");
     bench.land();
     assert_eq!(bench.committed(in_flight), Ok(()));
-    let Some(Answer::DeleteGroups(outcomes)) = bench.answer(waiter) else { panic!("answered") };
+    let Some(GroupAnswer::DeleteGroups(outcomes)) = bench.answer(waiter) else { panic!("answered") };
     let outcomes: Vec<_> = outcomes.iter().map(|(id, outcome)| (id.as_str(), *outcome)).collect();
     let not_found = Err(GroupError::GroupIdNotFound);
     assert_eq!(outcomes, [("full", Err(GroupError::NonEmptyGroup)), ("g", Ok(())), ("none", not_found), ("g", not_found)]);
@@ -157,7 +157,7 @@ fn a_deletion_that_the_log_does_not_take_is_taken_back() {
     bench.land();
     let waiter = bench.delete_groups(&["g"]);
     bench.fail(AppendFailure::Unavailable);
-    assert_eq!(bench.answer(waiter), Some(Answer::DeleteGroups(vec![("g".into(), Err(GroupError::CoordinatorNotAvailable))])));
+    assert_eq!(bench.answer(waiter), Some(GroupAnswer::DeleteGroups(vec![("g".into(), Err(GroupError::CoordinatorNotAvailable))])));
     assert_eq!((bench.state("g"), bench.fetched("g", "t", 0)), (State::Empty, Some(5)));
     let commit = bench.commit(&simple("g", 6));
     bench.land();

@@ -43,7 +43,7 @@ fn a_return_to_a_stable_group_is_no_rebalance() {
     let old_sync = bench.sync(old_sync);
     assert_eq!(bench.synced(old_sync), Err(GroupError::FencedInstanceId));
     let left = bench.leave("g", vec![instance(&ids[follower], follower)]);
-    let Some(Answer::Leave(Ok(left))) = bench.answer(left) else { panic!("answered") };
+    let Some(GroupAnswer::Leave(Ok(left))) = bench.answer(left) else { panic!("answered") };
     assert_eq!(left[0].outcome, Err(GroupError::FencedInstanceId));
 }
 
@@ -189,7 +189,7 @@ fn an_administrator_removes_static_members_by_instance() {
     let mut bench = Bench::new();
     pair(&mut bench);
     let waiter = bench.leave("g", vec![instance("", "a"), instance("", "zz"), member("")]);
-    let Some(Answer::Leave(Ok(left))) = bench.answer(waiter) else { panic!("answered") };
+    let Some(GroupAnswer::Leave(Ok(left))) = bench.answer(waiter) else { panic!("answered") };
     let outcomes: Vec<_> = left.iter().map(|l| l.outcome).collect();
     assert_eq!(outcomes, [Ok(()), Err(GroupError::UnknownMemberId), Err(GroupError::UnknownMemberId)]);
     assert_eq!(left[0].member, instance("", "a"), "as asked");
@@ -201,7 +201,7 @@ fn an_id_that_was_given_out_is_of_no_static_member() {
     let mut bench = Bench::new();
     let request = JoinGroup { needs_member_id: true, ..bench.request("g") };
     let waiter = bench.join(request);
-    let Some(Answer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
+    let Some(GroupAnswer::Join(Err(refused))) = bench.answer(waiter) else { panic!("refused") };
     let request = JoinGroup { member_id: refused.member_id.to_string(), ..static_request(&mut bench, "a") };
     let waiter = bench.join(request);
     assert_eq!(bench.join_error(waiter), GroupError::InvalidRequest);

@@ -346,10 +346,13 @@ impl<F: ReadFiles> Verification<'_, F> {
             let path = format!("{dir}/{}", entry.name);
             match paths::parse_partition_file(&entry.name).filter(|_| !entry.is_dir) {
                 Some(PartitionFile::Adopted(_)) => {}
-                Some(PartitionFile::Segment(base) | PartitionFile::Index(base)) => {
+                Some(PartitionFile::Segment(base, generation) | PartitionFile::Index(base, generation)) => {
                     let first = state.segments.first().map_or(state.log_end, |segment| segment.base_offset);
-                    let known = state.segments.iter().any(|segment| segment.base_offset == base);
-                    // Left by a deletion or a roll that is not finished.
+                    let known = state
+                        .segments
+                        .iter()
+                        .any(|s| (s.base_offset, s.rewrite_generation) == (base, generation) || s.supersedes(base, generation));
+                    // Left by a deletion, a roll or a cleaning that is not finished.
                     if !known && (first..state.log_end).contains(&base) {
                         self.damage(path, 0, DamageKind::Unknown, "a segment that the log does not have");
                     }
@@ -359,7 +362,10 @@ impl<F: ReadFiles> Verification<'_, F> {
         }
         let mut hash = None;
         for segment in &state.segments {
-            if segment.base_offset == 0 {
+            if segment.is_rewritten() {
+                // It has a chain of its own, which begins with what its index says and leads to the one of the segment behind it.
+                hash = None;
+            } else if segment.base_offset == 0 {
                 hash = Some(0);
             }
             self.segment(tail, segment, hash)?;
@@ -380,7 +386,7 @@ impl<F: ReadFiles> Verification<'_, F> {
         if limit <= FIRST_POSITION {
             return Ok(());
         }
-        let path = paths::segment(state.partition, info.base_offset);
+        let path = info.path(state.partition);
         if len_if_exists(self.files, &path)?.is_none() {
             self.damage(&path, 0, DamageKind::Missing, "the segment is not there");
             return Ok(());
@@ -437,7 +443,7 @@ impl<F: ReadFiles> Verification<'_, F> {
                 if let Some((kind, detail)) = wrong {
                     let (file, offset) = match kind {
                         DamageKind::RunningHash | DamageKind::Continuity => (path.clone(), at),
-                        _ => (paths::index(state.partition, info.base_offset), place),
+                        _ => (info.index_path(state.partition), place),
                     };
                     found_damage.push(Damage::new(file, offset, kind, detail));
                 }
@@ -480,7 +486,7 @@ impl<F: ReadFiles> Verification<'_, F> {
 
     /// The entries of a segment's index that count, and where each is; those that don't check are reported.
     fn index(&mut self, state: &PartitionState, info: &SegmentInfo, limit: u64) -> Result<Vec<(u64, IndexEntry)>, FileError> {
-        let path = paths::index(state.partition, info.base_offset);
+        let path = info.index_path(state.partition);
         let Some(len) = len_if_exists(self.files, &path)? else {
             if info.index_entries > 0 {
                 self.damage(path, 0, DamageKind::Missing, "the index is not there");

@@ -10,6 +10,7 @@ use crate::log::files::{FileError, ReadFiles, len_if_exists};
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeReference, SegmentOpen};
 use crate::log::paths;
 use crate::log::recovery::BatchCheck;
+use crate::log::replacement::{Replacement, replaced};
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::log::segment_walk::{Found, Pieces};
 use crate::types::Offset;
@@ -183,6 +184,16 @@ impl Tail {
             EntryKind::PartitionDropped => {
                 self.stopped = true;
                 self.state.segments.clear();
+                Ok(())
+            }
+            EntryKind::Replace => {
+                let new = Replacement::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?.segment(entry);
+                let range = replaced(self.state.segments.iter(), &new).map_err(|what| (DamageKind::Continuity, what))?;
+                self.references.retain(|reference| !(new.base_offset..new.end_offset).contains(&reference.segment));
+                self.headers.retain(|(segment, _), _| !(new.base_offset..new.end_offset).contains(segment));
+                if !range.is_empty() {
+                    self.state.segments.splice(range, [new]);
+                }
                 Ok(())
             }
             EntryKind::Carry | EntryKind::Epoch | EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),

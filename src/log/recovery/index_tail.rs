@@ -7,7 +7,6 @@ use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, IndexHeader, SegmentHeader};
 use crate::log::files::{StoreFiles, len_if_exists, read_blocks};
 use crate::log::index::{INDEX_ENTRY_LEN, Index, IndexEntry, entry_position, fits_segment};
-use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::types::{Offset, Timestamp, TopicPartition};
 
@@ -36,7 +35,7 @@ impl IndexTail {
         let mut tail = IndexTail::read(files, partition, segment, flushed)?;
         let Some(damage) = tail.damage.as_mut() else { return Ok(tail) };
         let limit = if segment.base_offset < flushed.0 { segment.valid_end } else { segment.valid_end.min(flushed.1) };
-        let log = paths::segment(partition, segment.base_offset);
+        let log = segment.path(partition);
         let rebuilt = rebuild(files, &log, segment, limit, before, &mut tail.index)?;
         damage.detail = match rebuilt {
             Rebuilt::Whole => format!("{}; it was made again from the segment", damage.detail),
@@ -52,7 +51,7 @@ impl IndexTail {
         flushed: (Offset, u64),
     ) -> Result<IndexTail, Fault> {
         let base = segment.base_offset;
-        let path = paths::index(partition, base);
+        let path = segment.index_path(partition);
         let mut tail = IndexTail { path, index: Index::new(base), in_file: 0, new_file: true, damage: None };
         if (base, FIRST_POSITION) >= flushed {
             return Ok(tail);

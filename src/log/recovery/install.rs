@@ -216,10 +216,13 @@ impl<F: StoreFiles> Cleanup<'_, F> {
             let path = format!("{dir}/{name}");
             match paths::parse_partition_file(&name).filter(|_| !is_dir) {
                 Some(PartitionFile::Adopted(_)) => self.files.unlink(&path)?,
-                Some(PartitionFile::Segment(base) | PartitionFile::Index(base)) => {
-                    let known = state.segments.iter().any(|segment| segment.base_offset == base);
-                    // Retention had removed it, or it is the roll's that the log never reached. A log that never was has neither.
-                    let left_over = base < first || base == state.log_end || (base > state.log_end && !state.segments.is_empty());
+                Some(PartitionFile::Segment(base, generation) | PartitionFile::Index(base, generation)) => {
+                    let known = state.segments.iter().any(|s| (s.base_offset, s.rewrite_generation) == (base, generation));
+                    // Retention had removed it, or it is the roll's that the log never reached. A log that never was has neither. Or a cleaning was cut short.
+                    let left_over = base < first
+                        || base == state.log_end
+                        || (base > state.log_end && !state.segments.is_empty())
+                        || state.segments.iter().any(|segment| segment.supersedes(base, generation));
                     match (known, left_over) {
                         (true, _) => {}
                         (false, true) => self.files.unlink(&path)?,

@@ -258,13 +258,23 @@ impl Placement {
         self.touched.retain(|base| *base >= first);
     }
 
+    /// A rewritten segment has taken the place of those from `first` up to `end`: nothing of theirs is needed.
+    pub(super) fn forget_range(&mut self, first: Offset, end: Offset) {
+        let stays = |base: Offset| !(first..end).contains(&base);
+        self.runs.retain(|run| stays(run.segment.base_offset));
+        self.covered.retain(|(base, _)| stays(*base));
+        self.broken.retain(|base, _| stays(*base));
+        self.touched.retain(|base| stays(*base));
+        self.ready.retain(|base| stays(*base));
+    }
+
     /// Makes sure that the segment's file is there and is that segment: of which nothing is flushed, that one is made; any other one must be right.
     pub(super) fn make_ready(&mut self, files: &mut impl StoreFiles, segment: &SegmentHeader) -> Result<(), Fault> {
         let base = segment.base_offset;
         if self.ready.contains(&base) {
             return Ok(());
         }
-        let path = paths::segment(self.partition, base);
+        let path = paths::segment_of(self.partition, base, segment.rewrite_generation);
         if self.is_flushed(base, FIRST_POSITION + 1) {
             check_header(files, &path, segment)?;
         } else {

@@ -246,21 +246,29 @@ impl<'a> Salvage<'a> {
         let end = self.end();
         let dir = paths::partition_dir(partition);
         let bases = list_sorted(files, &dir)?.into_iter().filter_map(|DirEntry { name, .. }| match paths::parse_partition_file(&name) {
-            Some(PartitionFile::Segment(base)) => Some(base),
+            Some(PartitionFile::Segment(base, generation)) => Some((base, generation)),
             _ => None,
         });
-        let bases: Vec<_> = bases.filter(|base| !self.has_opened(*base) && end.is_none_or(|end| *base <= end)).collect();
-        for (at, base) in bases.iter().enumerate() {
-            if at > 0 && *base != state.log_end {
-                let detail = format!("a segment of offset {base}, the one before it ends with {}", state.log_end);
-                return Err(damage(&paths::segment(partition, *base), 0, DamageKind::Continuity, detail));
-            }
-            (state.log_start, state.log_end) = if at == 0 { (*base, *base) } else { (state.log_start, state.log_end) };
-            self.segment(files, &mut state, &mut producers, (*base, now_ms), end)?;
-            let is_last = at + 1 == bases.len();
-            let was_sealed = self.told.is_some_and(|told| !told.opened.is_empty() && !told.sealed.contains(base));
+        let bases: Vec<_> = bases.filter(|(base, _)| !self.has_opened(*base) && end.is_none_or(|end| *base <= end)).collect();
+        let last = bases.iter().map(|(base, _)| *base).max();
+        let mut next = bases.iter().map(|(base, _)| *base).min();
+        (state.log_start, state.log_end) = next.map_or((0, 0), |first| (first, first));
+        while let Some(base) = next {
+            let generations: Vec<_> = bases.iter().filter(|(other, _)| *other == base).map(|(_, generation)| *generation).collect();
+            (state, producers) = self.newest(files, (&state, &producers), &generations, (base, now_ms), end, |end| {
+                Some(base) == last || bases.iter().any(|(other, _)| *other == end)
+            })?;
+            let is_last = last.is_none_or(|last| last < state.log_end || last == base);
+            let was_sealed = self.told.is_some_and(|told| !told.opened.is_empty() && !told.sealed.contains(&base));
             if let Some(segment) = state.segments.last_mut() {
-                segment.sealed = !is_last || was_sealed || segment.adopted;
+                segment.sealed = !is_last || was_sealed || segment.adopted || segment.is_rewritten();
+            }
+            let is_rewritten = state.segments.last().is_some_and(SegmentInfo::is_rewritten);
+            let follows = |other: &Offset| *other > base && (*other >= state.log_end || !is_rewritten);
+            next = bases.iter().map(|(other, _)| *other).filter(follows).min();
+            if let Some(next) = next.filter(|next| *next != state.log_end) {
+                let detail = format!("a segment of offset {next}, the one before it ends with {}", state.log_end);
+                return Err(damage(&paths::segment(partition, next), 0, DamageKind::Continuity, detail));
             }
         }
         let wrong = match self.told.and_then(|told| told.first) {
@@ -283,23 +291,51 @@ impl<'a> Salvage<'a> {
         Ok(state)
     }
 
+    /// Adds the segment of a base offset, of its newest generation that is whole: one that a cleaning had not finished does not end where another begins, and then what it
+    /// was made of is still there.
+    fn newest(
+        &self,
+        files: &mut impl ReadFiles,
+        (state, producers): (&PartitionState, &ProducerTable),
+        generations: &[u32],
+        (base, now_ms): (Offset, Timestamp),
+        end: Option<Offset>,
+        is_followed: impl Fn(Offset) -> bool,
+    ) -> Result<(PartitionState, ProducerTable), Stop> {
+        let mut generations = generations.to_vec();
+        generations.sort_unstable_by(|a, b| b.cmp(a));
+        let oldest = generations.last().copied();
+        for generation in generations {
+            let (mut state, mut producers) = (state.clone(), producers.clone());
+            let walked = self.segment(files, &mut state, &mut producers, (base, generation), now_ms, end);
+            match walked {
+                Ok(()) if Some(generation) == oldest || is_followed(state.log_end) => return Ok((state, producers)),
+                Err(Stop::Damage(damage)) if Some(generation) == oldest => return Err(Stop::Damage(damage)),
+                Err(Stop::File(error)) => return Err(error.into()),
+                Ok(()) | Err(Stop::Damage(_)) => {}
+            }
+        }
+        Ok((state.clone(), producers.clone()))
+    }
+
     /// Adds a segment to the state, walked over up to the log's end.
     fn segment(
         &self,
         files: &mut impl ReadFiles,
         state: &mut PartitionState,
         producers: &mut ProducerTable,
-        (base, now_ms): (Offset, Timestamp),
+        (base, generation): (Offset, u32),
+        now_ms: Timestamp,
         end: Option<Offset>,
     ) -> Result<(), Stop> {
-        let path = paths::segment(state.partition, base);
+        let path = paths::segment_of(state.partition, base, generation);
         let block = read_blocks(files, &path, 0, BLOCK)?;
         let header: SegmentHeader = file_header::decode(&block).map_err(|error| damage(&path, 0, DamageKind::Header, error))?;
-        if (header.partition, header.base_offset) != (state.partition, base) {
+        if (header.partition, header.base_offset, header.rewrite_generation) != (state.partition, base, generation) {
             return Err(damage(&path, 0, DamageKind::Header, format!("of segment {} of {}", header.base_offset, header.partition)));
         }
-        if state.segments.is_empty() && base > 0 {
-            state.running_hash = hash_at_start(files, state.partition, base)?;
+        if (state.segments.is_empty() && base > 0) || generation > 0 {
+            state.running_hash = hash_at_start(files, &paths::index_of(state.partition, base, generation), base)?;
         }
         let mut info = SegmentInfo::new(base, header.rewrite_generation, state.running_hash);
         let mut index = Index::new(base);
@@ -346,17 +382,16 @@ impl<'a> Salvage<'a> {
     }
 }
 
-/// The running hash before the first segment that is left, as its index has it.
-fn hash_at_start(files: &mut impl ReadFiles, partition: TopicPartition, base: Offset) -> Result<u64, Stop> {
-    let path = paths::index(partition, base);
-    let bytes = match len_if_exists(files, &path)? {
-        Some(_) => read_blocks(files, &path, BLOCK as u64, BLOCK)?.to_vec(),
+/// The running hash before the first segment that is left, or before a rewritten one, as its index has it.
+fn hash_at_start(files: &mut impl ReadFiles, path: &str, base: Offset) -> Result<u64, Stop> {
+    let bytes = match len_if_exists(files, path)? {
+        Some(_) => read_blocks(files, path, BLOCK as u64, BLOCK)?.to_vec(),
         None => Vec::new(),
     };
     match Index::load(base, &bytes, 1) {
         (index, None) => Ok(index.entries()[0].running_hash),
         (_, Some(error)) => {
-            Err(damage(&path, FIRST_POSITION, DamageKind::Index, format!("the hash that the log begins with is lost: {error}")))
+            Err(damage(path, FIRST_POSITION, DamageKind::Index, format!("the hash that the log begins with is lost: {error}")))
         }
     }
 }

@@ -19,6 +19,7 @@ use crate::log::index::INDEX_ENTRY_LEN;
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
 use crate::log::paths;
 use crate::log::producers::ProducerTable;
+use crate::log::replacement::{Replacement, replaced};
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::types::{Offset, Timestamp};
 
@@ -187,6 +188,7 @@ impl Replay {
                 Ok(())
             }
             EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
+            EntryKind::Replace => self.replace(files, entry, payload),
             EntryKind::PartitionDropped => {
                 Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it"))
             }
@@ -200,7 +202,7 @@ impl Replay {
     fn counts_after_cut(&mut self, entry: &EntryHeader) -> bool {
         let truncates = entry.kind == EntryKind::Truncate && entry.end_offset <= self.state.log_end;
         self.cut = !truncates;
-        truncates || matches!(entry.kind, EntryKind::Epoch | EntryKind::LogStart)
+        truncates || matches!(entry.kind, EntryKind::Epoch | EntryKind::LogStart | EntryKind::Replace)
     }
 
     /// An entry that goes on from exactly the state before the lost groups proves that they held nothing of this partition.
@@ -304,6 +306,24 @@ impl Replay {
         Ok(())
     }
 
+    /// A rewritten segment, which was synced before its entry was written, is the log's from here on; the files of those before it may be gone.
+    fn replace(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
+        let new = Replacement::decode(payload).map_err(Fault::entry)?.segment(entry);
+        let range = replaced(self.state.segments.iter(), &new).map_err(|what| Fault::partition(DamageKind::Continuity, what))?;
+        let Some(last) = self.state.segments[range.clone()].last() else { return Ok(()) };
+        if !self.placement.is_flushed(last.base_offset, last.valid_end) {
+            return Err(self.misfit(entry, "a rewritten segment that ends at", "one that was flushed", new.end_offset));
+        }
+        let is_gone = |base: Offset| (new.base_offset..new.end_offset).contains(&base);
+        self.placement.forget_range(new.base_offset, new.end_offset);
+        self.indexes.retain(|index| !is_gone(index.segment()));
+        self.references.retain(|reference| !is_gone(reference.segment));
+        self.partial.retain(|base| !is_gone(*base));
+        self.state.segments.splice(range, [new]);
+        let found = check_header(files, &new.path(self.state.partition), &new.header(self.state.partition));
+        Ok(self.placement.defer(new.base_offset, found)?)
+    }
+
     fn seal_segment(&mut self, entry: &EntryHeader) -> Result<(), Fault> {
         let last = self.state.segments.last().filter(|last| !last.sealed && last.base_offset == entry.segment);
         if last.is_none_or(|last| last.valid_end != entry.position) {
@@ -381,7 +401,9 @@ impl Replay {
             return Err(self.misfit(entry, "segment", "one of the partition's", entry.segment));
         };
         let cut_block = block_start(entry.position);
-        let fits = entry.end_offset <= self.state.log_end
+        // What is cleaned is committed: no truncation reaches into it.
+        let fits = !kept.is_rewritten()
+            && entry.end_offset <= self.state.log_end
             && (FIRST_POSITION..=kept.valid_end).contains(&entry.position)
             && payload.len() as u64 == entry.position - cut_block;
         if !fits {
@@ -562,8 +584,11 @@ impl Replay {
         Ok(())
     }
 
-    /// The running hash at a segment's start, where the segment before it is still known.
+    /// The running hash at a segment's start, where the segment before it is still known. That of a rewritten one is only in its index.
     fn hash_before(&self, segment: &SegmentInfo) -> Option<u64> {
+        if segment.is_rewritten() {
+            return None;
+        }
         match self.state.segments.iter().rev().find(|other| other.base_offset < segment.base_offset) {
             Some(previous) => Some(previous.running_hash),
             None => (segment.base_offset == 0).then_some(0),
@@ -675,7 +700,7 @@ impl Replay {
             if (base, FIRST_POSITION) >= flushed || self.indexes.iter().any(|index| index.segment() == base) {
                 continue;
             }
-            let path = paths::index(partition, base);
+            let path = segment.index_path(partition);
             let is_there = path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
             let cost = (BLOCK + segment.index_entries as usize * INDEX_ENTRY_LEN).next_multiple_of(BLOCK);
             if is_there && cost > *left {
@@ -699,11 +724,11 @@ impl Replay {
         let names: HashSet<String> = list_sorted(files, &paths::partition_dir(partition))?.into_iter().map(|entry| entry.name).collect();
         let is_there = |path: &str| path.rsplit_once('/').is_some_and(|(_, name)| names.contains(name));
         for segment in &mut self.state.segments {
-            let path = paths::segment(partition, segment.base_offset);
+            let path = segment.path(partition);
             if !is_there(&path) {
                 return Err(Fault::at(&path, 0, DamageKind::Missing, "the segment is not there"));
             }
-            let path = paths::index(partition, segment.base_offset);
+            let path = segment.index_path(partition);
             if !is_there(&path) {
                 files.write(&path, 0, &segment.index_header_block(partition))?;
                 segment.index_entries = 0;
@@ -723,7 +748,7 @@ impl Replay {
         if let Some(bytes) = self.placement.remainder(open.base_offset, open.valid_end) {
             return Ok(bytes.to_vec());
         }
-        let path = paths::segment(self.state.partition, open.base_offset);
+        let path = open.path(self.state.partition);
         let at = block_start(open.valid_end);
         let block = match read_blocks(files, &path, at, BLOCK) {
             Ok(block) => block,

@@ -3,8 +3,14 @@
 //! Record batches are not part of these values: a request points into the payload that came with it by byte
 //! range, a response is paired by the codec with the batches' bytes, so nothing here copies a record.
 
+pub mod consumer_protocol;
+pub mod fields;
+pub mod group;
+mod group_error;
+
 use std::ops::Range;
 
+use self::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::types::{Durability, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
 
 /// Which acknowledgement a producer waits for.
@@ -39,6 +45,14 @@ pub enum Request {
     ListOffsets(Vec<ListOffset>),
     /// A new identity for an idempotent producer.
     InitProducerId,
+    /// Which brokers coordinate groups, by id.
+    FindCoordinator(Vec<String>),
+    /// To the coordinator of a group, or of groups.
+    Group(GroupRequest),
+    /// Delete the first records of partitions.
+    DeleteRecords(Vec<DeleteRecords>),
+    /// Where leader epochs of partitions end.
+    EpochEnds(Vec<EpochQuestion>),
 }
 
 /// Which topics to describe.
@@ -147,6 +161,26 @@ pub struct ListOffset {
     pub spec: OffsetSpec,
 }
 
+/// The first records of one partition, to be deleted.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DeleteRecords {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First offset that stays; `None` is the high watermark. Below the first readable one nothing changes.
+    pub before: Option<Offset>,
+}
+
+/// One question about where a leader epoch ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochQuestion {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// The present leader epoch as the client knows it; `None` skips the check.
+    pub current: Option<LeaderEpoch>,
+    /// The epoch whose end is asked for.
+    pub epoch: LeaderEpoch,
+}
+
 /// Any response but fetch, whose bytes travel beside it.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Response {
@@ -168,6 +202,14 @@ pub enum Response {
     ListOffsets(Vec<ListOffsetResult>),
     /// To [`Request::InitProducerId`].
     ProducerId(ProducerId, ProducerEpoch),
+    /// To [`Request::FindCoordinator`], in the order of the request.
+    Coordinators(Vec<Result<Broker, GroupError>>),
+    /// To [`Request::Group`].
+    Group(GroupAnswer),
+    /// To [`Request::DeleteRecords`], in the order of the request.
+    RecordsDeleted(Vec<DeleteRecordsResult>),
+    /// To [`Request::EpochEnds`], in the order of the request.
+    EpochEnds(Vec<EpochEndResult>),
     /// The whole request was refused.
     Refused(Refusal),
 }
@@ -298,8 +340,51 @@ pub struct Fetched {
 pub struct ListOffsetResult {
     /// Which partition.
     pub partition: TopicPartition,
-    /// Offset and its timestamp (-1 where none applies), or the refusal. No record at or after a timestamp: offset -1.
-    pub outcome: Result<(Offset, Timestamp), Refusal>,
+    /// The offset, or the refusal.
+    pub outcome: Result<FoundOffset, Refusal>,
+}
+
+/// An offset that was asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FoundOffset {
+    /// -1 where no record is at or after a timestamp.
+    pub offset: Offset,
+    /// -1 where none applies.
+    pub timestamp: Timestamp,
+    /// The leader epoch in which it was or would be written; `None` where it is not known.
+    pub leader_epoch: Option<LeaderEpoch>,
+}
+
+impl FoundOffset {
+    /// There is none.
+    pub const NONE: FoundOffset = FoundOffset { offset: -1, timestamp: -1, leader_epoch: None };
+}
+
+/// The answer to one [`DeleteRecords`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DeleteRecordsResult {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// First readable offset from now on, or the refusal.
+    pub outcome: Result<Offset, Refusal>,
+}
+
+/// The answer to one [`EpochQuestion`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EpochEndResult {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// The largest epoch up to the one asked for that has records, and one past its last; `None` where the partition never was in that epoch.
+    pub outcome: Result<Option<EpochEnd>, Refusal>,
+}
+
+/// Where a leader epoch ends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct EpochEnd {
+    /// The epoch.
+    pub epoch: LeaderEpoch,
+    /// One past its last record: the first offset of the next epoch, or the log's end.
+    pub end_offset: Offset,
 }
 
 /// Why something was refused: a code for programs, and words that say what was expected and what came.
@@ -379,6 +464,8 @@ codes! {
     InvalidConfig = 40, false;
     /// The request contradicts itself.
     InvalidRequest = 42, false;
+    /// It is against a rule that the topic was given.
+    PolicyViolation = 44, false;
     /// The sequence is not the one that follows.
     OutOfOrderSequence = 45, false;
     /// Another producer has the id in a newer epoch.

@@ -44,33 +44,52 @@ pub enum FieldError {
 
 /// Takes fields from the front of some bytes.
 #[derive(Debug)]
-pub(super) struct Reader<'a> {
+pub struct Reader<'a> {
     rest: &'a [u8],
 }
 
 impl<'a> Reader<'a> {
+    /// From the first of these bytes on.
     pub fn new(bytes: &'a [u8]) -> Reader<'a> {
         Reader { rest: bytes }
     }
 
+    /// A number of 16 bits.
+    ///
+    /// # Errors
+    /// The bytes end before it does.
     pub fn i16(&mut self, field: &'static str) -> Result<i16, FieldError> {
         self.take(field).map(i16::from_be_bytes)
     }
 
+    /// A number of 32 bits.
+    ///
+    /// # Errors
+    /// The bytes end before it does.
     pub fn i32(&mut self, field: &'static str) -> Result<i32, FieldError> {
         self.take(field).map(i32::from_be_bytes)
     }
 
+    /// A number of 64 bits.
+    ///
+    /// # Errors
+    /// The bytes end before it does.
     pub fn i64(&mut self, field: &'static str) -> Result<i64, FieldError> {
         self.take(field).map(i64::from_be_bytes)
     }
 
     /// A string that is there.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn string(&mut self, field: &'static str) -> Result<&'a str, FieldError> {
         self.nullable_string(field)?.ok_or(FieldError::Length { field, length: -1 })
     }
 
     /// A string, or null.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn nullable_string(&mut self, field: &'static str) -> Result<Option<&'a str>, FieldError> {
         let length = i32::from(self.i16(field)?);
         let Some(bytes) = self.nullable_slice(length, field)? else { return Ok(None) };
@@ -78,17 +97,26 @@ impl<'a> Reader<'a> {
     }
 
     /// Bytes that are there, copied: what is kept must not hold on to the buffer that it came in.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn bytes(&mut self, field: &'static str) -> Result<Bytes, FieldError> {
         self.nullable_bytes(field)?.ok_or(FieldError::Length { field, length: -1 })
     }
 
     /// Bytes, copied, or null.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn nullable_bytes(&mut self, field: &'static str) -> Result<Option<Bytes>, FieldError> {
         let length = self.i32(field)?;
         Ok(self.nullable_slice(length, field)?.map(Bytes::copy_from_slice))
     }
 
     /// Number of an array's elements, each of at least `least` bytes: a count that the rest cannot hold is refused before anything is reserved.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn count(&mut self, least: usize, field: &'static str) -> Result<usize, FieldError> {
         let length = self.i32(field)?;
         let count = usize::try_from(length).map_err(|_| FieldError::Length { field, length })?;
@@ -100,6 +128,9 @@ impl<'a> Reader<'a> {
     }
 
     /// Nothing may be left.
+    ///
+    /// # Errors
+    /// What is wrong with the field.
     pub fn finish(self) -> Result<(), FieldError> {
         if self.rest.is_empty() { Ok(()) } else { Err(FieldError::Trailing { count: self.rest.len() }) }
     }
@@ -125,7 +156,7 @@ impl<'a> Reader<'a> {
 
 /// Puts fields behind each other.
 #[derive(Debug, Default)]
-pub(super) struct Writer {
+pub struct Writer {
     bytes: Vec<u8>,
 }
 
@@ -137,18 +168,23 @@ impl Writer {
         writer
     }
 
+    /// A number of 16 bits.
     pub fn i16(&mut self, value: i16) {
         self.bytes.extend_from_slice(&value.to_be_bytes());
     }
 
+    /// A number of 32 bits.
     pub fn i32(&mut self, value: i32) {
         self.bytes.extend_from_slice(&value.to_be_bytes());
     }
 
+    /// A number of 64 bits.
     pub fn i64(&mut self, value: i64) {
         self.bytes.extend_from_slice(&value.to_be_bytes());
     }
 
+    /// A string that is there.
+    ///
     /// # Panics
     /// When the string is longer than [`limits::STRING_MAX`]: every string was bounded when it came in.
     pub fn string(&mut self, value: &str) {
@@ -157,6 +193,10 @@ impl Writer {
         self.bytes.extend_from_slice(value.as_bytes());
     }
 
+    /// A string, or null.
+    ///
+    /// # Panics
+    /// As [`Writer::string`].
     pub fn nullable_string(&mut self, value: Option<&str>) {
         match value {
             Some(value) => self.string(value),
@@ -164,11 +204,19 @@ impl Writer {
         }
     }
 
+    /// Bytes that are there.
+    ///
+    /// # Panics
+    /// As [`Writer::count`].
     pub fn bytes(&mut self, value: &[u8]) {
         self.count(value.len());
         self.bytes.extend_from_slice(value);
     }
 
+    /// Bytes, or null.
+    ///
+    /// # Panics
+    /// As [`Writer::count`].
     pub fn nullable_bytes(&mut self, value: Option<&[u8]>) {
         match value {
             Some(value) => self.bytes(value),
@@ -176,12 +224,15 @@ impl Writer {
         }
     }
 
+    /// Number of an array's elements, which are to follow.
+    ///
     /// # Panics
     /// When the number does not fit: bounds are far below.
     pub fn count(&mut self, count: usize) {
         self.i32(i32::try_from(count).expect("bounds are far below 2 GiB"));
     }
 
+    /// All that was put.
     pub fn finish(self) -> Bytes {
         self.bytes.into()
     }

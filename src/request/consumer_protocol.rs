@@ -100,7 +100,10 @@ impl Assignment {
 }
 
 /// Topics of a subscription, without the rest of it: these fields are the same in every version.
-pub(super) fn topics(blob: &[u8]) -> Result<Vec<String>, FieldError> {
+///
+/// # Errors
+/// [`FieldError`] for bytes that are no subscription.
+pub fn topics(blob: &[u8]) -> Result<Vec<String>, FieldError> {
     let mut reader = Reader::new(blob);
     version(&mut reader)?;
     topic_names(&mut reader)
@@ -108,7 +111,7 @@ pub(super) fn topics(blob: &[u8]) -> Result<Vec<String>, FieldError> {
 
 /// Whether a member held something when it joined that its assignment takes away. Such a member joins again as soon as it has let go, and the partitions
 /// are nobody's until it does.
-pub(super) fn gives_up(subscription: &[u8], assignment: &[u8]) -> bool {
+pub fn gives_up(subscription: &[u8], assignment: &[u8]) -> bool {
     let (Ok(subscription), Ok(assignment)) = (Subscription::decode(subscription), Assignment::decode(assignment)) else { return false };
     let is_kept =
         |topic: &String, partitions: &BTreeSet<i32>| assignment.partitions.get(topic).is_some_and(|given| partitions.is_subset(given));
