@@ -247,10 +247,9 @@ fn a_group_is_listed_described_reset_and_deleted() {
     let broker = Served::start(directory.path());
     broker.run(&["topic", "create", "orders", "--partitions", "1", "--config", "retention.ms=-1"]);
     broker.produce("orders", "a\nb\nc\n", &[]);
-    let json = |arguments: &[&str]| -> serde_json::Value {
-        serde_json::from_str(&broker.run(&[arguments, &["--json"]].concat())).expect("JSON")
-    };
-    let read = broker.run(&["consume", "orders", "--group", "billing", "--from-beginning", "--max-messages", "2", "--format", "%s|"]);
+    let json =
+        |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&broker.run(&[arguments, &["--json"]].concat())).expect("JSON") };
+    let read = broker.run(&["consume", "orders", "--group", "billing", "--from-beginning", "--count", "2", "--format", "%s|"]);
     assert_eq!(read, "a|b|");
     assert_eq!(broker.run(&["group", "list"]), "billing\n");
     let described = json(&["group", "describe", "billing"]);
