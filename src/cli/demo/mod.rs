@@ -4,6 +4,9 @@
 //! of it, and compared at the end with what a fresh client reads. SIGKILL leaves the kernel's page cache alone: that acknowledged data
 //! is on the disk, and not only there, is shown by the tests of crashes and not by this.
 
+mod alerts;
+mod error_rate;
+mod events;
 mod input;
 mod ledger;
 mod report;
@@ -48,6 +51,9 @@ pub struct DemoArgs {
     /// Print the result as JSON
     #[arg(long)]
     pub json: bool,
+    /// Of the notification service: the broker
+    #[arg(long, hide = true, default_value = "")]
+    broker: String,
 }
 
 /// What is played.
@@ -55,6 +61,13 @@ pub struct DemoArgs {
 enum Scenario {
     /// Lines of log files, and a crash of the broker in the middle.
     Logs,
+    /// Error rates of services, watched while their events stream; an alert within a second of a rate getting too high.
+    Alerts,
+    /// Two services that exchange events, with retries and a dead-letter topic; one of them is killed on the way.
+    Events,
+    /// The second service of `events`: started by it.
+    #[value(hide = true)]
+    NotificationService,
 }
 
 const TOPIC: &str = "logs";
@@ -76,7 +89,42 @@ const START_ATTEMPTS: u32 = 3;
 
 /// Plays it; fails unless nothing is lost, duplicated or out of order.
 pub fn run(args: &DemoArgs) -> Result<(), Failure> {
-    let Scenario::Logs = args.scenario;
+    match args.scenario {
+        Scenario::Logs => run_logs(args),
+        Scenario::Alerts => {
+            let outcome = run_scenario(args, async |stage, view| alerts::play(stage, view).await)?;
+            told(args, &outcome, outcome.to_json(), outcome.holds().then_some(()).ok_or_else(|| outcome.complaint()))
+        }
+        Scenario::Events => {
+            let outcome = run_scenario(args, async |stage, view| events::play(stage, view).await)?;
+            told(args, &outcome, outcome.to_json(), outcome.holds().then_some(()).ok_or_else(|| outcome.complaint()))
+        }
+        Scenario::NotificationService => super::block_on(events::serve(&args.broker)),
+    }
+}
+
+/// Runs a scenario with a broker of its own.
+fn run_scenario<T>(args: &DemoArgs, play: impl AsyncFnOnce(&Stage, &View) -> Result<T, Failure>) -> Result<T, Failure> {
+    super::block_on(async {
+        let shards = Cpus::read()?.default_shards().min(MOST_SHARDS);
+        let (stage, view) = (Stage::open(shards)?, View::new(args.json));
+        view.say(&format!("broker: {shards} shard(s) at {}, data in {}", stage.addresses(), stage.settings.data.display()));
+        let outcome = tokio::select! {
+            outcome = play(&stage, &view) => outcome,
+            what = interrupted() => Err(Failure::new(Exit::Failed, format!("{what}: the broker is stopped and its data removed"))),
+        };
+        view.close();
+        outcome
+    })
+}
+
+fn told(args: &DemoArgs, outcome: &impl std::fmt::Display, json: serde_json::Value, holds: Result<(), String>) -> Result<(), Failure> {
+    let words = if args.json { format!("{json}\n") } else { outcome.to_string() };
+    io::stdout().write_all(words.as_bytes()).or_else(|e| output_failed(&e))?;
+    holds.map_err(|complaint| Failure::new(Exit::Failed, complaint))
+}
+
+fn run_logs(args: &DemoArgs) -> Result<(), Failure> {
     let input = Input::read(&args.input)?;
     let report = super::block_on(async {
         tokio::select! {
