@@ -240,3 +240,37 @@ fn what_the_host_can_not_do_is_5() {
     assert_eq!(code, 5);
     assert!(error.contains("the data directory /proc/corelane can't be created"), "{error}");
 }
+
+#[test]
+fn a_group_is_listed_described_reset_and_deleted() {
+    let directory = scratch();
+    let broker = Served::start(directory.path());
+    broker.run(&["topic", "create", "orders", "--partitions", "1", "--config", "retention.ms=-1"]);
+    broker.produce("orders", "a\nb\nc\n", &[]);
+    let json =
+        |arguments: &[&str]| -> serde_json::Value { serde_json::from_str(&broker.run(&[arguments, &["--json"]].concat())).expect("JSON") };
+    let read = broker.run(&["consume", "orders", "--group", "billing", "--from-beginning", "--count", "2", "--format", "%s|"]);
+    assert_eq!(read, "a|b|");
+    assert_eq!(broker.run(&["group", "list"]), "billing\n");
+    let described = json(&["group", "describe", "billing"]);
+    assert_eq!((&described["state"], &described["members"]), (&"Empty".into(), &serde_json::json!([])));
+    let expected = serde_json::json!([{ "topic": "orders", "partition": 0, "offset": 2, "end": 3, "lag": 1 }]);
+    assert_eq!(described["positions"], expected);
+    assert!(broker.run(&["group", "describe", "billing"]).contains("billing: Empty, 0 member(s)"));
+
+    // A plan changes nothing.
+    let plan = ["group", "reset-offsets", "billing", "--topic", "orders", "--to-earliest"];
+    assert_eq!(json(&plan)["partitions"], serde_json::json!([{ "topic": "orders", "partition": 0, "before": 2, "after": 0 }]));
+    assert_eq!(json(&["group", "describe", "billing"])["positions"], expected);
+    broker.run(&[&plan[..], &["--execute"]].concat());
+    assert_eq!(json(&["group", "describe", "billing"])["positions"][0]["lag"], 3);
+    let shift = ["group", "reset-offsets", "billing", "--shift-by", "1", "--execute"];
+    assert_eq!(json(&shift)["partitions"][0]["after"], 1);
+    let last = ["group", "reset-offsets", "billing", "--to-offset", "99", "--execute"];
+    assert_eq!(json(&last)["partitions"][0]["after"], 3, "as far as the partition goes");
+
+    assert!(broker.refused(&["group", "describe", "nobody"]).contains("there is no group"));
+    assert!(broker.refused(&["group", "delete", "nobody"]).contains("no such group"));
+    assert_eq!(broker.run(&["group", "delete", "billing"]), "deleted billing\n");
+    assert_eq!(broker.run(&["group", "list"]), "");
+}

@@ -14,6 +14,11 @@ use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::request::{Code, OffsetSpec};
 use corelane::types::{Offset, TopicPartition};
+use rdkafka::TopicPartitionList;
+use rdkafka::config::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
 use support::{Broker, Connection, eventually};
 
 const LIMIT: usize = 1 << 24;
@@ -233,4 +238,55 @@ fn what_can_not_be_compacted_is_refused() {
     let refusal = connection.produce(compacted, &bomb).outcome.expect_err("it is too large when decompressed");
     assert_eq!(refusal.code, Code::RecordTooLarge, "{refusal}");
     assert_eq!(connection.offset(compacted, OffsetSpec::Latest), 20, "what is refused leaves nothing");
+}
+
+/// Of a segment whose records are all superseded a batch without records is left: clients pass over it, and over the offsets that are gone.
+#[test]
+fn clients_pass_over_what_is_gone() {
+    let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let broker = Broker::start(directory.path(), &["--shards", "1", "--admin-listen", "127.0.0.1:0"]);
+    let mut connection = broker.connect();
+    let id = TopicPartition { topic: connection.create("compacted", 1, &SETTINGS), partition: 0 };
+    let pair = |key: &str, len: usize| (Some(key.as_bytes().to_vec()), Some(vec![b'v'; len]));
+    connection.produce(id, &batch_of(Compression::None, &[pair("first", 5), pair("often", 6)], 5)).outcome.unwrap();
+    for round in 0..60 {
+        connection.produce(id, &batch_of(Compression::None, &[pair("often", 90_000)], 10 + round)).outcome.unwrap();
+    }
+    connection.produce(id, &batch_of(Compression::None, &[pair("last", 7)], 100)).outcome.unwrap();
+    eventually("the cleaner passes", || broker.metric("cleaner_passes_total") > 0);
+    wait_until_clean(&broker);
+
+    let (records, end) = read(&mut connection, id, 0);
+    assert!(records.len() < 20 && end == 63, "{} records are left of {end}", records.len());
+    let (bytes, _) = connection.fetch(id, 0, 1 << 20, 0);
+    assert!(BatchIter::new(&bytes).any(|batch| batch.expect("whole").0.record_count == 0), "there is a batch without records");
+
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", broker.bootstrap())
+        .set("group.id", "unused")
+        .set("enable.partition.eof", "true")
+        .set("check.crcs", "true")
+        .create()
+        .expect("a consumer");
+    for from in [0, 1, 30, 62] {
+        let mut assignment = TopicPartitionList::new();
+        assignment.add_partition_offset("compacted", 0, rdkafka::Offset::Offset(from)).expect("an offset");
+        consumer.assign(&assignment).expect("an assignment");
+        let mut seen = Vec::new();
+        loop {
+            match consumer.poll(Duration::from_secs(60)).expect("a record or the end") {
+                Ok(message) => seen.push(message.offset()),
+                Err(KafkaError::PartitionEOF(0)) => break,
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(seen, records.range(from..).map(|(offset, _)| *offset).collect::<Vec<_>>(), "librdkafka from {from}");
+    }
+    for from in ["0", "1", "30", "62"] {
+        let args = ["consume", "compacted", "--from", from, "--exit-at-end", "--format", "%o\\n", "--broker", &broker.bootstrap()];
+        let output = Command::new(env!("CARGO_BIN_EXE_corelane")).args(args).output().expect("it runs");
+        let seen: Vec<i64> = String::from_utf8_lossy(&output.stdout).lines().map(|line| line.parse().expect("an offset")).collect();
+        let from: i64 = from.parse().unwrap();
+        assert_eq!(seen, records.range(from..).map(|(offset, _)| *offset).collect::<Vec<_>>(), "the native client from {from}: {output:?}");
+    }
 }

@@ -125,4 +125,13 @@ fn kafkas_request_has_kafkas_answers() {
     check(&broker, places[0], 23, 30);
     check(&broker, places[1], 30, 30);
     check(&broker, places[2], 1, 30);
+
+    // Where records go by their keys only, nobody deletes the first ones.
+    for (name, policy, code) in [("keyed", "compact", 44), ("both", "compact,delete", 0)] {
+        broker.connect().create(name, 1, &[("cleanup.policy", policy)]);
+        let first = DeleteRecordsPartition::default().with_partition_index(0).with_offset(-1);
+        let topic = DeleteRecordsTopic::default().with_name(topic_name(name)).with_partitions(vec![first]);
+        let answer = client.ask(2, &DeleteRecordsRequest::default().with_topics(vec![topic]));
+        assert_eq!(answer.topics[0].partitions[0].error_code, code, "{policy}");
+    }
 }

@@ -1,7 +1,6 @@
 //! Consumer groups by Kafka's protocol: librdkafka's members, and raw requests for what a client library hides.
 
 #[path = "support/kafka.rs"]
-#[allow(dead_code)]
 mod raw;
 mod support;
 

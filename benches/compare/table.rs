@@ -113,9 +113,9 @@ fn section(case: &Case, results: &Results) -> String {
     }
     let columns = columns(case);
     text += "| broker | an acknowledged record is | repeats |";
-    columns.iter().for_each(|(head, _, _)| text += &format!(" {head} | ratio |"));
+    columns.iter().for_each(|(head, path, _)| text += &if has_ratio(path) { format!(" {head} | ratio |") } else { format!(" {head} |") });
     text += "\n| --- | --- | ---: |";
-    columns.iter().for_each(|_| text += " ---: | ---: |");
+    columns.iter().for_each(|(_, path, _)| text += if has_ratio(path) { " ---: | ---: |" } else { " ---: |" });
     text += "\n";
     for system in System::ALL {
         let repeats = results.of(&name, system).len();
@@ -125,12 +125,21 @@ fn section(case: &Case, results: &Results) -> String {
         let _ = write!(text, "| {} | {} | {repeats} |", system.title(), system.durability());
         for (_, path, factor) in &columns {
             let figure = results.median(&name, system, path).map(|value| value * factor);
+            let _ = write!(text, " {} |", number(figure));
+            if !has_ratio(path) {
+                continue;
+            }
             let ratio = (system != System::Kafka).then(|| ratio(results, &name, system, path)).flatten();
-            let _ = write!(text, " {} | {} |", number(figure), number(ratio));
+            let _ = write!(text, " {} |", number(ratio));
         }
         text += "\n";
     }
     text
+}
+
+/// Shares of the machine and what is the same as another column are not set against Kafka's.
+fn has_ratio(path: &str) -> bool {
+    !path.ends_with("_share") && path != "bytes_per_second"
 }
 
 fn columns(case: &Case) -> Vec<Column> {

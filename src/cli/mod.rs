@@ -11,6 +11,7 @@ pub mod consume;
 pub mod demo;
 pub mod exit;
 pub mod format;
+pub mod group;
 pub mod inspect;
 pub mod logging;
 pub mod produce;
@@ -49,6 +50,9 @@ enum Command {
     /// Create, list, describe, alter or delete topics, or their records
     #[command(subcommand)]
     Topic(topic::TopicCommand),
+    /// List, describe, reset and delete consumer groups
+    #[command(subcommand)]
+    Group(group::GroupCommand),
     /// Send one record a line, from a file or standard input
     Produce(produce::ProduceArgs),
     /// Print the records of a topic
@@ -67,6 +71,7 @@ impl Command {
             Command::Serve(args) => args.json,
             Command::Inspect(args) => args.json(),
             Command::Topic(command) => command.json(),
+            Command::Group(command) => command.json(),
             Command::Produce(args) => args.json,
             Command::Consume(args) => args.json,
             Command::Demo(args) => args.json,
@@ -80,6 +85,7 @@ impl Command {
             Command::Serve(args) => logged("info", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
+            Command::Group(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Consume(args) => logged("warn", || consume::run(args)),
             Command::Demo(args) => logged("warn", || demo::run(&args)),

@@ -92,6 +92,10 @@ impl Admin {
         Admin { brokers }
     }
 
+    pub(super) fn brokers(&self) -> &Arc<Brokers> {
+        &self.brokers
+    }
+
     /// Creates a topic.
     ///
     /// A retry after a lost connection may find the topic that the first attempt made; that is reported as `TopicExists`.

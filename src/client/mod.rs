@@ -37,6 +37,8 @@ mod producer;
 mod receive;
 mod session;
 
+use std::fmt::Display;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,7 +46,10 @@ pub use admin::{Admin, NewTopic, TopicChanges};
 pub use consumer::{ConsumedBatch, Consumer, ConsumerBuilder, ConsumerRecord, OutOfRange, SeekTo};
 pub use delivery::{DeliveryFuture, RecordMetadata};
 pub use error::{ClientError, ConsumeError, GroupConsumeError, ProduceError, ProduceFailure};
-pub use group::{AssignmentStrategy, GroupConsumer, GroupConsumerBuilder, Listener, OffsetReset, RebalanceListener};
+pub use group::{
+    AssignmentStrategy, GroupConsumer, GroupConsumerBuilder, GroupPosition, Listener, OffsetReset, PlannedReset, RebalanceListener,
+    ResetTo, assigned,
+};
 pub use large::ValueReader;
 pub use partitioner::{Partitioner, Partitioning, murmur2, partition_of_key};
 pub use producer::{Producer, ProducerBuilder, ProducerRecord};
@@ -125,9 +130,12 @@ impl Client {
     }
 
     /// Handles every record of the topics as a member of that group: see [`Listener`].
-    pub fn listen<T, H>(&self, topics: impl IntoIterator<Item = T>, group: impl Into<String>, handler: H) -> Listener<H>
+    pub fn listen<T, H, F, E>(&self, topics: impl IntoIterator<Item = T>, group: impl Into<String>, handler: H) -> Listener<H>
     where
         T: Into<String>,
+        H: Fn(ConsumerRecord) -> F + Send + Sync + 'static,
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: Display + Send + 'static,
     {
         Listener::new(self.clone(), self.group_consumer(group).subscribe(topics), handler)
     }

@@ -303,6 +303,8 @@ impl Cleaner {
         store.mark("clean");
         replaced.iter().for_each(|old| cell.drop_files(old.base_offset));
         store.reader.forget_replaced(&cell, &replaced);
+        // Memory would serve what is gone for as long as it has room; all of it is flushed.
+        store.forget_entries(&cell, cell.forget_below(info.end_offset));
         let before: u64 = replaced.iter().map(SegmentInfo::batch_bytes).sum();
         let metrics = &self.context.metrics;
         metrics.add(Counter::CleanerBytesFreed, before.saturating_sub(info.batch_bytes()));

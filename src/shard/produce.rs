@@ -104,8 +104,8 @@ pub fn large_keys(cell: &PartitionCell, header: &batch::BatchHeader, head: &[u8]
 
 /// The refusal of a batch that is too large for a partition whose records are compacted: the cleaner looks into every batch.
 pub fn too_large_to_compact(cell: &PartitionCell, len: usize) -> Option<Refusal> {
-    let words = || format!("partition {}: a batch of {len} bytes; where records are compacted it has at most {ADOPT_APPEND}", cell.id);
-    (cell.settings.get().compacted && len > ADOPT_APPEND).then(|| Refusal::new(Code::RecordTooLarge, words()))
+    let words = || format!("a batch of {len} bytes; where records are compacted it has at most {ADOPT_APPEND}");
+    (cell.settings.get().compacted && len > ADOPT_APPEND).then(|| cell.refusal(Code::RecordTooLarge, words()))
 }
 
 /// Appends a checked large batch.

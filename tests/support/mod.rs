@@ -46,8 +46,9 @@ impl Broker {
     fn try_start_in(current: &Path, data: &Path, flags: &[&str]) -> Result<Broker, String> {
         let mut child = Command::new(env!("CARGO_BIN_EXE_corelane"))
             .current_dir(current)
-            .args(["serve", "--json", "--listen", "127.0.0.1:0", "--data"])
+            .args(["serve", "--json", "--data"])
             .arg(data)
+            .args(if flags.contains(&"--listen") { &[][..] } else { &["--listen", "127.0.0.1:0"][..] })
             .args(if flags.contains(&"--memory") { &[][..] } else { &["--memory", "256M"][..] })
             .args(if flags.contains(&"--admin-listen") { &[][..] } else { &["--admin-listen", "none"][..] })
             .args(flags)

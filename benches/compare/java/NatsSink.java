@@ -4,6 +4,7 @@ import io.nats.client.Nats;
 import io.nats.client.Options;
 import io.nats.client.api.StorageType;
 import io.nats.client.api.StreamConfiguration;
+import java.time.Duration;
 import java.util.Arrays;
 import java.util.concurrent.Semaphore;
 
@@ -18,7 +19,9 @@ final class NatsSink implements Load.Sink {
     private final Semaphore room = new Semaphore(IN_FLIGHT);
 
     NatsSink(Arguments arguments, Ledger ledger, boolean first) throws Exception {
-        Connection connection = Nats.connect(new Options.Builder().server("nats://" + arguments.text("bootstrap")).build());
+        Options.Builder options = new Options.Builder().server("nats://" + arguments.text("bootstrap"));
+        // A server that syncs each message takes longer for all that is in flight than the five seconds for which a client waits by default.
+        Connection connection = Nats.connect(options.requestCleanupInterval(Duration.ofMinutes(2)).build());
         String topic = arguments.text("topic");
         if (first) {
             connection.jetStreamManagement()

@@ -311,14 +311,20 @@ impl GroupConsumer {
     /// # Errors
     /// The commit failed; the group is left all the same.
     pub async fn close(mut self) -> Result<(), ClientError> {
+        let commits = self.auto_commit.is_some() && !self.shared.lock().membership.owned().is_empty();
+        let committed = if commits { self.commit().await } else { Ok(()) };
+        self.leave().await;
+        committed
+    }
+
+    /// Leaves the group without a commit, and waits until that is done.
+    pub async fn leave(mut self) {
         let owned = self.shared.lock().membership.owned().clone();
-        let committed = if self.auto_commit.is_some() && !owned.is_empty() { self.commit().await } else { Ok(()) };
         tell(&mut self.listener, &owned, |listener, partitions| listener.revoked(partitions));
         self.shared.close();
         if let Some(task) = self.task.take() {
             let _ = task.await;
         }
-        committed
     }
 }
 

@@ -66,6 +66,14 @@ impl Coordinator {
         }
     }
 
+    /// One attempt of a request that is not about this group alone, at any broker.
+    pub async fn ask_any(&self, request: GroupRequest) -> Result<GroupAnswer, ClientError> {
+        match self.brokers.request_once(Target::Any, &Request::Group(request)).await?.response {
+            Response::Group(answer) => Ok(answer),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     /// Attempts until the coordinator has said yes or no for good, or until the retry timeout.
     async fn settle<T>(&self, request: GroupRequest, read: impl Fn(GroupAnswer) -> Result<T, ClientError>) -> Result<T, ClientError> {
         let attempt = || async {

@@ -1,5 +1,7 @@
 //! `corelane consume`: records to standard output.
 
+mod group;
+
 use std::collections::HashMap;
 use std::io::{self, BufWriter, Write};
 use std::str::FromStr;
@@ -14,6 +16,7 @@ use crate::types::Offset;
 /// Flags of `consume`.
 #[derive(clap::Args)]
 #[command(after_help = "Example: corelane consume scores --exit-at-end --format '%p %o %k=%s\\n'
+In a group: corelane consume scores --group board --from-beginning
 
 Format letters: %s value, %k key, %S %K their lengths, %t topic, %p partition, %o offset, %T timestamp, %h headers, %% a percent sign; \
 escapes: \\n \\r \\t \\0 \\\\ \\xHH. Nothing is added to a format: one that shall end the line ends with \\n.")]
@@ -25,6 +28,12 @@ pub struct ConsumeArgs {
     /// Where to start: earliest, latest, an offset, or @ and a time in ms since 1970
     #[arg(long, value_name = "WHERE", default_value = "earliest")]
     from: From,
+    /// Read as a member of this consumer group, from where it has committed; what is printed is committed every second and at the end
+    #[arg(long, value_name = "G", conflicts_with_all = ["from", "partition", "exit_at_end"])]
+    group: Option<String>,
+    /// Where the group has committed nothing, start at the first record instead of the end
+    #[arg(long, requires = "group")]
+    from_beginning: bool,
     /// Only this partition
     #[arg(long, value_name = "P")]
     partition: Option<u32>,
@@ -73,6 +82,13 @@ impl std::convert::From<ConsumeError> for Failure {
 pub fn run(args: ConsumeArgs) -> Result<(), Failure> {
     super::block_on(async {
         let client = args.broker.connect().await?;
+        if let Some(group) = &args.group {
+            return match group::print_records(&args, &client, group).await {
+                Err(Stop::Output(error)) => output_failed(&error),
+                Err(Stop::Failure(failure)) => Err(failure),
+                Ok(()) => Ok(()),
+            };
+        }
         let mut consumer = client.consumer().build()?;
         match args.partition {
             Some(partition) => consumer.assign(&args.topic, partition, args.from.0).await?,
@@ -146,10 +162,15 @@ fn print_batch(args: &ConsumeArgs, batch: &ConsumedBatch, end: Offset, left: &mu
             value: record.value,
             headers: &headers,
         };
-        let written = if args.json { writeln!(out, "{}", record_json(&shown)) } else { args.format.write(out, &shown) };
-        written.map_err(Stop::Output)?;
+        args.print(&shown, out).map_err(Stop::Output)?;
     }
     Ok(())
+}
+
+impl ConsumeArgs {
+    fn print(&self, shown: &Shown<'_>, out: &mut impl Write) -> io::Result<()> {
+        if self.json { writeln!(out, "{}", record_json(shown)) } else { self.format.write(out, shown) }
+    }
 }
 
 #[cfg(test)]
