@@ -91,7 +91,7 @@ class Broker:
         from confluent_kafka.admin import AdminClient, NewTopic
 
         config = {name.replace("_", "."): str(value) for name, value in config.items()}
-        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 4})
+        admin = AdminClient({"bootstrap.servers": self.bootstrap, "log_level": 2})
         admin.create_topics([NewTopic(topic, partitions, config=config)])[topic].result(PATIENCE)
 
     def expect_running(self):

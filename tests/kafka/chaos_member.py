@@ -40,7 +40,7 @@ def confluent(bootstrap, group, topic, strategy, notes):
 
     consumer = Consumer({
         "bootstrap.servers": bootstrap, "group.id": group, "partition.assignment.strategy": strategy, "enable.auto.commit": False,
-        "auto.offset.reset": "earliest", "session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": HEARTBEAT_MS, "log_level": 3,
+        "auto.offset.reset": "earliest", "session.timeout.ms": SESSION_MS, "heartbeat.interval.ms": HEARTBEAT_MS, "log_level": 2,
         "reconnect.backoff.max.ms": 500,
     })
     handled, ending = {}, Ending()

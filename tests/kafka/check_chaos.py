@@ -78,7 +78,7 @@ class Sender(threading.Thread):
 
     def __init__(self, broker):
         super().__init__(daemon=True)
-        self.producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 3})
+        self.producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 2})
         self.over, self.sent, self.failed = threading.Event(), collections.Counter(), []
 
     def run(self):

@@ -20,7 +20,7 @@ import tool_steps
 from brokers import PATIENCE
 from confluent_kafka import Consumer
 
-ALL = tool_steps.TOPICS + tool_steps.CONFIGS + tool_steps.CONSOLE + tool_steps.GROUPS
+ALL = tool_steps.TOPICS + tool_steps.CONFIGS + tool_steps.CONSOLE + tool_steps.DELETED + tool_steps.GROUPS
 
 MASKS = [
     # A set-up that has no logger says so once.
@@ -35,7 +35,7 @@ MASKS = [
     (r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]", "[TIME]"),
     # Shards are brokers to clients; which one has what follows from their number.
     (r"\b(Leader|Replicas|Isr|broker|Broker): ?\d+\b", r"\1: NODE"),
-    (r"(HOST:PORT) \(\d+\)", r"\1 (NODE)"),
+    (r"(HOST:PORT)\s+\(\d+\)", r"\1 (NODE)"),
     (r"(?<=; the known ones are ).*", "ALL"),
     (r"/\S*interop-\w+/\S*", "PATH"),
     # Columns are as wide as what stands in them.

@@ -75,7 +75,7 @@ class Indexer:
 
     def __init__(self, broker, path):
         settings = {"bootstrap.servers": broker.bootstrap, "group.id": GROUP, "enable.auto.commit": False, "auto.offset.reset": "earliest"}
-        self.consumer = Consumer({**settings, "session.timeout.ms": 6000, "log_level": 3})
+        self.consumer = Consumer({**settings, "session.timeout.ms": 6000, "log_level": 2})
         self.consumer.subscribe([TOPIC])
         self.file = open(path, "a")
 

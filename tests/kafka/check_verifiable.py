@@ -155,7 +155,7 @@ class Verifiable(brokers.Case):
 
     def behind(self):
         """Where the group's committed position is not behind the last acknowledged record of a partition."""
-        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 3})
+        admin = AdminClient({"bootstrap.servers": self.broker.bootstrap, "log_level": 2})
         answer = admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(GROUP)])[GROUP].result(60)
         kept, ends = {one.partition: one.offset for one in answer.topic_partitions}, {}
         for partition, offset in list(self.ledger.acknowledged):

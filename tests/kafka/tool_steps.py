@@ -66,7 +66,7 @@ TOPICS = [
     Step("topics", "--describe", unordered=True),
     Step("topics", "--describe --topic nowhere"),
     Step("topics", "--describe --topic nowhere --if-exists"),
-    Step("topics", "--describe --topics-with-overrides"),
+    Step("topics", "--describe --topics-with-overrides", unordered=True),
     Step("topics", "--describe --under-replicated-partitions"),
     Step("topics", "--describe --unavailable-partitions"),
     Step("topics", "--alter --topic rooms --partitions 5"),
