@@ -53,7 +53,7 @@ fn draw(cases: &[Case], results: &Results, svg: &mut String) -> Result<(), Strin
 
 fn throughput(cases: &[Case], results: &Results) -> Vec<Bar> {
     let full = cases.iter().filter(|case| matches!((&case.load, case.kind), (Load::Full, Kind::Produce)));
-    bars(full, results, |name, system| {
+    bars(full, |name, system| {
         let median = |system| results.median(name, system, "records_per_second");
         Some(median(system)? / median(System::Kafka)?)
     })
@@ -61,12 +61,11 @@ fn throughput(cases: &[Case], results: &Results) -> Vec<Bar> {
 
 fn latency(cases: &[Case], results: &Results, percentile: &str) -> Vec<Bar> {
     let half = cases.iter().filter(|case| matches!((&case.load, case.kind), (Load::HalfOf(_), Kind::Produce)));
-    bars(half, results, |name, system| Some(results.median(name, system, &format!("latency/{percentile}"))? / 1e3))
+    bars(half, |name, system| Some(results.median(name, system, &format!("latency/{percentile}"))? / 1e3))
 }
 
 /// A bar for every case and system that has a value; a case stands once among them.
-fn bars<'a>(cases: impl Iterator<Item = &'a Case>, results: &Results, value: impl Fn(&str, System) -> Option<f64>) -> Vec<Bar> {
-    let _ = results;
+fn bars<'a>(cases: impl Iterator<Item = &'a Case>, value: impl Fn(&str, System) -> Option<f64>) -> Vec<Bar> {
     let mut names: Vec<String> = Vec::new();
     for name in cases.map(Case::name) {
         if !names.contains(&name) {
@@ -83,10 +82,10 @@ fn panel(area: &DrawingArea<SVGBackend<'_>, Shift>, title: &str, bars: &[Bar]) -
     let mut chart = ChartBuilder::on(&area)
         .margin(6)
         .x_label_area_size(24)
-        .y_label_area_size(420)
+        .y_label_area_size(300)
         .build_cartesian_2d(0.0..most, 0..bars.len().max(1) as i32)
         .map_err(words)?;
-    chart.configure_mesh().disable_y_mesh().y_labels(0).light_line_style(WHITE).draw().map_err(words)?;
+    chart.configure_mesh().disable_y_mesh().y_label_formatter(&|_| String::new()).light_line_style(WHITE).draw().map_err(words)?;
     let (_, rows) = chart.plotting_area().dim_in_pixel();
     let row = f64::from(rows) / bars.len().max(1) as f64;
     let (left, top) = chart.plotting_area().get_base_pixel();
