@@ -18,7 +18,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer, ProducerContext, ThreadedProducer};
 use serde_json::{Value, json};
 
-/// How long records that were sent in the window may take after its end, and no more than twice the window.
+/// How long records that were sent in the window may take after its end.
 const DRAIN: Duration = Duration::from_secs(10);
 /// A record that is late by less than this is sent with those before it: waking up for each would cost the brokers' cores.
 const TICK: Duration = Duration::from_micros(250);
@@ -161,7 +161,7 @@ pub fn run(words: impl Iterator<Item = String>) -> Result<(), String> {
     if rate > 0.0 {
         let due = (rate * number("seconds")?) as u64 - MOST_PACERS as u64;
         let settled = || sum(|ledger| &ledger.in_window);
-        while settled() < due && run.now() < run.end + (DRAIN.as_nanos() as u64).min(2 * length) {
+        while settled() < due && run.now() < run.end + DRAIN.as_nanos() as u64 {
             thread::sleep(Duration::from_millis(5));
         }
         ledgers.iter().for_each(|ledger| all.merge(&ledger.latencies.lock().expect("no holder panics")));

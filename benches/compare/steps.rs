@@ -239,8 +239,9 @@ fn figures(case: &Case, window: &Window) -> Result<Value, BenchError> {
         return Err(BenchError::Undelivered { failed: errors, first: line["first_error"].as_str().unwrap_or_default().into() });
     }
     let (records, seconds) = (line["records"].as_f64().unwrap_or(0.0), line["seconds"].as_f64().unwrap_or(0.0));
-    if records == 0.0 {
-        return Err(BenchError::Host("no record was acknowledged in the window".into()));
+    // A machine that is busy with other things may have none in a short window; that no record came through at all is an error.
+    if records == 0.0 && line["acknowledged"].as_u64().unwrap_or(0) == 0 {
+        return Err(BenchError::Host("no record was acknowledged".into()));
     }
     let rate = if matches!(case.load, Load::Rising) { line["sustained"].as_f64().unwrap_or(0.0) } else { records / seconds };
     line["records_per_second"] = json!(rate);

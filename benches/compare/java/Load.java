@@ -17,7 +17,7 @@ import org.HdrHistogram.Histogram;
 public final class Load {
     /** A record that is late by less than this is sent with those before it: waking up for each would cost the brokers' cores. */
     private static final long TICK_NS = 250_000;
-    /** How long records that were sent in the window may take after its end, and no more than twice the window. */
+    /** How long records that were sent in the window may take after its end. */
     private static final long DRAIN_NS = 10_000_000_000L;
     /** What a producer queues by default. */
     private static final long QUEUE_BYTES = 32 << 20;
@@ -165,7 +165,7 @@ public final class Load {
         if (rate > 0) {
             // Each pacer gives its producers turns, so how many were due is known without them.
             long due = (long) (rate * (end - begin) / 1e9);
-            while (settledInWindow() < due - MOST_PACERS && System.nanoTime() < end + Math.min(DRAIN_NS, 2 * (end - begin))) {
+            while (settledInWindow() < due - MOST_PACERS && System.nanoTime() < end + DRAIN_NS) {
                 Thread.sleep(5);
             }
             ledgers.forEach(ledger -> ledger.addTo(latencies));
