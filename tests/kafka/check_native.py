@@ -1,6 +1,7 @@
 """Corelane's own client and Kafka's clients read what the others wrote: records, keys, headers, times, batches of every codec."""
 
 import json
+import subprocess
 import time
 
 import brokers
@@ -116,3 +117,79 @@ class Native(brokers.Case):
         said = kit.run([*tool, "--partition", "0", "--offset", "earliest", "--max-messages", str(COUNT), *printed]).decode()
         split = [line.split("\t") for line in said.splitlines() if line.startswith("CreateTime:")]
         return [(None if key == "null" else key, value, int(when.removeprefix("CreateTime:"))) for when, key, value in split]
+
+
+class SharedGroups(brokers.Case):
+    """One group of members of both protocols, one after the other and at the same time."""
+
+    TOTAL = 400
+
+    def fill(self, topic):
+        self.broker.create(topic, 4)
+        producer = Producer({"bootstrap.servers": self.broker.bootstrap})
+        for number in range(self.TOTAL):
+            producer.produce(topic, str(number), partition=number % 4)
+        self.assertEqual(producer.flush(PATIENCE), 0)
+
+    def kcat(self, topic, group, count):
+        settings = ["-X", "auto.offset.reset=earliest"]
+        command = ["kcat", "-b", self.broker.bootstrap, "-q", *settings, "-f", "%s\n", "-c", str(count), "-G", group, topic]
+        return [int(line) for line in kit.run(command).splitlines()]
+
+    def native(self, topic, group, count):
+        said = self.broker.run("consume", topic, "--group", group, "--from-beginning", "--count", str(count))
+        return [int(line) for line in said.splitlines()]
+
+    def described(self, group):
+        return json.loads(kit.run([kit.corelane(), "group", "describe", group, "--broker", self.broker.bootstrap, "--json"]))
+
+    def committed(self, group):
+        """As a Kafka client is told."""
+        consumer = Consumer({"bootstrap.servers": self.broker.bootstrap, "group.id": group, "enable.auto.commit": False})
+        asked = [TopicPartition(group, partition) for partition in range(4)]
+        found = {one.partition: one.offset for one in consumer.committed(asked, timeout=PATIENCE) if one.offset >= 0}
+        consumer.close()
+        return found
+
+    def test_each_goes_on_where_the_other_stopped(self):
+        for first, second in [(self.kcat, self.native), (self.native, self.kcat)]:
+            with self.subTest(first=first.__name__):
+                # The topic is called as the group.
+                name = f"shared-{first.__name__}"
+                self.fill(name)
+                one = first(name, name, 150)
+                told = {position["partition"]: position["offset"] for position in self.described(name)["positions"]}
+                self.assertEqual(sum(told.values()), 150)
+                self.assertEqual({partition: offset for partition, offset in told.items() if offset}, self.committed(name))
+                two = second(name, name, self.TOTAL - 150)
+                self.assertEqual(sorted(one + two), list(range(self.TOTAL)))
+                described = self.described(name)
+                self.assertEqual((described["state"], [position["lag"] for position in described["positions"]]), ("Empty", [0] * 4))
+
+    def test_both_are_members_of_one_generation(self):
+        name = "mixed"
+        self.fill(name)
+        settings = ["-X", "auto.offset.reset=earliest", "-X", "session.timeout.ms=6000", "-X", "partition.assignment.strategy=range"]
+        commands = [
+            ["kcat", "-b", self.broker.bootstrap, "-q", "-u", *settings, "-G", name, name],
+            [kit.corelane(), "consume", name, "--group", name, "--from-beginning", "--broker", self.broker.bootstrap],
+        ]
+        members = []
+        try:
+            for command in commands:
+                members.append(subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            begun, shares = time.monotonic(), None
+            while shares != [2, 2]:
+                self.assertLess(time.monotonic() - begun, PATIENCE, f"{shares} {self.described(name)}")
+                time.sleep(0.2)
+                self.assertEqual([member.poll() for member in members], [None, None])
+                shares = [len(member["partitions"].get(name, [])) for member in self.described(name)["members"]] if len(members) == 2 else None
+            lag = None
+            while lag != [0] * 4:
+                self.assertLess(time.monotonic() - begun, PATIENCE, f"{lag}")
+                time.sleep(0.2)
+                lag = [position["lag"] for position in self.described(name)["positions"]]
+        finally:
+            for member in members:
+                member.kill()
+                member.wait()
