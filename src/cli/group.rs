@@ -191,7 +191,7 @@ async fn describe(args: NameArgs) -> Result<String, Failure> {
     text += &COLUMNS.map(|name| format!("{name:>14}")).concat();
     text.push('\n');
     for p in &positions {
-        let _ = write!(text, "{:<32}{:>14}{:>14}{:>14}{:>14}\n", p.topic, p.partition, p.offset, p.end, p.lag());
+        let _ = writeln!(text, "{:<32}{:>14}{:>14}{:>14}{:>14}", p.topic, p.partition, p.offset, p.end, p.lag());
     }
     Ok(text)
 }
