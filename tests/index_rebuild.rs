@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use corelane::request::OffsetSpec;
+use corelane::request::{AlterTopic, OffsetSpec, Request};
 use corelane::types::TopicPartition;
 use support::{Broker, batch_of};
 
@@ -111,9 +111,12 @@ fn the_first_index_of_a_log_that_was_cut_below_is_made_again() {
     let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
     let data = directory.path();
     let broker = start(data);
-    let config = [("segment.bytes", "1048576"), ("retention.bytes", "3000000"), ("retention.ms", "-1")];
+    let config = [("segment.bytes", "1048576"), ("retention.ms", "-1")];
     let partition = TopicPartition { topic: broker.connect().create("short", 1, &config), partition: 0 };
     fill(&broker, partition, 0..200);
+    // Only now, so that one look removes all that goes: a later life would remove what a look in the middle had left.
+    let config = vec![("retention.bytes".into(), Some("3000000".into()))];
+    broker.connect().ask(&Request::AlterTopic(AlterTopic { name: "short".into(), partitions: None, config }), &[]);
     let begun = std::time::Instant::now();
     while broker.connect().offset(partition, OffsetSpec::Earliest) == 0 {
         assert!(begun.elapsed().as_secs() < 60, "retention removes nothing");
