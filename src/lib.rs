@@ -20,6 +20,12 @@
 //! from memory at the tail, from disk further back. Each place that copies a byte is listed in [`docs::data_path`]; what survives which
 //! failure is in [`docs::durability`]; the files are in [`docs::on_disk`].
 //!
+//! # The way of a group
+//! A member's request is the same value from either protocol ([`request::group`]). Any shard takes it and passes it to the one that has the group's partition of
+//! `__consumer_offsets` ([`shard::groups`]); there the coordinator, a pure machine ([`group`]), decides, its records go the way of any other, and the answer
+//! leaves when they are durable. [`shard::cleaner`] keeps that partition, and every compacted one, short ([`log::cleaning`] has the rules). The client's side is in
+//! [`client`].
+//!
 //! # The layers
 //! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.
 //!
