@@ -13,10 +13,11 @@ use crate::systems::System;
 const WIDTH: u32 = 1100;
 const ROW: u32 = 15;
 const HEAD: u32 = 70;
-const COLOURS: [(System, RGBColor); 6] = [
+const COLOURS: [(System, RGBColor); 7] = [
     (System::Kafka, RGBColor(120, 120, 120)),
     (System::KafkaFlushed, RGBColor(190, 190, 190)),
     (System::Corelane, RGBColor(31, 90, 166)),
+    (System::CorelaneSmall, RGBColor(85, 135, 195)),
     (System::CorelaneMemory, RGBColor(140, 180, 225)),
     (System::Nats, RGBColor(40, 130, 70)),
     (System::NatsSynced, RGBColor(150, 205, 160)),

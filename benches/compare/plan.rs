@@ -11,6 +11,8 @@ pub enum ClientKind {
     Librdkafka,
     /// Kafka's own load generator, as it is: one producer, no keys, a number of records instead of a window.
     ProducerPerformance,
+    /// Kafka's own reading tool, as it is: one member of a group.
+    ConsumerPerformance,
 }
 
 impl ClientKind {
@@ -19,6 +21,7 @@ impl ClientKind {
             ClientKind::Java => "java",
             ClientKind::Librdkafka => "librdkafka",
             ClientKind::ProducerPerformance => "producer-performance",
+            ClientKind::ConsumerPerformance => "consumer-performance",
         }
     }
 }
@@ -43,6 +46,8 @@ pub enum Kind {
     Retention(u64),
     /// Lets a consumer begin this many bytes behind while production goes on; cold: with the page cache dropped before.
     Behind { bytes: u64, cold: bool },
+    /// Writes so many bytes first; then a group's only member reads them.
+    Consume(u64),
 }
 
 /// A measurement that is repeated on several systems.
@@ -71,6 +76,7 @@ impl Case {
             (Kind::Retention(_), _) => "-retention",
             (Kind::Behind { cold: false, .. }, _) => "-behind",
             (Kind::Behind { cold: true, .. }, _) => "-behind-cold",
+            (Kind::Consume(_), _) => "-read",
             (Kind::Produce, Load::HalfOf(_)) => "-half",
             (Kind::Produce, Load::Rising) => "-open",
             (Kind::Produce, Load::Full) => "",
@@ -87,6 +93,7 @@ impl Case {
                 let cache = if *cold { "page cache dropped" } else { "page cache as it is" };
                 format!("a consumer that begins {} MiB behind, {cache}, while production goes on at half load", bytes >> 20)
             }
+            (Kind::Consume(bytes), _) => format!("{} MiB are there, a group of one reads them", bytes >> 20),
             (Kind::Produce, Load::HalfOf(_)) => "open loop at half of what the slower one sustains".into(),
             (Kind::Produce, Load::Rising) => "open loop, the rate rising until acknowledgements fall behind".into(),
             (Kind::Produce, Load::Full) => "as fast as it goes".into(),
@@ -164,6 +171,8 @@ impl Extent {
     }
 }
 
+/// Seconds before a window in which latencies are taken.
+const STEADY_AFTER: f64 = 15.0;
 const TWO: [System; 2] = [System::Kafka, System::Corelane];
 
 fn java(producers: u32, partitions: u32, record_bytes: u32) -> Case {
@@ -186,8 +195,10 @@ fn rising(case: &Case, repeats: usize) -> Case {
     Case { load: Load::Rising, seconds: case.warm_up * 9.0, repeats, ..case.clone() }
 }
 
+/// Java compiles fifty producers for ten seconds and more, with which it takes the cores; what it does then is the steady state.
 fn half_of(case: &Case) -> Case {
-    Case { load: Load::HalfOf(rising(case, 1).name()), seconds: case.seconds * 1.25, ..case.clone() }
+    let warm_up = if case.warm_up < 1.0 { case.warm_up } else { STEADY_AFTER };
+    Case { load: Load::HalfOf(rising(case, 1).name()), warm_up, seconds: case.seconds * 1.25, ..case.clone() }
 }
 
 /// All systems but these two: what other durability costs, and what the client can do at most.
@@ -199,25 +210,27 @@ fn smoke() -> Vec<Vec<Case>> {
     let both = Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..java(2, 4, 100) };
     let case = Case { systems: vec![System::Corelane], ..both.clone() };
     let librdkafka = Case { client: ClientKind::Librdkafka, ..both.clone() };
+    let reading = Case { client: ClientKind::ConsumerPerformance, kind: Kind::Consume(8 << 20), ..case.clone() };
     let retention = Case { kind: Kind::Retention(1 << 20), ..case.clone() };
     let half = half_of(&case);
     let behind = Case { kind: Kind::Behind { bytes: 8 << 20, cold: false }, ..half.clone() };
-    vec![vec![rising(&both, 1), librdkafka, case, retention], vec![half, behind]]
+    vec![vec![rising(&both, 1), librdkafka, case, retention, reading], vec![half, behind]]
 }
 
 fn quick() -> Vec<Vec<Case>> {
     let shorter = |case: Case| Case { warm_up: 4.0, ..case };
     let (hundred, thousand) = (shorter(java(50, 100, 1024)), shorter(java(50, 1000, 1024)));
     let half = half_of(&hundred);
-    let flushed_and_nats = Case { systems: vec![System::KafkaFlushed, System::Nats], repeats: 1, ..half.clone() };
+    let once = |case: &Case, system| Case { systems: vec![system], repeats: 1, ..case.clone() };
+    let small = |case: &Case| once(case, System::CorelaneSmall);
     let librdkafka = Case { client: ClientKind::Librdkafka, repeats: 1, ..hundred.clone() };
-    let small = Case { repeats: 1, ..shorter(java(1, 1, 100)) };
     vec![
-        vec![hundred.clone(), thousand],
+        vec![hundred.clone(), thousand.clone()],
         vec![rising(&hundred, 1)],
-        vec![half],
-        vec![others(hundred, 1), flushed_and_nats],
-        vec![librdkafka, small],
+        vec![half.clone()],
+        vec![small(&hundred), small(&thousand), small(&half), once(&hundred, System::CorelaneMemory), once(&hundred, System::KafkaFlushed)],
+        vec![librdkafka],
+        vec![once(&hundred, System::Nats)],
     ]
 }
 
@@ -228,6 +241,8 @@ fn full() -> Vec<Vec<Case>> {
     let behind = |cold| Case { kind: Kind::Behind { bytes: 5 << 30, cold }, repeats: 1, seconds: 30.0, ..halves[0].clone() };
     let retention = Case { kind: Kind::Retention(100 << 20), repeats: 1, ..java(10, 10, 1024) };
     let tool = |record_bytes| Case { client: ClientKind::ProducerPerformance, ..java(1, 10, record_bytes) };
+    let reading =
+        |record_bytes| Case { client: ClientKind::ConsumerPerformance, kind: Kind::Consume(2 << 30), ..java(4, 10, record_bytes) };
     let mut matrix = Vec::new();
     for client in [ClientKind::Java, ClientKind::Librdkafka] {
         for record_bytes in [100, 1024] {
@@ -248,7 +263,7 @@ fn full() -> Vec<Vec<Case>> {
         halves.to_vec(),
         vec![others(hundred, 3), others(halves[0].clone(), 3)],
         vec![retention, behind(false), behind(true)],
-        vec![tool(100), tool(1024)],
+        vec![tool(100), tool(1024), reading(100), reading(1024)],
         matrix,
     ]
 }

@@ -56,6 +56,7 @@ impl Context {
             Kind::Produce if case.client == ClientKind::ProducerPerformance => self.producer_performance(case, &broker)?,
             Kind::Produce => self.produce(case, *system, &broker, rate)?,
             Kind::Retention(bytes) => self.retention(case, *system, &broker, bytes)?,
+            Kind::Consume(bytes) => self.consumer_performance(case, *system, &broker, bytes)?,
             Kind::Behind { bytes, cold } => self.behind(case, *system, &broker, rate, bytes, cold)?,
         };
         let disk = broker.disk_bytes();
@@ -141,6 +142,47 @@ impl Context {
         }))
     }
 
+    /// Kafka's own reading tool; its last line has the figures that the one before names.
+    fn consumer_performance(&self, case: &Case, system: System, broker: &Broker, bytes: u64) -> Result<Value, BenchError> {
+        let total = bytes / (u64::from(case.record_bytes) + KEY_BYTES as u64);
+        self.fill(case, system, broker, total)?;
+        let mut command = self.java("org.apache.kafka.tools.ConsumerPerformance", 4);
+        command.args(["--bootstrap-server", &broker.bootstrap, "--topic", TOPIC, "--group", "reading", "--timeout", "60000"]);
+        command.args(["--messages", &total.to_string()]);
+        let (before, started) = (broker.usage()?, Instant::now());
+        let client = Client::start(command, &self.scratch, "consumer")?;
+        let (mut names, mut figures) = (String::new(), String::new());
+        let mut used = client.usage()?;
+        while let Some(line) = client.line(PATIENCE)? {
+            used = client.usage().unwrap_or(used);
+            names = std::mem::replace(&mut figures, line);
+        }
+        client.finish()?;
+        let (broker, seconds) = (broker.usage()?.since(before), started.elapsed().as_secs_f64());
+        let figure = |name: &str| {
+            let at = names.split(", ").position(|found| found == name)?;
+            figures.split(", ").nth(at)?.parse::<f64>().ok()
+        };
+        let unread = || BenchError::Host(format!("ConsumerPerformance ended with {figures:?}"));
+        // Without the time in which the group came about.
+        let (records, rate) = figure("data.consumed.in.nMsg").zip(figure("fetch.nMsg.sec")).ok_or_else(unread)?;
+        if records < total as f64 {
+            return Err(BenchError::Host(format!("ConsumerPerformance read {records} of {total} records")));
+        }
+        Ok(json!({
+            "records": records, "errors": 0, "seconds": seconds, "records_per_second": rate, "bytes_per_second": rate * f64::from(case.record_bytes),
+            "summary": figures, "broker": broker.to_json(), "client": used.to_json(), "broker_cpu_us_per_record": broker.cpu_seconds * 1e6 / records,
+        }))
+    }
+
+    /// Writes at least so many records.
+    fn fill(&self, case: &Case, system: System, broker: &Broker, total: u64) -> Result<(), BenchError> {
+        let by_java = Case { client: ClientKind::Java, ..case.clone() };
+        let filling = Client::start(self.load(&by_java, system, broker, None, total), &self.scratch, "filling")?;
+        filling.window(broker, CATCH_UP, PATIENCE)?;
+        Ok(())
+    }
+
     fn retention(&self, case: &Case, system: System, broker: &Broker, bytes: u64) -> Result<Value, BenchError> {
         let kept = bytes * u64::from(case.partitions);
         let total = 3 * kept / (u64::from(case.record_bytes) + KEY_BYTES as u64);
@@ -170,9 +212,7 @@ impl Context {
 
     fn behind(&self, case: &Case, system: System, broker: &Broker, rate: Option<f64>, bytes: u64, cold: bool) -> Result<Value, BenchError> {
         let total = bytes / (u64::from(case.record_bytes) + KEY_BYTES as u64);
-        let filling = Client::start(self.load(case, system, broker, None, total), &self.scratch, "filling")?;
-        filling.window(broker, CATCH_UP, PATIENCE)?;
-        drop(filling);
+        self.fill(case, system, broker, total)?;
         if cold {
             rustix::fs::sync();
             fs::write("/proc/sys/vm/drop_caches", "1").map_err(BenchError::io("dropping the page cache"))?;

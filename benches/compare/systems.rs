@@ -37,14 +37,22 @@ pub enum System {
     Kafka,
     KafkaFlushed,
     Corelane,
+    CorelaneSmall,
     CorelaneMemory,
     Nats,
     NatsSynced,
 }
 
 impl System {
-    pub const ALL: [System; 6] =
-        [System::Kafka, System::KafkaFlushed, System::Corelane, System::CorelaneMemory, System::Nats, System::NatsSynced];
+    pub const ALL: [System; 7] = [
+        System::Kafka,
+        System::KafkaFlushed,
+        System::Corelane,
+        System::CorelaneSmall,
+        System::CorelaneMemory,
+        System::Nats,
+        System::NatsSynced,
+    ];
 
     /// In step names and results.
     pub fn name(self) -> &'static str {
@@ -52,6 +60,7 @@ impl System {
             System::Kafka => "kafka",
             System::KafkaFlushed => "kafka-flushed",
             System::Corelane => "corelane",
+            System::CorelaneSmall => "corelane-small",
             System::CorelaneMemory => "corelane-memory",
             System::Nats => "nats",
             System::NatsSynced => "nats-synced",
@@ -64,6 +73,7 @@ impl System {
             System::Kafka => "Kafka",
             System::KafkaFlushed => "Kafka, `flush.messages=1`",
             System::Corelane => "Corelane",
+            System::CorelaneSmall => "Corelane, `--memory 256M`",
             System::CorelaneMemory => "Corelane, `memory`",
             System::Nats => "NATS JetStream",
             System::NatsSynced => "NATS JetStream, `sync_interval: always`",
@@ -74,7 +84,7 @@ impl System {
     pub fn durability(self) -> &'static str {
         match self {
             System::Kafka => "in the page cache, never synced",
-            System::KafkaFlushed | System::NatsSynced | System::Corelane => "synced",
+            System::KafkaFlushed | System::NatsSynced | System::Corelane | System::CorelaneSmall => "synced",
             System::CorelaneMemory => "in memory (the client's ceiling)",
             System::Nats => "in the page cache, synced every 2 min",
         }
@@ -114,7 +124,8 @@ impl Broker {
         let port = free_ports()?;
         let mut command = match system {
             System::Kafka | System::KafkaFlushed => kafka(installed, &data, port, settings)?,
-            System::Corelane | System::CorelaneMemory => corelane(&data, port),
+            System::Corelane | System::CorelaneMemory => corelane(&data, port, &[]),
+            System::CorelaneSmall => corelane(&data, port, &["--memory", "256M"]),
             System::Nats | System::NatsSynced => nats(installed, &data, port, system == System::NatsSynced)?,
         };
         let log = File::create(scratch.join("broker.log")).map_err(BenchError::io("creating the broker's log"))?;
@@ -193,9 +204,12 @@ fn kafka(installed: &Installed, data: &Path, port: u16, settings: &[(&str, &str)
     Ok(command)
 }
 
-fn corelane(data: &Path, port: u16) -> Command {
+fn corelane(data: &Path, port: u16, settings: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_corelane"));
-    command.args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "none", "--data"]).arg(data.join("store"));
+    command
+        .args(["serve", "--listen", &format!("127.0.0.1:{port}"), "--admin-listen", "none", "--data"])
+        .arg(data.join("store"))
+        .args(settings);
     command.env("CORELANE_LOG", "warn");
     command
 }

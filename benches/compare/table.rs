@@ -155,6 +155,7 @@ fn columns(case: &Case) -> Vec<Column> {
             columns.extend([("catch-up MB/s", "catch_up_bytes_per_second", MB), ("catch-up s", "catch_up_seconds", 1.0)]);
         }
         Kind::Retention(_) => columns.extend([("most on disk, MiB", "disk_bytes_most", MIB), ("at the end, MiB", "disk_bytes", MIB)]),
+        Kind::Consume(_) => {}
         Kind::Produce => columns.push(("bytes on disk per byte", "disk_bytes_per_byte", 1.0)),
     }
     columns.extend([
