@@ -33,7 +33,7 @@
 //! | --- | --- | --- |
 //! | vocabulary | [`types`], [`limits`], [`checksum`], [`metrics`] | no behaviour; every bound has its name in `limits` |
 //! | formats | [`batch`], [`request`], [`wire`], [`kafka`] | pure: bytes to values and back |
-//! | machines | [`log`], [`partition`], [`group`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
+//! | machines | [`log`], [`replication`], [`partition`], [`group`], [`cluster`] | pure: no clock, file, socket, thread or randomness; these are arguments |
 //! | shells | [`shard`] (glommio), [`control`] (tokio), [`client`] (tokio), [`bridge`] | the planes meet in `bridge` only; `client` stands alone |
 //! | assembly | [`server`], [`cli`] | settings, start, stop, commands |
 //!
@@ -70,6 +70,7 @@ pub mod log;
 pub mod metrics;
 #[cfg(feature = "server")]
 pub mod partition;
+pub mod replication;
 pub mod request;
 #[cfg(feature = "server")]
 pub mod server;
