@@ -148,7 +148,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 ///
 /// # Panics
 /// When the frame's length does not fit its field: the payload's bound is the caller's to keep.
-pub(super) fn write(header: &[u8], payload_len: usize, out: &mut Vec<u8>) {
+pub(crate) fn write(header: &[u8], payload_len: usize, out: &mut Vec<u8>) {
     let frame_len = u32::try_from(COUNTED + header.len() + payload_len).expect("a payload within its bound");
     out.reserve(PREFIX_LEN + header.len());
     out.extend_from_slice(&frame_len.to_le_bytes());
