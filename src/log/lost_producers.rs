@@ -65,6 +65,8 @@ impl LostProducers {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::PRODUCER_BATCHES;
+    use crate::log::producers::Sequence;
 
     fn batch(producer_id: ProducerId, base_sequence: i32, base_offset: Offset) -> BatchHeader {
         BatchHeader {
@@ -90,14 +92,14 @@ mod tests {
 
     #[test]
     fn the_last_batches_before_the_cut_are_found() {
-        // Seven batches of producer 1 are cut off at 20; the table knows five of them. Producer 2 began behind the cut, producer 3 has one left.
+        // As many batches of producer 1 as the table knows are cut off at 20. Producer 2 began behind the cut, producer 3 has one left.
         let mut table = ProducerTable::new(10);
-        for n in 0..9 {
+        for n in 0..2 + PRODUCER_BATCHES as i32 {
             table.record(&batch(1, n, if n < 2 { i64::from(n) } else { 20 + i64::from(n) }), 0);
         }
-        table.record(&batch(2, 0, 40), 0);
+        table.record(&batch(2, 0, 60), 0);
         table.record(&batch(3, 4, 5), 0);
-        table.record(&batch(3, 5, 41), 0);
+        table.record(&batch(3, 5, 61), 0);
         assert_eq!(table.lost_by(20), [1]);
         let mut search = LostProducers::new(table.lost_by(20), 20);
         assert!(!search.wants(&segment(20, 50)), "behind the cut");
@@ -110,7 +112,6 @@ mod tests {
         assert!(!search.wants(&segment(0, 10)), "all are found");
         table.truncate_to(20);
         table.restore_lost(&search.found(), 7);
-        use crate::log::producers::Sequence;
         assert_eq!(table.check(&batch(1, 2, 20)), Sequence::New);
         assert!(matches!(table.check(&batch(1, 1, 20)), Sequence::Duplicate { base_offset: 1, .. }));
         assert_eq!(table.check(&batch(3, 5, 20)), Sequence::New);
