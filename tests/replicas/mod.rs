@@ -25,7 +25,7 @@ use corelane::shard::reserve::Reserve;
 use corelane::shard::ring::{JournalFile, Ring};
 use corelane::shard::role::Role;
 use corelane::shard::store::{Blocked, Store};
-use corelane::shard::trace::Trace;
+use corelane::shard::trace::{Trace, TraceEvent};
 use corelane::shard::write_behind;
 use corelane::types::{Offset, TopicId, TopicPartition};
 
@@ -33,8 +33,8 @@ use corelane::types::{Offset, TopicId, TopicPartition};
 pub const PARTITION: TopicPartition = TopicPartition { topic: TopicId([0x77; 16]), partition: 2 };
 /// Their cluster.
 pub const CLUSTER: [u8; 16] = [0xc1; 16];
-/// Size of a journal file, bytes.
-const JOURNAL_FILE: u64 = 4 << 20;
+/// Size of a journal file, bytes; of a store whose trace is kept the smallest that there may be, so that images of it are small.
+const JOURNAL_FILE: (u64, u64) = (4 << 20, 1_052_672);
 
 /// A running store.
 pub struct Running {
@@ -55,6 +55,10 @@ impl Running {
     /// Opens (and recovers) the store in a directory.
     pub async fn open(dir: &Path, trace: Option<Arc<Trace>>) -> Running {
         std::fs::create_dir_all(dir).unwrap();
+        let journal_file = if trace.is_some() { JOURNAL_FILE.1 } else { JOURNAL_FILE.0 };
+        if let Some(trace) = &trace {
+            trace.record(&TraceEvent::Mark { name: "start".into() });
+        }
         let mut files = BlockingFiles::traced(dir, false, trace.clone());
         let owner = |_| 0;
         let request = OpenRequest { cluster: CLUSTER, shards: 1, salt: 77, now_ms: 0, catalogue: &[PARTITION], owner: &owner };
@@ -66,7 +70,7 @@ impl Running {
         let budget = Budget::new(64 << 20);
         let metrics = Arc::new(ShardMetrics::new(0));
         let journals: Vec<_> = recovered.journals.iter().map(|journal| JournalFile { id: journal.id, size: journal.size }).collect();
-        let ring = Ring::open(disk.clone(), CLUSTER, JOURNAL_FILE, 4, &journals, (recovered.next_journal_id, 1)).await.unwrap();
+        let ring = Ring::open(disk.clone(), CLUSTER, journal_file, 4, &journals, (recovered.next_journal_id, 1)).await.unwrap();
         let identity = JournalIdentity { generation: recovered.generation, salt: recovered.salt, shard: 0 };
         let journal = Journal::new(identity, ring.clone(), budget.accounted().clone(), metrics.clone());
         let reserve = Arc::new(Reserve::open(dir, true).unwrap());
