@@ -1,7 +1,7 @@
 //! A shard: one pinned executor that owns its partitions, its journal, its memory and its sockets.
 //!
 //! Everything here runs on one thread and is not `Send`; what crosses to another thread goes through the mesh (shards) or the
-//! bridge (control plane). See [`store`] for the ways that a batch takes.
+//! bridge (control plane). See [`store`] for the ways that a batch takes, [`replica`] for those of one that a leader sends.
 
 pub mod adoption;
 pub mod blocking_files;

@@ -288,7 +288,15 @@ impl PartitionCell {
 
     /// Up to here the log has reached the topic's level on this node: what a leader counts of itself, and what a follower reports.
     pub fn level_end(&self) -> Offset {
-        self.level_end.get()
+        let machine = self.machine.borrow();
+        let ladder = machine.ladder();
+        // What was reached at a lower level counts no more once the topic's is a higher one.
+        let bound = match self.settings.get().durability {
+            Durability::Durable => ladder.durable(),
+            Durability::Written => ladder.written(),
+            Durability::Memory => ladder.appended(),
+        };
+        bound.min(self.level_end.get())
     }
 
     /// Up to here the log is durable on this node.
@@ -306,7 +314,7 @@ impl PartitionCell {
     /// Commits what was told to be, as far as this node has it, and answers who waited for that.
     fn commit_told(&self) -> bool {
         let level = self.settings.get().durability;
-        let bound = self.level_end.get();
+        let bound = self.level_end();
         let to = if self.role.get() == Role::Alone { bound } else { bound.min(self.told_watermark.get()) };
         let news = self.machine.borrow_mut().ladder_mut().commit_to(to, level).expect("the level was reached");
         let committed = self.machine.borrow().ladder().committed();

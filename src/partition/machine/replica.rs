@@ -309,8 +309,9 @@ impl Partition {
             }
             _ => self.segments.iter().find(|segment| segment.base_offset >= offset),
         };
-        let is_kept_as_is = |kept: &&SegmentInfo| !(offset == log_end && !kept.sealed);
-        Ok(kept.filter(is_kept_as_is).copied())
+        // An open segment without a record that has none before it stays as it is.
+        let is_cut = |kept: &&SegmentInfo| offset != log_end || kept.sealed;
+        Ok(kept.filter(is_cut).copied())
     }
 
     /// The running hash before the first batch of a segment, where it is known without its index.
