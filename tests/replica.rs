@@ -11,6 +11,7 @@ use corelane::log::index::Index;
 use corelane::log::paths;
 use corelane::partition::{ReplicaAppend, ReplicaRefusal};
 use corelane::request::Code;
+use corelane::shard::follower_read::FollowerReadError;
 use corelane::shard::replica::ReplicaError;
 use corelane::shard::role::Role;
 use corelane::shard::truncation::Truncation;
@@ -91,6 +92,9 @@ fn a_follower_has_the_leaders_segments_byte_for_byte() {
     });
 }
 
+/// Whether a refusal is the one.
+type Expected<'a> = &'a dyn Fn(&ReplicaRefusal) -> bool;
+
 #[test]
 fn what_does_not_fit_changes_nothing() {
     run(async || {
@@ -117,7 +121,7 @@ fn what_does_not_fit_changes_nothing() {
         let (flipped, moved, later, earlier, cut) =
             (changed(80, good[80] ^ 1), changed(7, 9), changed(15, 3), changed(15, 1), good[..good.len() - 1].to_vec());
         let is_offset = |refusal: &ReplicaRefusal| matches!(refusal, ReplicaRefusal::Offset { expected: 8, actual: 9 });
-        let cases: [(&str, ReplicaAppend<'_>, &dyn Fn(&ReplicaRefusal) -> bool); 8] = [
+        let cases: [(&str, ReplicaAppend<'_>, Expected<'_>); 8] = [
             ("a flipped bit", ReplicaAppend { batches: &flipped, ..append }, &|r| matches!(r, ReplicaRefusal::Batch { offset: 8, .. })),
             ("half a batch", ReplicaAppend { batches: &cut, ..append }, &|r| matches!(r, ReplicaRefusal::Batch { .. })),
             ("another offset", ReplicaAppend { batches: &moved, ..append }, &is_offset),
@@ -335,5 +339,96 @@ fn an_adopted_batch_is_taken_as_a_segment_and_cut_off_again() {
         assert_eq!(BatchHeader::parse(&part).unwrap().base_offset, 3);
         let follower = follower.restart(&mut b, None).await;
         assert_eq!(follower.end(), 2);
+    });
+}
+
+#[test]
+fn a_segment_without_a_record_gives_way_to_the_leaders() {
+    run(async || {
+        let (a, mut b) = (scratch(), scratch());
+        let (leader, mut follower) = (Running::open(a.path(), None).await, Running::open(b.path(), None).await);
+        leader.lead(1).await;
+        follower.follow(1, 0).await;
+        leader.produce(&batch(1, 2, 5_000, None)).await;
+        leader.replicate(&follower, 1 << 20).await;
+        for restart in [false, true] {
+            // It has led for a while, and begun a segment; nothing came.
+            follower.cell.enter().await;
+            follower.store.roll(&follower.cell).await.unwrap();
+            follower.cell.leave();
+            if restart {
+                follower.store.begin_epoch(&follower.cell, 1, 0).await.unwrap();
+                follower = follower.restart(&mut b, None).await;
+                follower.follow(1, 0).await;
+            }
+            leader.produce(&batch(2, 2, 5_000, None)).await;
+            leader.replicate(&follower, 1 << 20).await;
+            assert_eq!(follower.cell.machine.borrow().segments().len(), 1);
+        }
+        leader.flush().await;
+        follower.flush().await;
+        expect_same_segments((&leader, a.path()), (&follower, b.path()));
+    });
+}
+
+#[test]
+fn a_cut_below_the_watermark_is_an_administrators_choice() {
+    run(async || {
+        let mut dir = scratch();
+        let one = Running::open(dir.path(), None).await;
+        one.lead(1).await;
+        for n in 0..6 {
+            one.produce(&batch(n, 1, 50_000, None)).await;
+        }
+        one.settle().await;
+        one.cell.set_watermark(5);
+        one.store.set_role(&one.cell, Role::Unassigned).unwrap();
+        let clean = Truncation { offset: 2, epoch: 4, epoch_start: 2, unclean: false };
+        let before = one.cell.machine.borrow().state();
+        assert!(one.store.truncate(&one.cell, clean).await.is_err());
+        assert_eq!(one.cell.machine.borrow().state(), before);
+        one.store.truncate(&one.cell, Truncation { unclean: true, ..clean }).await.unwrap();
+        assert_eq!((one.end(), one.watermark(), one.cell.level_end()), (2, 2, 2));
+        // Everything goes.
+        one.store.truncate(&one.cell, Truncation { offset: 0, epoch: 5, epoch_start: 0, unclean: true }).await.unwrap();
+        let one = one.restart(&mut dir, None).await;
+        assert_eq!((one.end(), one.watermark(), one.cell.machine.borrow().epochs().to_vec()), (0, 0, vec![(5, 0)]));
+        one.lead(6).await;
+        one.cell.set_watermark(10);
+        let produced = one.produce(&batch(9, 1, 100, None)).await;
+        one.settle().await;
+        one.cell.set_watermark(1);
+        assert_eq!(produced.offset(), Some(0));
+    });
+}
+
+#[test]
+fn a_reader_for_a_follower_begins_where_a_batch_does() {
+    run(async || {
+        let mut dir = scratch();
+        let mut one = Running::open(dir.path(), None).await;
+        one.lead(1).await;
+        fill(&one, 0).await;
+        let mut ends = vec![];
+        for from_disk in [false, true] {
+            if from_disk {
+                one = one.restart(&mut dir, None).await;
+                one.lead(2).await;
+            }
+            let mut cursor = one.store.follower_cursor(&one.cell, 0).await.unwrap();
+            let mut walked = vec![cursor];
+            while !one.read(&mut cursor, 1).await.is_empty() {
+                walked.push(cursor);
+            }
+            for cursor in &walked {
+                assert_eq!(one.store.follower_cursor(&one.cell, cursor.offset).await, Ok(*cursor));
+            }
+            let within = one.store.follower_cursor(&one.cell, walked[3].offset + 1).await;
+            assert!(matches!(within, Err(FollowerReadError::NoBatch { .. })), "{within:?}");
+            assert!(one.store.follower_cursor(&one.cell, one.end() + 1).await.is_err());
+            ends.push((walked.len(), cursor));
+        }
+        assert_eq!(ends[0], ends[1]);
+        assert_eq!(ends[0].1.running_hash, one.cell.machine.borrow().running_hash());
     });
 }

@@ -212,6 +212,8 @@ enum Bug {
     ForgetSurviving,
     /// The cut counts before its entry is durable.
     CountEarly,
+    /// The leader is told that its epoch is known before that is durable.
+    PromiseEarly,
     /// The entry of a cut is not synced.
     SkipSync,
 }
@@ -223,6 +225,7 @@ fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
             moved_to_the_cut(events, is_removal)
         }
         Bug::CountEarly => moved_to_the_cut(events, |event| matches!(event, TraceEvent::Cut { is_done: true, .. })),
+        Bug::PromiseEarly => moved_to_the_cut(events, is_promise),
         Bug::ForgetSurviving => without_surviving(events),
         Bug::SkipSync => {
             let (mut gone, mut cutting) = (HashSet::new(), false);
@@ -240,19 +243,23 @@ fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
     }
 }
 
+fn is_promise(event: &TraceEvent) -> bool {
+    matches!(event, TraceEvent::Mark { name } if name.starts_with("epoch "))
+}
+
 /// What comes with a cut comes when it begins.
 fn moved_to_the_cut(events: &[TraceEvent], is_it: impl Fn(&TraceEvent) -> bool) -> Vec<TraceEvent> {
     let mut out: Vec<TraceEvent> = Vec::new();
     let mut cut = None;
     for event in events {
-        match event {
-            TraceEvent::Cut { is_done: false, .. } => cut = Some(out.len() + 1),
-            TraceEvent::Mark { name } if name.starts_with("epoch ") => cut = None,
-            _ => {}
-        }
         match cut.filter(|_| is_it(event)) {
             Some(at) => out.insert(at, event.clone()),
             None => out.push(event.clone()),
+        }
+        match event {
+            TraceEvent::Cut { is_done: false, .. } => cut = Some(out.len()),
+            event if is_promise(event) => cut = None,
+            _ => {}
         }
     }
     out
@@ -290,7 +297,7 @@ fn a_cut_log_is_the_old_one_or_the_cut_one_at_every_crash() {
     let images: u64 = (1..4).map(|seed| enumerate(&events, 0, seed).unwrap()).sum();
     println!("{} events, {cuts} cuts, {images} images", events.len());
     assert!(images > 2_000, "{images} images");
-    for bug in [Bug::RemoveEarly, Bug::ForgetSurviving, Bug::CountEarly, Bug::SkipSync] {
+    for bug in [Bug::RemoveEarly, Bug::ForgetSurviving, Bug::CountEarly, Bug::PromiseEarly, Bug::SkipSync] {
         let broken = broken(&events, bug);
         let from = broken.iter().zip(&events).position(|(broken, whole)| broken != whole).expect("it changes something");
         let caught = enumerate(&broken, from, 1);
