@@ -183,6 +183,8 @@ pub const MAX_FETCH_BYTES: u32 = 16 * 1024 * 1024;
 pub const MESH_QUEUE: usize = 1024;
 /// Idempotent producers that one partition remembers, in a running shard and in recovery; the least recently used one is forgotten for the next.
 pub const MAX_PRODUCERS: usize = 10_000;
+/// Bytes of a log that are looked through, from a cut backwards, for the last batches of producers that the cut made forget.
+pub const PRODUCER_SEARCH_BYTES: u64 = 256 << 20;
 /// A producer that was silent for so long is forgotten (Kafka's `producer.id.expiration.ms`), ms.
 pub const PRODUCER_EXPIRATION_MS: i64 = 24 * 3600 * 1000;
 /// A shard's memory divided by this is what a cleaning's map of keys takes: 24 bytes a slot, three of four in use.

@@ -15,6 +15,8 @@ pub mod identity;
 pub mod index;
 pub mod inspect;
 pub mod journal;
+pub mod leader_epochs;
+pub mod lost_producers;
 pub mod paths;
 pub mod producers;
 pub mod recovery;

@@ -185,6 +185,42 @@ impl ProducerTable {
         });
     }
 
+    /// Of whom [`ProducerTable::truncate_to`] would forget everything though an earlier batch may be in the log: those are looked for there. One that began behind the cut
+    /// with its first sequence is not among them.
+    pub fn lost_by(&self, offset: Offset) -> Vec<ProducerId> {
+        let is_lost = |producer: &Producer| {
+            let first = producer.batches.front();
+            first.is_some_and(|first| first.base_offset >= offset && !(producer.epoch == 0 && first.first_sequence == 0))
+        };
+        let mut lost: Vec<ProducerId> = self.producers.iter().filter(|(_, producer)| is_lost(producer)).map(|(id, _)| *id).collect();
+        lost.sort_unstable();
+        lost
+    }
+
+    /// Takes in what was found in the log of producers that a truncation made forget. What is known of them since is newer and stays.
+    pub fn restore_lost(&mut self, found: &[ProducerSnapshot], now_ms: Timestamp) {
+        for ProducerSnapshot { id, epoch, batches } in found {
+            match self.producers.get_mut(id) {
+                Some(known) if known.epoch == *epoch => {
+                    let first = known.batches.front().map_or(Offset::MAX, |first| first.base_offset);
+                    for batch in batches.iter().rev().filter(|batch| batch.base_offset < first) {
+                        if known.batches.len() < PRODUCER_BATCHES {
+                            known.batches.push_front(*batch);
+                        }
+                    }
+                }
+                Some(_) => {}
+                None if batches.is_empty() => {}
+                None => {
+                    let batches = batches.iter().copied().collect();
+                    self.producers.insert(*id, Producer { epoch: *epoch, batches, used_ms: now_ms, turn: NO_TURN });
+                    self.touch(*id, now_ms);
+                    self.keep_bound();
+                }
+            }
+        }
+    }
+
     fn touch(&mut self, id: ProducerId, now_ms: Timestamp) {
         let turn = self.next_turn;
         self.next_turn += 1;

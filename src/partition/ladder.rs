@@ -32,6 +32,11 @@ impl Ladder {
         Ladder { appended: end, written: end, durable: end, committed: end }
     }
 
+    /// As [`Ladder::at`] of a replica: only up to `committed` its records are known to be on enough others.
+    pub fn replica(end: Offset, committed: Offset) -> Ladder {
+        Ladder { committed: committed.min(end), ..Ladder::at(end) }
+    }
+
     /// One past the last record that has an offset.
     pub fn appended(&self) -> Offset {
         self.appended
@@ -85,12 +90,13 @@ impl Ladder {
         Ok(news)
     }
 
-    /// The log is cut back to `end`, which is not below what was committed.
-    pub fn truncate(&mut self, end: Offset) -> Result<(), LadderError> {
-        if end < self.committed || end > self.appended {
+    /// The log is cut back to `end`, which is not below what was committed, unless the cut is `unclean`: an administrator has chosen a leader that lacks records.
+    pub fn truncate(&mut self, end: Offset, unclean: bool) -> Result<(), LadderError> {
+        if (end < self.committed && !unclean) || end > self.appended {
             return Err(LadderError { step: "truncated", from: self.committed, to: end, bound: self.appended });
         }
-        *self = Ladder { appended: end, written: self.written.min(end), durable: self.durable.min(end), committed: self.committed };
+        let Ladder { written, durable, committed, .. } = *self;
+        *self = Ladder { appended: end, written: written.min(end), durable: durable.min(end), committed: committed.min(end) };
         Ok(())
     }
 }
@@ -119,8 +125,11 @@ mod tests {
         let mut ladder = Ladder::at(5);
         ladder.append_to(10);
         ladder.reach(7, true).unwrap();
-        assert!(ladder.truncate(4).is_err());
-        ladder.truncate(6).unwrap();
+        assert!(ladder.truncate(4, false).is_err() && ladder.truncate(11, true).is_err());
+        ladder.truncate(6, false).unwrap();
         assert_eq!((ladder.appended(), ladder.durable(), ladder.committed()), (6, 6, 5));
+        ladder.truncate(4, true).unwrap();
+        assert_eq!(ladder, Ladder::at(4));
+        assert_eq!(Ladder::replica(9, 7).committed(), 7);
     }
 }

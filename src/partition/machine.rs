@@ -1,5 +1,7 @@
 //! The partition machine.
 
+mod replica;
+
 use std::collections::VecDeque;
 
 use bytes::Bytes;
@@ -9,6 +11,7 @@ use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
 use crate::log::cleaning::plan::{Bounds, Survey};
 use crate::log::index::{Index, IndexEntry, fits_segment};
+use crate::log::leader_epochs::{self, EpochStart};
 use crate::log::producers::{ProducerTable, Sequence};
 use crate::log::replacement::replaced;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
@@ -16,12 +19,14 @@ use crate::partition::{Ladder, Settings};
 use crate::request::{Code, Refusal};
 use crate::types::{LeaderEpoch, Offset, Timestamp, TopicPartition};
 
+pub use replica::{Cut, ReplicaAppend, ReplicaRefusal};
+
 /// Rules and memory of one partition.
 pub struct Partition {
     id: TopicPartition,
     epoch: LeaderEpoch,
     /// (epoch, first offset in it), rising.
-    epochs: Vec<(LeaderEpoch, Offset)>,
+    epochs: Vec<EpochStart>,
     ladder: Ladder,
     log_start: Offset,
     running_hash: u64,
@@ -100,19 +105,24 @@ pub struct Opened {
 impl Partition {
     /// A partition as recovered (or new), led from now on in `epoch`. If its last segment is open, [`Partition::restore_index`] comes before the first append.
     pub fn open(state: PartitionState, epoch: LeaderEpoch, max_producers: usize, now: Timestamp) -> Partition {
-        let mut epochs = state.epochs;
-        if epochs.last().is_none_or(|(last, _)| *last < epoch) {
-            // An epoch without a record leaves no trace.
-            epochs.retain(|(_, start)| *start < state.log_end);
-            epochs.push((epoch, state.log_end));
-        }
+        let log_end = state.log_end;
+        let mut machine = Partition::open_replica(state, max_producers, now);
+        machine.ladder = Ladder::at(log_end);
+        leader_epochs::note(&mut machine.epochs, epoch, log_end);
+        machine.epoch = epoch;
+        machine
+    }
+
+    /// As [`Partition::open`] of a partition that has other replicas: who leads is not known yet, its epoch is the last one that it was told of, and only what it was told
+    /// to be committed is.
+    pub fn open_replica(state: PartitionState, max_producers: usize, now: Timestamp) -> Partition {
         // When the open segment got its first batch is not kept: its age counts from now.
         let segment_started = state.segments.last().filter(|s| !s.sealed && s.valid_end > FIRST_POSITION).map(|_| now);
         Partition {
             id: state.partition,
-            epoch,
-            epochs,
-            ladder: Ladder::at(state.log_end),
+            epoch: state.epochs.last().map_or(-1, |(epoch, _)| *epoch),
+            epochs: state.epochs,
+            ladder: Ladder::replica(state.log_end, state.high_watermark),
             log_start: state.log_start,
             running_hash: state.running_hash,
             max_timestamp: state.max_timestamp,
@@ -159,15 +169,15 @@ impl Partition {
             return None;
         }
         let later = self.epochs.partition_point(|(epoch, _)| *epoch <= asked);
-        let end = self.epochs.get(later).map_or(self.ladder.appended(), |(_, start)| *start);
+        let log_end = self.ladder.appended();
+        let end = self.epochs.get(later).map_or(log_end, |(_, start)| (*start).min(log_end));
         let epoch = later.checked_sub(1).map_or(asked, |floor| self.epochs[floor].0);
         Some((epoch, end))
     }
 
     /// The leader epoch in which the record at `offset` was written, or would be; `None` of one before all that are known.
     pub fn epoch_of(&self, offset: Offset) -> Option<LeaderEpoch> {
-        let later = self.epochs.partition_point(|(_, start)| *start <= offset);
-        later.checked_sub(1).map(|at| self.epochs[at].0)
+        leader_epochs::around(&self.epochs, offset).0
     }
 
     /// How far the log has come.

@@ -16,5 +16,5 @@ mod machine;
 mod settings;
 
 pub use ladder::{Ladder, LadderError};
-pub use machine::{Opened, Partition, Plan, Planned, Sealed};
+pub use machine::{Cut, Opened, Partition, Plan, Planned, ReplicaAppend, ReplicaRefusal, Sealed};
 pub use settings::Settings;

@@ -11,23 +11,25 @@ use std::rc::Rc;
 use futures_util::future::try_join_all;
 use glommio::io::DmaBuffer;
 
-use crate::batch::{self, BatchHeader, CRC_START, HEADER_LEN};
+use crate::batch::{self, BatchError, BatchHeader, CRC_START, HEADER_LEN};
 use crate::checksum::{Crc32c, crc32c, crc32c_combine};
 use crate::limits::BLOCK;
 use crate::log::journal::{Adopt, EntryHeader, EntryKind};
 use crate::log::paths;
 use crate::log::segment::SegmentInfo;
 use crate::metrics::Counter;
-use crate::partition::Planned;
-use crate::request::Refusal;
+use crate::partition::{Plan, Planned, ReplicaRefusal};
+use crate::request::{Code, Refusal};
 use crate::shard::disk::DataFile;
 use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::produce::batch_refusal;
+use crate::shard::replica::{Origin, ReplicaError};
 use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
 use crate::shard::store::{Store, no_space, now_ms};
+use crate::types::{LeaderEpoch, Offset};
 
 /// Size of a piece of memory, bytes.
 const PIECE: usize = 1 << 20;
@@ -150,8 +152,8 @@ impl Adoption {
         }
     }
 
-    /// Checks the batch, syncs it and adopts it. `crc` is the one that came behind the batch, if it did.
-    pub async fn finish(mut self, crc: Option<u32>, done: Completion) {
+    /// Everything was received: the bytes are synced, and the name.
+    async fn sync(&mut self) -> Result<(), Refusal> {
         let writes = std::mem::take(&mut self.writes);
         let synced = async {
             try_join_all(writes).await?;
@@ -159,16 +161,25 @@ impl Adoption {
             // The name too: from the moment at which the journal's entry counts, the file must be there.
             self.store.disk.sync_dir(&paths::partition_dir(self.cell.id)).await
         };
-        if let Err(error) = synced.await {
-            // A deletion while the bytes came in has taken file and directory.
-            let refusal = self.cell.gone().unwrap_or_else(|| self.store.disk_refusal(&self.cell, &error));
+        // A deletion while the bytes came in has taken file and directory.
+        synced.await.map_err(|error| self.cell.gone().unwrap_or_else(|| self.store.disk_refusal(&self.cell, &error)))
+    }
+
+    /// The CRC of what was received.
+    fn computed_crc(&self) -> u32 {
+        crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64)
+    }
+
+    /// Checks the batch, syncs it and adopts it. `crc` is the one that came behind the batch, if it did.
+    pub async fn finish(mut self, crc: Option<u32>, done: Completion) {
+        if let Err(refusal) = self.sync().await {
             self.abandon().await;
             return done.complete(Err(refusal));
         }
         if let Some(crc) = crc {
             batch::stamp_crc(&mut self.first, crc);
         }
-        let computed = crc32c_combine(crc32c(&self.first[CRC_START..HEADER_LEN]), self.body_crc.finish(), (self.len - HEADER_LEN) as u64);
+        let computed = self.computed_crc();
         match batch::check_ingress_computed(&self.first, self.len, self.cell.settings.get().max_message_bytes, computed) {
             Ok(header) => self.adopt(header, done).await,
             Err(error) => {
@@ -178,13 +189,52 @@ impl Adoption {
         }
     }
 
-    async fn adopt(mut self, mut header: BatchHeader, done: Completion) {
+    /// As [`Adoption::finish`] of a batch that the leader of `epoch` sends: it is stored as it is, if it fits the log and leads to the leader's `running_hash`. Returns the log's end; the batch
+    /// is durable.
+    ///
+    /// # Errors
+    /// When it does not fit: there is no trace of it then. When the disk fails.
+    pub async fn finish_replica(mut self, epoch: LeaderEpoch, running_hash: u64) -> Result<Offset, ReplicaError> {
         let (store, cell) = (self.store.clone(), self.cell.clone());
+        let whole = self.received == self.len && self.len >= HEADER_LEN;
+        let synced = match whole {
+            true => self.sync().await.map_err(ReplicaError::Store),
+            false => Err(ReplicaError::Store(cell.refusal(Code::InvalidRequest, format!("{} of {} bytes came", self.received, self.len)))),
+        };
+        cell.enter().await;
+        let checked = synced.and_then(|()| self.check_replica(epoch, running_hash));
+        let (header, plan, stored) = match checked {
+            Ok(checked) => checked,
+            Err(error) => {
+                cell.leave();
+                self.abandon().await;
+                return Err(error);
+            }
+        };
+        self.take(&header, &plan, stored, Origin::Leader).await;
+        store.wait_reached(&cell, plan.end_offset).await
+    }
+
+    fn check_replica(&self, epoch: LeaderEpoch, running_hash: u64) -> Result<(BatchHeader, Plan, [u8; HEADER_LEN]), ReplicaError> {
+        self.store.expect_following(&self.cell, epoch)?;
+        let mut stored = [0; HEADER_LEN];
+        stored.copy_from_slice(&self.first[..HEADER_LEN]);
+        let (header, plan) = self.cell.machine.borrow().check_replica_head(&stored, epoch, running_hash)?;
+        let whole = match header.total_len() == self.len {
+            true => header.check_crc(self.computed_crc()),
+            false => Err(BatchError::NotOneBatch { batch: header.total_len(), available: self.len }),
+        };
+        whole.map_err(|error| ReplicaRefusal::Batch { offset: plan.base_offset, error })?;
+        Ok((header, plan, stored))
+    }
+
+    async fn adopt(mut self, mut header: BatchHeader, done: Completion) {
+        let cell = self.cell.clone();
         cell.enter().await;
         let now = now_ms();
         let settings = cell.settings.get();
         let planned = cell.machine.borrow().plan_adoption(&header, self.len, now, &settings);
-        let plan = match cell.gone().map_or(planned, Planned::Refused) {
+        let plan = match cell.not_served().map_or(planned, Planned::Refused) {
             Planned::Append(plan) => plan,
             Planned::Duplicate { base_offset, end_offset } => {
                 cell.leave();
@@ -208,8 +258,15 @@ impl Adoption {
         batch::stamp(&mut self.first, plan.base_offset, cell.machine.borrow().epoch());
         let mut stored = [0; HEADER_LEN];
         stored.copy_from_slice(&self.first[..HEADER_LEN]);
+        self.take(&header, &plan, stored, Origin::Client(done)).await;
+    }
+
+    /// Takes the file into the log as a segment; the caller has the cell's `busy`, which ends here.
+    async fn take(self, header: &BatchHeader, plan: &Plan, stored: [u8; HEADER_LEN], origin: Origin) {
+        let (store, cell) = (self.store.clone(), self.cell.clone());
         let direct = Rc::new(DirectWrite::in_file_only());
-        let sequence = store.adopt(&cell, &plan, &stored, &header, Adopt { id: self.id, file_len: self.position, header: stored }, now);
+        let adopted = Adopt { id: self.id, file_len: self.position, header: stored };
+        let sequence = store.adopt(&cell, plan, header, adopted, &origin);
         cell.track(Tracked {
             base_offset: plan.base_offset,
             end_offset: plan.end_offset,
@@ -220,7 +277,7 @@ impl Adoption {
             sequence,
             log_append_time: header.append_time(),
             direct: Some(direct.clone()),
-            completion: Some(done),
+            completion: origin.completion(),
         });
         store.journal.begin_outside(sequence);
         let _outside = cell.begin_outside();
@@ -268,17 +325,13 @@ impl Adoption {
 
 impl Store {
     /// Takes an adopted file into the log: seals the open segment, journals, moves the log's end.
-    fn adopt(
-        &self,
-        cell: &Rc<PartitionCell>,
-        plan: &crate::partition::Plan,
-        stored: &[u8; HEADER_LEN],
-        header: &BatchHeader,
-        adopt: Adopt,
-        now: i64,
-    ) -> u64 {
-        self.journal_epoch(cell, plan);
-        let sealed = cell.machine.borrow_mut().adopt(plan, stored, header, now);
+    fn adopt(&self, cell: &Rc<PartitionCell>, plan: &Plan, header: &BatchHeader, adopt: Adopt, origin: &Origin) -> u64 {
+        match origin {
+            Origin::Client(_) => self.journal_epoch(cell, plan),
+            // Its own entry says its epoch.
+            Origin::Leader => cell.machine.borrow_mut().note_batch_epoch(header),
+        }
+        let sealed = cell.machine.borrow_mut().adopt(plan, &adopt.header, header, now_ms());
         // An open segment without records is replaced by the adopted one.
         cell.drop_files(plan.segment);
         if let Some(sealed) = sealed {
@@ -286,7 +339,8 @@ impl Store {
         }
         *cell.remainder.borrow_mut() = None;
         let payload = adopt.encode();
-        let entry = EntryHeader { payload_len: payload.len() as u32, ..self.entry(cell, EntryKind::Adopt, plan) };
+        let leader_epoch = origin.epoch(cell, header);
+        let entry = EntryHeader { payload_len: payload.len() as u32, leader_epoch, ..self.entry(cell, EntryKind::Adopt, plan) };
         self.mark("adopt");
         self.journal.add(&entry, Urgency::Sync, Some(cell), |space| space.copy_from_slice(&payload)).sequence
     }

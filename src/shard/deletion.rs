@@ -36,7 +36,7 @@ async fn mine(context: &Rc<Context>, asked: DeleteRecords) -> DeleteRecordsResul
 async fn delete(context: &Rc<Context>, asked: DeleteRecords) -> Result<Offset, Refusal> {
     let id = asked.partition;
     let cell = context.store.partition(&id).ok_or_else(|| context.unknown(&id))?;
-    if let Some(refusal) = cell.gone() {
+    if let Some(refusal) = cell.not_served() {
         return Err(refusal);
     }
     if cell.settings.get().internal {
@@ -63,7 +63,7 @@ async fn delete(context: &Rc<Context>, asked: DeleteRecords) -> Result<Offset, R
 async fn roll_what_goes(context: &Rc<Context>, cell: &Rc<PartitionCell>, start: Offset) {
     let goes = || {
         let machine = cell.machine.borrow();
-        cell.gone().is_none() && machine.active().is_some_and(|open| open.base_offset < open.end_offset && open.end_offset <= start)
+        cell.not_served().is_none() && machine.active().is_some_and(|open| open.base_offset < open.end_offset && open.end_offset <= start)
     };
     cell.enter().await;
     if goes() {

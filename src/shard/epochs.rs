@@ -17,7 +17,7 @@ fn mine(context: &Context, question: &EpochQuestion) -> EpochEndResult {
 
 fn answer(context: &Context, question: &EpochQuestion) -> Result<Option<EpochEnd>, Refusal> {
     let cell = context.store.partition(&question.partition).ok_or_else(|| context.unknown(&question.partition))?;
-    if let Some(refusal) = cell.gone() {
+    if let Some(refusal) = cell.not_served() {
         return Err(refusal);
     }
     let machine = cell.machine.borrow();

@@ -178,7 +178,7 @@ async fn read_partition(
     wanted: &FetchPartition,
     answer: &mut FetchAnswer,
 ) -> Result<Fetched, Refusal> {
-    if let Some(refusal) = cell.gone() {
+    if let Some(refusal) = cell.not_served() {
         return Err(refusal);
     }
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
@@ -239,7 +239,7 @@ async fn read_partition(
         context.store.reader.read_ahead(&context.store, cell, &run);
         // Others may have taken the room meanwhile.
         let left = left.min(answer.room(context));
-        let range = run.from(offset, left.max(1));
+        let range = run.from(offset, left.max(1), high_watermark);
         if range.is_empty() {
             // Nothing is left up to the run's end.
             offset = run.end_offset;

@@ -78,9 +78,10 @@ pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
     if cell.gone().is_some() {
         return;
     }
-    if cell.machine.borrow().is_overdue(now_ms(), &settings) {
+    // Where a segment begins is the leader's to say.
+    if cell.role().leads() && cell.machine.borrow().is_overdue(now_ms(), &settings) {
         cell.enter().await;
-        if cell.gone().is_none()
+        if cell.not_served().is_none()
             && let Err(error) = store.roll(cell).await
         {
             tracing::warn!(partition = %cell.id, %error, "the segment can't be rolled");

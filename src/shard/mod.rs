@@ -1,7 +1,7 @@
 //! A shard: one pinned executor that owns its partitions, its journal, its memory and its sockets.
 //!
 //! Everything here runs on one thread and is not `Send`; what crosses to another thread goes through the mesh (shards) or the
-//! bridge (control plane). See [`store`] for the ways that a batch takes.
+//! bridge (control plane). See [`store`] for the ways that a batch takes, [`replica`] for those of one that a leader sends.
 
 pub mod adoption;
 pub mod blocking_files;
@@ -17,7 +17,9 @@ pub mod epochs;
 pub mod event;
 pub mod executor;
 pub mod fetch;
+pub mod follower_read;
 pub mod groups;
+pub mod handles;
 pub mod housekeeping;
 pub mod journal;
 pub mod kafka_admin;
@@ -43,8 +45,10 @@ pub mod partition_cell;
 pub mod pending;
 pub mod produce;
 pub mod reader;
+pub mod replica;
 pub mod reserve;
 pub mod ring;
+pub mod role;
 pub mod runtime;
 pub mod segment_files;
 pub mod service;
@@ -55,4 +59,5 @@ pub mod sync_choice;
 pub mod tail;
 pub mod topics;
 pub mod trace;
+pub mod truncation;
 pub mod write_behind;

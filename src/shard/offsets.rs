@@ -46,7 +46,7 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
     let Some(cell) = context.store.partition(&question.partition) else {
         return Err(context.unknown(&question.partition));
     };
-    if let Some(refusal) = cell.gone() {
+    if let Some(refusal) = cell.not_served() {
         return Err(refusal);
     }
     let (log_start, committed) = (cell.machine.borrow().log_start(), cell.machine.borrow().ladder().committed());

@@ -15,6 +15,7 @@ use crate::request::{Appended, Code, Refusal};
 use crate::shard::disk::Disk;
 use crate::shard::event::Event;
 use crate::shard::pending::Completion;
+use crate::shard::role::{Awaiting, AwaitingQueue, Role};
 use crate::shard::segment_files::SegmentFiles;
 use crate::shard::tail::Tail;
 use crate::shard::trace::TraceEvent;
@@ -34,8 +35,18 @@ pub struct PartitionCell {
     pub settings: Cell<Settings>,
     /// The topic's counters.
     pub metrics: Arc<TopicMetrics>,
-    /// Notified when the watermark moves or the partition goes.
+    /// Notified when the watermark moves, the partition's role changes, or it goes.
     pub committed: Event,
+    /// Notified when the device has more of the log ([`PartitionCell::level_end`], the durable end).
+    pub reached: Event,
+    role: Cell<Role>,
+    /// The watermark that was told from outside.
+    told_watermark: Cell<Offset>,
+    /// Up to here the log has reached the topic's level on this node.
+    level_end: Cell<Offset>,
+    awaiting: RefCell<AwaitingQueue>,
+    /// How often the log was cut: what was read before may be of another past.
+    pub cuts: Cell<u32>,
     /// Last journal group that this partition is in.
     pub touched_in: Cell<u64>,
     /// Bytes of the unfinished block, where the journal does not hold them: the next append carries them.
@@ -168,7 +179,26 @@ impl PartitionCell {
         metrics: Arc<TopicMetrics>,
         disk: Rc<Disk>,
     ) -> Rc<PartitionCell> {
+        PartitionCell::in_role(topic, machine, settings, remainder, metrics, disk, Role::Alone)
+    }
+
+    /// As [`PartitionCell::new`] of a partition that is something else here than the only replica.
+    pub fn in_role(
+        topic: &str,
+        machine: Partition,
+        settings: Settings,
+        remainder: Option<Vec<u8>>,
+        metrics: Arc<TopicMetrics>,
+        disk: Rc<Disk>,
+        role: Role,
+    ) -> Rc<PartitionCell> {
         Rc::new(PartitionCell {
+            reached: Event::default(),
+            role: Cell::new(role),
+            told_watermark: Cell::new(machine.ladder().committed()),
+            level_end: Cell::new(machine.ladder().durable()),
+            awaiting: RefCell::default(),
+            cuts: Cell::new(0),
             id: machine.id(),
             topic: topic.into(),
             machine: RefCell::new(machine),
@@ -209,9 +239,99 @@ impl PartitionCell {
     pub fn close(&self, refusal: Refusal) {
         *self.gone.borrow_mut() = Some(refusal.clone());
         // The appends stay in flight: what is not durable yet must not be flushed.
-        let waiting: Vec<_> = self.in_flight.borrow_mut().appends.iter_mut().filter_map(|append| append.completion.take()).collect();
-        waiting.into_iter().for_each(|completion| completion.complete(Err(refusal.clone())));
+        self.refuse_waiting(&refusal);
         self.committed.notify();
+    }
+
+    fn refuse_waiting(&self, refusal: &Refusal) {
+        let mut waiting: Vec<_> = self.awaiting.borrow_mut().take_all().into_iter().map(|awaiting| awaiting.completion).collect();
+        waiting.extend(self.in_flight.borrow_mut().appends.iter_mut().filter_map(|append| append.completion.take()));
+        waiting.into_iter().for_each(|completion| completion.complete(Err(refusal.clone())));
+    }
+
+    /// What this node is to the partition.
+    pub fn role(&self) -> Role {
+        self.role.get()
+    }
+
+    /// Changes what this node is to the partition. Who waits for an append that it took as the leader, and no longer answers for, hears just that: whether the batch stays in the
+    /// log is the next leader's to say, so no code that denies it would be true.
+    pub fn set_role(&self, role: Role) {
+        self.role.set(role);
+        self.told_watermark.set(self.machine.borrow().ladder().committed());
+        if !role.leads() {
+            let words = "another broker leads it now; whether the batch is kept is not known here";
+            self.refuse_waiting(&self.refusal(Code::RequestTimedOut, words));
+        }
+        self.commit_told();
+        self.committed.notify();
+    }
+
+    fn not_leader(&self) -> Refusal {
+        self.refusal(Code::NotLeader, "this broker does not lead it")
+    }
+
+    /// Why no client is served, if so: it is gone, or another node leads.
+    pub fn not_served(&self) -> Option<Refusal> {
+        self.gone().or_else(|| (!self.role.get().leads()).then(|| self.not_leader()))
+    }
+
+    /// The watermark as the leader has computed it, or as it told a follower. Steps back are ignored, and what is not at the topic's level here is not committed here yet. True if it moved.
+    pub fn set_watermark(&self, high_watermark: Offset) -> bool {
+        self.told_watermark.set(self.told_watermark.get().max(high_watermark));
+        let news = self.commit_told();
+        if news {
+            self.committed.notify();
+        }
+        news
+    }
+
+    /// Up to here the log has reached the topic's level on this node: what a leader counts of itself, and what a follower reports.
+    pub fn level_end(&self) -> Offset {
+        let machine = self.machine.borrow();
+        let ladder = machine.ladder();
+        // What was reached at a lower level counts no more once the topic's is a higher one.
+        let bound = match self.settings.get().durability {
+            Durability::Durable => ladder.durable(),
+            Durability::Written => ladder.written(),
+            Durability::Memory => ladder.appended(),
+        };
+        bound.min(self.level_end.get())
+    }
+
+    /// Up to here the log is durable on this node.
+    pub fn durable_end(&self) -> Offset {
+        self.machine.borrow().ladder().durable()
+    }
+
+    /// The log was cut at `end`: ends that were told or reached before don't hold any more.
+    pub fn cut_back(&self, end: Offset) {
+        self.cuts.set(self.cuts.get() + 1);
+        self.level_end.set(self.level_end.get().min(end));
+        self.told_watermark.set(self.told_watermark.get().min(end));
+    }
+
+    /// Commits what was told to be, as far as this node has it, and answers who waited for that.
+    fn commit_told(&self) -> bool {
+        let level = self.settings.get().durability;
+        let bound = self.level_end();
+        let to = if self.role.get() == Role::Alone { bound } else { bound.min(self.told_watermark.get()) };
+        let news = self.machine.borrow_mut().ladder_mut().commit_to(to, level).expect("the level was reached");
+        let committed = self.machine.borrow().ladder().committed();
+        let ready: Vec<_> = self.awaiting.borrow_mut().take_committed(committed).collect();
+        for Awaiting { base_offset, count, crc, log_append_time, completion, .. } in ready {
+            if let Some(crc) = crc {
+                self.trace_acknowledged(base_offset, count, crc);
+            }
+            completion.complete(Ok(self.acknowledgement(base_offset, log_append_time)));
+        }
+        news
+    }
+
+    fn trace_acknowledged(&self, base_offset: Offset, count: u32, crc: u32) {
+        if let Some(trace) = self.disk.trace() {
+            trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
+        }
     }
 
     /// Why nothing is served, if so.
@@ -298,6 +418,20 @@ impl PartitionCell {
 
     /// Answers `completion` with an earlier append's offset once everything up to `end_offset` is committed.
     pub fn track_duplicate(&self, base_offset: Offset, end_offset: Offset, completion: Completion) {
+        if self.role.get() != Role::Alone {
+            if end_offset <= self.machine.borrow().ladder().committed() {
+                return completion.complete(Ok(self.acknowledgement(base_offset, -1)));
+            }
+            // The original may be of another leader, or of an earlier run: what is committed says all.
+            return self.awaiting.borrow_mut().push(Awaiting {
+                base_offset,
+                end_offset,
+                count: 0,
+                crc: None,
+                log_append_time: -1,
+                completion,
+            });
+        }
         let mut in_flight = self.in_flight.borrow_mut();
         let at = in_flight.appends.partition_point(|f| f.end_offset < end_offset);
         match in_flight.appends.get_mut(at).and_then(|f| f.completion.take().map(|first| (f, first))) {
@@ -318,8 +452,9 @@ impl PartitionCell {
     /// Each append is looked at once per step that it takes, however many are in flight.
     pub fn advance(&self, written: u64, durable: u64) {
         let level = self.settings.get().durability;
+        let is_alone = self.role.get() == Role::Alone;
         let mut answered = Vec::new();
-        let mut news = false;
+        let (mut news, mut has_reached) = (false, false);
         {
             let mut machine = self.machine.borrow_mut();
             let mut in_flight = self.in_flight.borrow_mut();
@@ -341,14 +476,27 @@ impl PartitionCell {
                 Durability::Memory => *all_answered + appends.range(*all_answered..).take_while(|a| a.is_readable()).count(),
             };
             for append in appends.range_mut((*all_answered).min(reached)..reached) {
-                news |= machine.ladder_mut().commit_to(append.end_offset, level).expect("the level was reached");
-                let Some(completion) = append.completion.take() else { continue };
-                answered.push((completion, append.base_offset, append.log_append_time));
-                if let Some(trace) = self.disk.trace() {
-                    let (base_offset, count, crc) = (append.base_offset, append.count, append.crc);
-                    trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
+                self.level_end.set(append.end_offset.max(self.level_end.get()));
+                has_reached = true;
+                let InFlight { base_offset, end_offset, count, crc, log_append_time, .. } = *append;
+                if !is_alone {
+                    match append.completion.take() {
+                        Some(completion) => {
+                            let awaiting = Awaiting { base_offset, end_offset, count, crc: Some(crc), log_append_time, completion };
+                            self.awaiting.borrow_mut().push(awaiting);
+                        }
+                        // The leader is told that it is here.
+                        None if !self.role.get().leads() => self.trace_acknowledged(base_offset, count, crc),
+                        None => {}
+                    }
+                    continue;
                 }
+                news |= machine.ladder_mut().commit_to(end_offset, level).expect("the level was reached");
+                let Some(completion) = append.completion.take() else { continue };
+                answered.push((completion, base_offset, log_append_time));
+                self.trace_acknowledged(base_offset, count, crc);
             }
+            has_reached |= all_durable > 0;
             *all_answered = reached.max(*all_answered);
             appends.drain(..all_durable);
             *all_written -= all_durable;
@@ -356,6 +504,10 @@ impl PartitionCell {
         }
         for (completion, base_offset, log_append_time) in answered {
             completion.complete(Ok(self.acknowledgement(base_offset, log_append_time)));
+        }
+        if has_reached {
+            news |= !is_alone && self.commit_told();
+            self.reached.notify();
         }
         if news {
             self.committed.notify();

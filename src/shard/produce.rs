@@ -42,6 +42,9 @@ async fn append_of_client(context: &Rc<Context>, id: &TopicPartition, bytes: &[u
 
 /// Why a client's batch of `len` bytes is refused whatever is in it.
 pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+    if let Some(refusal) = cell.not_served() {
+        return Some(refusal);
+    }
     let settings = cell.settings.get();
     if settings.internal {
         return Some(cell.refusal(Code::InvalidTopicName, "only the broker writes to it"));

@@ -13,7 +13,7 @@
 //! What does not check is corruption: the partition is quarantined and says so.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::io;
 use std::ops::Range;
 use std::rc::Rc;
@@ -30,6 +30,7 @@ use crate::metrics::{Counter, Gauge, ShardMetrics};
 use crate::request::{Code, Refusal};
 use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
+use crate::shard::handles::{Handles, file_key};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::segment_files::read_index;
 use crate::types::{Offset, TopicPartition};
@@ -78,6 +79,8 @@ pub struct Run {
     pub end_offset: Offset,
     /// Offsets may be missing in it.
     has_gaps: bool,
+    /// How often the log had been cut when it was read.
+    cuts: u32,
     data: ReadResult,
     range: Range<usize>,
     after: Place,
@@ -127,16 +130,18 @@ struct Stretch {
     place: Place,
     /// Where it ends; where no index entry tells, it ends with the last whole batch of the read.
     end: Option<IndexEntry>,
+    /// How often the log had been cut: of another past neither place nor end mean anything.
+    cuts: u32,
 }
 
 impl Stretch {
-    fn new(info: SegmentInfo, place: Place, limit: u64, index: &Index) -> Stretch {
+    fn new(info: SegmentInfo, place: Place, limit: u64, index: &Index, cuts: u32) -> Stretch {
         let entries = index.entries();
         let next = entries.partition_point(|e| e.position <= place.position);
         let beyond = entries.partition_point(|e| e.position <= place.position + place.read as u64);
         // The last entry within the read, or the first one behind it where a batch is longer than that.
         let end = entries[next..].get((beyond - next).saturating_sub(1)).copied();
-        Stretch { info, place, end: end.filter(|e| e.position <= limit) }
+        Stretch { info, place, end: end.filter(|e| e.position <= limit), cuts }
     }
 
     fn end_offset(&self) -> Option<Offset> {
@@ -144,45 +149,10 @@ impl Stretch {
     }
 }
 
-/// Least recently opened goes first.
-struct Handles<T> {
-    known: HashMap<FileKey, Rc<T>>,
-    order: VecDeque<FileKey>,
-    most: usize,
-}
-
-/// A segment by partition, base offset and rewrite generation.
-type FileKey = (TopicPartition, Offset, u32);
-
-fn file_key(cell: &PartitionCell, info: &SegmentInfo) -> FileKey {
-    (cell.id, info.base_offset, info.rewrite_generation)
-}
-
-impl<T> Handles<T> {
-    fn new(most: usize) -> Handles<T> {
-        Handles { known: HashMap::new(), order: VecDeque::new(), most }
-    }
-
-    fn insert(&mut self, key: FileKey, value: Rc<T>) {
-        if self.known.insert(key, value).is_none() {
-            self.order.push_back(key);
-        }
-        while self.known.len() > self.most {
-            let Some(oldest) = self.order.pop_front() else { return };
-            self.known.remove(&oldest);
-        }
-    }
-
-    fn forget(&mut self, gone: impl Fn(&FileKey) -> bool) {
-        self.known.retain(|key, _| !gone(key));
-        self.order.retain(|key| !gone(key));
-    }
-}
-
 impl Run {
-    /// Where the bytes from the batch that holds `offset` are, or from the next one where that is gone: as many whole batches as fit `max_bytes`, at least one. Empty where
-    /// the rest of the run stands for offsets that nothing is at.
-    pub fn from(&self, offset: Offset, max_bytes: usize) -> Range<usize> {
+    /// Where the bytes from the batch that holds `offset` are, or from the next one where that is gone: as many whole batches as fit `max_bytes` and end at or before `upto`, at least
+    /// one. Empty where the rest of the run stands for offsets that nothing is at.
+    pub fn from(&self, offset: Offset, max_bytes: usize, upto: Offset) -> Range<usize> {
         let mut start = self.range.start;
         let mut header = self.header_at(start);
         while header.next_offset() <= offset {
@@ -194,8 +164,9 @@ impl Run {
         }
         let mut end = start + header.total_len();
         while end < self.range.end {
-            let next = self.header_at(end).total_len();
-            if end + next - start > max_bytes {
+            let header = self.header_at(end);
+            let next = header.total_len();
+            if end + next - start > max_bytes || header.next_offset() > upto {
                 break;
             }
             end += next;
@@ -310,7 +281,7 @@ impl Reader {
         Ok(run)
     }
 
-    /// Reads a run, and once more where a cleaning has replaced its segment meanwhile and the old one is gone; whether the segment that was read still is the log's.
+    /// Reads a run, and once more where a cleaning has replaced its segment meanwhile and the old one is gone, or the log was cut; whether what was read still is the log's.
     async fn read_current(
         &self,
         cell: &Rc<PartitionCell>,
@@ -318,12 +289,12 @@ impl Reader {
         stretch: Option<Stretch>,
         after: Option<Place>,
     ) -> (Result<Run, Fault>, bool) {
-        let segment = || cell.machine.borrow().segment_of(offset).map(|info| file_key(cell, info));
-        let mut stretch = stretch;
+        let segment = || cell.machine.borrow().segment_of(offset).map(|info| (file_key(cell, info), cell.cuts.get()));
+        let (mut stretch, mut after) = (stretch, after);
         loop {
             let before = segment();
             let read = async {
-                let stretch = match stretch.take().filter(|stretch| Some(file_key(cell, &stretch.info)) == before) {
+                let stretch = match stretch.take().filter(|stretch| Some((file_key(cell, &stretch.info), stretch.cuts)) == before) {
                     Some(stretch) => stretch,
                     None => self.stretch(cell, offset, after).await?,
                 };
@@ -334,6 +305,7 @@ impl Reader {
             if read.is_ok() || is_current || before.is_none() {
                 return (read, is_current);
             }
+            after = None;
         }
     }
 
@@ -342,7 +314,9 @@ impl Reader {
     /// # Errors
     /// As [`Reader::run`].
     pub async fn scan(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset, previous: Option<&Run>) -> Result<Run, Refusal> {
-        let after = previous.map(|run| run.after).filter(|place| place.is_in(info) && place.offset == offset);
+        let cuts = cell.cuts.get();
+        let after =
+            previous.filter(|run| run.cuts == cuts).map(|run| run.after).filter(|place| place.is_in(info) && place.offset == offset);
         let read = async {
             let mut stretch = self.stretch_in(cell, info, offset, after).await?;
             stretch.place.read = CLEANER_PIECE;
@@ -350,7 +324,8 @@ impl Reader {
             self.read_checked(cell, offset, &stretch).await
         };
         read.await.map_err(|fault| {
-            match cell.machine.borrow().segment_of(offset).is_some_and(|now| file_key(cell, now) == file_key(cell, info)) {
+            let is_there = cell.machine.borrow().segment_of(offset).is_some_and(|now| file_key(cell, now) == file_key(cell, info));
+            match is_there && cell.cuts.get() == cuts {
                 true => self.refusal(cell, offset, fault),
                 false => Refusal::new(Code::OffsetOutOfRange, format!("partition {}: segment {} is gone", cell.id, info.base_offset)),
             }
@@ -370,7 +345,11 @@ impl Reader {
             }
             Ok((file, (info.valid_end - FIRST_POSITION) as usize))
         };
-        checked.await.map_err(|fault| self.refusal(cell, info.base_offset, fault))
+        let cuts = cell.cuts.get();
+        checked.await.map_err(|fault| match cell.cuts.get() == cuts {
+            true => self.refusal(cell, info.base_offset, fault),
+            false => cell.refusal(Code::OffsetOutOfRange, "the log was cut while it was read"),
+        })
     }
 
     async fn check_whole(&self, file: &DataFile, info: &SegmentInfo) -> Result<(), Fault> {
@@ -402,7 +381,7 @@ impl Reader {
 
     /// Reads the runs after `run` in the background, as far as they are on disk and not there already.
     pub fn read_ahead(self: &Reader, store: &Rc<crate::shard::store::Store>, cell: &Rc<PartitionCell>, run: &Run) {
-        if run.after.read <= MIN_READ || self.is_pressed() {
+        if run.after.read <= MIN_READ || self.is_pressed() || run.cuts != cell.cuts.get() {
             return;
         }
         let on_disk = cell.tail.borrow().first_offset().unwrap_or(Offset::MAX).min(cell.machine.borrow().ladder().committed());
@@ -453,7 +432,7 @@ impl Reader {
         self.with_index(cell, &info, |index| {
             let at_entry = || index.lookup(offset).filter(|e| e.offset == offset).map(|e| Place::at(&info, &e, read));
             let place = known.or_else(at_entry)?;
-            Some(Stretch::new(info, place, self.limit(cell, &info), index))
+            Some(Stretch::new(info, place, self.limit(cell, &info), index, cell.cuts.get()))
         })?
     }
 
@@ -475,7 +454,7 @@ impl Reader {
         after: Option<Place>,
     ) -> Result<Stretch, Fault> {
         let known = after.filter(|p| p.is_in(info));
-        let limit = self.limit(cell, info);
+        let (limit, cuts) = (self.limit(cell, info), cell.cuts.get());
         let start = |index: &Index| {
             let hash = match info.is_rewritten() {
                 // It has a chain of its own, which begins with its first batch's entry; offsets before that one are gone.
@@ -491,7 +470,7 @@ impl Reader {
         };
         self.ask_index(cell, info, |index| {
             let place = known.or_else(|| index.lookup(offset).map(|e| Place::at(info, &e, MIN_READ))).unwrap_or_else(|| start(index));
-            Stretch::new(*info, place, limit, index)
+            Stretch::new(*info, place, limit, index, cuts)
         })
         .await
     }
@@ -549,6 +528,18 @@ impl Reader {
         self.indexes.borrow_mut().forget(|(p, segment, _)| *p == partition && *segment < offset);
     }
 
+    /// Forgets what it has of offsets from `offset` on, where the log was cut, and of the segment that it ends in now and those behind it.
+    pub fn forget_cut(&self, partition: TopicPartition, segment: Offset, offset: Offset) {
+        let is_cut = |slot: &Slot| matches!(slot, Slot::Loaded(run) if run.end_offset > offset);
+        let of_partition = (partition, Offset::MIN)..=(partition, Offset::MAX);
+        let keys: Vec<_> = self.runs.borrow().range(of_partition).filter(|(_, slot)| is_cut(slot)).map(|(key, _)| *key).collect();
+        keys.iter().for_each(|key| self.drop_run(key));
+        self.order.borrow_mut().retain(|key| !keys.contains(key));
+        self.files.borrow_mut().forget(|(p, base, _)| *p == partition && *base >= segment);
+        self.indexes.borrow_mut().forget(|(p, base, _)| *p == partition && *base >= segment);
+        self.verified.borrow_mut().retain(|(p, base)| *p != partition || *base < segment);
+    }
+
     /// Forgets what it has of segments that a cleaning replaced.
     pub fn forget_replaced(&self, cell: &PartitionCell, replaced: &[SegmentInfo]) {
         let (Some(first), Some(last)) = (replaced.first(), replaced.last()) else { return };
@@ -564,7 +555,7 @@ impl Reader {
     }
 
     async fn read_checked(&self, cell: &Rc<PartitionCell>, offset: Offset, stretch: &Stretch) -> Result<Run, Fault> {
-        let Stretch { info, place, end: planned } = stretch;
+        let Stretch { info, place, end: planned, .. } = stretch;
         let limit = planned.map_or_else(|| self.limit(cell, info), |e| e.position);
         let file = self.file(cell, info).await?;
         let mut read = if planned.is_some() { (limit - place.position / BLOCK as u64 * BLOCK as u64) as usize } else { place.read };
@@ -593,8 +584,8 @@ impl Reader {
                     let grown = (place.read * 2).min(MAX_READ);
                     let after = Place { offset: end_offset, position: start + end as u64, hash, read: grown, ..*place };
                     self.alive.set(self.alive.get() + data.len());
-                    let (has_gaps, alive) = (info.is_rewritten(), self.alive.clone());
-                    return Ok(Run { base_offset, end_offset, has_gaps, data, range: from..end, after, alive });
+                    let (has_gaps, alive, cuts) = (info.is_rewritten(), self.alive.clone(), stretch.cuts);
+                    return Ok(Run { base_offset, end_offset, has_gaps, cuts, data, range: from..end, after, alive });
                 }
                 Checked::TooShort(needed) if needed > len && start + needed as u64 <= limit.next_multiple_of(BLOCK as u64) => {
                     if needed > ADOPT_APPEND + 2 * BLOCK + MAX_READ {
@@ -621,7 +612,7 @@ impl Reader {
         to: usize,
         wanted: Offset,
     ) -> Result<Checked, Fault> {
-        let Stretch { info, place, end: planned } = stretch;
+        let Stretch { info, place, end: planned, .. } = stretch;
         let start = place.position - from as u64;
         let machine = cell.machine.borrow();
         let known = machine.index();
@@ -702,7 +693,7 @@ impl Reader {
         if let Some(index) = cell.sealed_index(info.base_offset) {
             return Some(ask(&index));
         }
-        let index = self.indexes.borrow().known.get(&file_key(cell, info)).cloned();
+        let index = self.indexes.borrow().get(&file_key(cell, info)).cloned();
         index.map(|index| ask(&index))
     }
 
@@ -718,9 +709,18 @@ impl Reader {
         Ok(entry.map_or(info.base_offset, |e| e.offset))
     }
 
+    /// The last index entry of this segment at or before `offset`.
+    ///
+    /// # Errors
+    /// When the index can't be read.
+    pub async fn entry_before(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, offset: Offset) -> Result<Option<IndexEntry>, Refusal> {
+        let found = self.ask_index(cell, info, |index| index.lookup(offset)).await;
+        found.map_err(|fault| self.refusal(cell, info.base_offset, fault))
+    }
+
     async fn file(&self, cell: &PartitionCell, info: &SegmentInfo) -> io::Result<Rc<DataFile>> {
         let key = file_key(cell, info);
-        if let Some(file) = self.files.borrow().known.get(&key) {
+        if let Some(file) = self.files.borrow().get(&key) {
             return Ok(file.clone());
         }
         let file = Rc::new(self.disk.open(&info.path(cell.id)).await?);

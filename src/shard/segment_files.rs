@@ -5,7 +5,7 @@ use std::io;
 use std::rc::Rc;
 
 use crate::limits::BLOCK;
-use crate::log::index::{INDEX_ENTRY_LEN, Index};
+use crate::log::index::{INDEX_ENTRY_LEN, Index, entry_position};
 use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::shard::disk::{DataFile, Disk};
@@ -127,6 +127,19 @@ impl SegmentFiles {
         let Some(blocks) = index.blocks(self.index_written.get(), to) else { return Ok(()) };
         self.index.write(filled(&blocks.bytes), blocks.position).await?;
         self.index_written.set(to);
+        Ok(())
+    }
+
+    /// Makes the index file end with `index`, durably: the log was cut, and entries of another past must not count again when later ones do.
+    pub async fn cut_index(&self, index: &Index) -> io::Result<()> {
+        if let Some(blocks) = index.blocks_from(index.len().saturating_sub(1)) {
+            self.index.write(filled(&blocks.bytes), blocks.position).await?;
+        }
+        let end = entry_position(index.len()).next_multiple_of(BLOCK as u64);
+        self.index.set_len(end).await?;
+        self.index.sync().await?;
+        self.index_written.set(index.len());
+        self.index_allocated.set(end);
         Ok(())
     }
 

@@ -33,6 +33,7 @@ use crate::shard::journal::{Journal, Urgency};
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::reader::Reader;
+use crate::shard::replica::Origin;
 use crate::shard::reserve::{Reserve, is_no_space};
 use crate::shard::ring::Ring;
 use crate::shard::segment_files::SegmentFiles;
@@ -219,7 +220,21 @@ impl Store {
         let mut stored = [0; HEADER_LEN];
         stored.copy_from_slice(&batch[..HEADER_LEN]);
         batch::stamp(&mut stored, plan.base_offset, cell.machine.borrow().epoch());
-        let high_watermark = self.enter_log(cell, &plan, &stored, header, now);
+        self.place(cell, header, batch, (&plan, &stored), now, Origin::Client(done));
+        Ok(())
+    }
+
+    /// Puts a small batch that has its place into log, journal and memory; `stored` are its first 61 bytes as they are stored.
+    pub(super) fn place(
+        &self,
+        cell: &Rc<PartitionCell>,
+        header: &BatchHeader,
+        batch: &[u8],
+        (plan, stored): (&Plan, &[u8; HEADER_LEN]),
+        now: Timestamp,
+        origin: Origin,
+    ) {
+        let high_watermark = self.enter_log(cell, plan, stored, header, (now, &origin));
         let remainder = cell.remainder.borrow_mut().take().unwrap_or_default();
         let carried = remainder.len();
         let entry = EntryHeader {
@@ -227,14 +242,15 @@ impl Store {
             payload_len: (carried + batch.len()) as u32,
             carried: carried as u32,
             high_watermark,
-            ..self.entry(cell, EntryKind::Append, &plan)
+            leader_epoch: origin.epoch(cell, header),
+            ..self.entry(cell, EntryKind::Append, plan)
         };
         let urgency = Urgency::of(cell.settings.get().durability);
         let placed = self.journal.add(&entry, urgency, Some(cell), |space| {
             let (front, rest) = space.split_at_mut(carried);
             front.copy_from_slice(&remainder);
             let (head, body) = rest.split_at_mut(HEADER_LEN);
-            head.copy_from_slice(&stored);
+            head.copy_from_slice(stored);
             body.copy_from_slice(&batch[HEADER_LEN..]);
         });
         let chunk = Chunk {
@@ -247,8 +263,7 @@ impl Store {
             body: None,
             sequence: placed.sequence,
         };
-        self.remember(cell, header, &plan, chunk, None, done);
-        Ok(())
+        self.remember(cell, header, plan, chunk, None, origin);
     }
 
     /// Appends a checked batch of [`LARGE_APPEND`] bytes or more: whole blocks go straight to the segment, the journal gets a
@@ -279,20 +294,35 @@ impl Store {
             header = self.stamp_large(&mut stored, &batch, now.max(cell.machine.borrow().max_timestamp()));
         }
         batch::stamp(&mut stored, plan.base_offset, epoch);
-        let batch = self.with_stored_header(batch, &stored);
-        let high_watermark = self.enter_log(cell, &plan, &stored, &header, now);
+        self.place_large(cell, &header, batch, (&plan, &stored), now, Origin::Client(done));
+        Ok(())
+    }
+
+    /// As [`Store::place`] of a large batch, whose head ends at a block boundary of the segment.
+    pub(super) fn place_large(
+        self: &Rc<Store>,
+        cell: &Rc<PartitionCell>,
+        header: &BatchHeader,
+        batch: LargeBatch,
+        (plan, stored): (&Plan, &[u8; HEADER_LEN]),
+        now: Timestamp,
+        origin: Origin,
+    ) {
+        let batch = self.with_stored_header(batch, stored);
+        let high_watermark = self.enter_log(cell, plan, stored, header, (now, &origin));
         let remainder = cell.remainder.borrow_mut().take().unwrap_or_default();
         let carried = remainder.len();
         let direct_len = batch.body_len / BLOCK * BLOCK;
         let tail_len = batch.body_len - direct_len;
         let reference =
-            LargeReference { batch_len: len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: stored };
+            LargeReference { batch_len: plan.len as u32, head_len: batch.head.len() as u32, tail_len: tail_len as u32, header: *stored };
         let entry = EntryHeader {
             position: plan.position - carried as u64,
             payload_len: reference.payload_len(carried as u32) as u32,
             carried: carried as u32,
             high_watermark,
-            ..self.entry(cell, EntryKind::LargeReference, &plan)
+            leader_epoch: origin.epoch(cell, header),
+            ..self.entry(cell, EntryKind::LargeReference, plan)
         };
         let fixed = reference.encode();
         let front_len = carried + batch.head.len();
@@ -316,11 +346,10 @@ impl Store {
             sequence: placed.sequence,
         };
         let direct = Rc::new(DirectWrite::default());
-        self.remember(cell, &header, &plan, chunk, Some(direct.clone()), done);
+        self.remember(cell, header, plan, chunk, Some(direct.clone()), origin);
         self.metrics.add(Counter::LargeAppends, 1);
         self.journal.begin_outside(placed.sequence);
-        self.write_direct(cell, &plan, &batch, direct_len, (direct, placed.sequence));
-        Ok(())
+        self.write_direct(cell, plan, &batch, direct_len, (direct, placed.sequence));
     }
 
     fn write_direct(
@@ -367,7 +396,7 @@ impl Store {
         now: Timestamp,
         done: Completion,
     ) -> Result<(Plan, Completion), Blocked> {
-        if let Some(refusal) = cell.gone() {
+        if let Some(refusal) = cell.not_served() {
             done.complete(Err(refusal));
             return Err(Blocked::Decided);
         }
@@ -394,8 +423,19 @@ impl Store {
     }
 
     /// Journals the leader epoch before its first record, then takes the batch into the machine; returns the watermark for the entry.
-    fn enter_log(&self, cell: &Rc<PartitionCell>, plan: &Plan, stored: &[u8; HEADER_LEN], header: &BatchHeader, now: Timestamp) -> Offset {
-        self.journal_epoch(cell, plan);
+    fn enter_log(
+        &self,
+        cell: &Rc<PartitionCell>,
+        plan: &Plan,
+        stored: &[u8; HEADER_LEN],
+        header: &BatchHeader,
+        (now, origin): (Timestamp, &Origin),
+    ) -> Offset {
+        match origin {
+            Origin::Client(_) => self.journal_epoch(cell, plan),
+            // Its own entry says its epoch.
+            Origin::Leader => cell.machine.borrow_mut().note_batch_epoch(header),
+        }
         let mut machine = cell.machine.borrow_mut();
         machine.append(plan, stored, header, now);
         machine.ladder().committed()
@@ -470,7 +510,7 @@ impl Store {
         plan: &Plan,
         chunk: Chunk,
         direct: Option<Rc<DirectWrite>>,
-        done: Completion,
+        origin: Origin,
     ) {
         let sequence = chunk.sequence;
         let unflushed = match &chunk.body {
@@ -495,7 +535,7 @@ impl Store {
             sequence,
             log_append_time: header.append_time(),
             direct,
-            completion: Some(done),
+            completion: origin.completion(),
         });
         if !cell.queued_for_flush.replace(true) {
             self.unflushed.borrow_mut().push_back(cell.clone());
@@ -529,7 +569,7 @@ impl Store {
     }
 
     /// Moves the bytes so that `head` ends at a block boundary for a batch at `position`.
-    fn realign(&self, batch: LargeBatch, position: u64) -> LargeBatch {
+    pub(super) fn realign(&self, batch: LargeBatch, position: u64) -> LargeBatch {
         let head_len = head_len(position);
         if batch.head.len() == head_len {
             return batch;
@@ -579,7 +619,7 @@ impl Store {
     }
 
     /// Whether an append may come in: there is room in memory, and in the journal.
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.budget.has_room() && self.journal.has_room()
     }
 
@@ -600,7 +640,7 @@ impl Store {
     }
 
     async fn prepare_segment(self: &Rc<Store>, cell: &Rc<PartitionCell>, header: &BatchHeader, len: usize) -> Result<(), Refusal> {
-        if let Some(refusal) = cell.gone() {
+        if let Some(refusal) = cell.not_served() {
             return Err(refusal);
         }
         self.open_active(cell).await.map_err(|e| self.disk_refusal(cell, &e))?;
@@ -633,7 +673,7 @@ impl Store {
     }
 
     /// Opens the files of the segment that a restart left open.
-    async fn open_active(&self, cell: &Rc<PartitionCell>) -> io::Result<()> {
+    pub(super) async fn open_active(&self, cell: &Rc<PartitionCell>) -> io::Result<()> {
         let Some(info) = cell.machine.borrow().active().copied() else { return Ok(()) };
         if cell.files_of(info.base_offset).is_some() {
             return Ok(());

@@ -275,8 +275,9 @@ impl Tail {
         before - self.held
     }
 
-    /// Lets everything go that ends above `offset` (the log was cut there).
-    pub fn truncate(&mut self, offset: Offset) {
+    /// Lets everything go that ends above `offset` (the log was cut there); how many batches that were held went.
+    pub fn truncate(&mut self, offset: Offset) -> usize {
+        let before = self.held;
         while let Some(gone) = self.chunks.pop_back_if(|c| c.end_offset > offset) {
             if !gone.is_left_out() {
                 self.bytes -= gone.batch_len();
@@ -284,6 +285,7 @@ impl Tail {
                 self.large.pop_back_if(|first| *first == gone.base_offset);
             }
         }
+        before - self.held
     }
 }
 

@@ -13,6 +13,7 @@ use crate::request::Code;
 use crate::shard::context::Context;
 use crate::shard::groups;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::role::Role;
 use crate::shard::store::now_ms;
 use crate::types::{TopicId, TopicPartition};
 
@@ -46,10 +47,20 @@ pub fn open_topic(context: &Rc<Context>, topic: &Topic, epoch: i32) {
 
 /// Opens a partition, new or as recovered.
 pub fn open(context: &Rc<Context>, topic: &Topic, state: PartitionState, remainder: Option<Vec<u8>>, epoch: i32) {
-    let quarantined = state.quarantined;
     let machine = Partition::open(state, epoch, limits::MAX_PRODUCERS, now_ms());
-    let metrics = context.metrics.topic(&topic.name);
-    let cell = PartitionCell::new(&topic.name, machine, context.settings(topic), remainder, metrics, context.store.disk.clone());
+    insert(context, topic, machine, remainder, Role::Alone);
+}
+
+/// Opens a partition that has other replicas, new or as recovered. What this node is to it is not known yet.
+pub fn open_replica(context: &Rc<Context>, topic: &Topic, state: PartitionState, remainder: Option<Vec<u8>>) {
+    let machine = Partition::open_replica(state, limits::MAX_PRODUCERS, now_ms());
+    insert(context, topic, machine, remainder, Role::Unassigned);
+}
+
+fn insert(context: &Rc<Context>, topic: &Topic, machine: Partition, remainder: Option<Vec<u8>>, role: Role) {
+    let quarantined = machine.is_quarantined();
+    let (settings, metrics, disk) = (context.settings(topic), context.metrics.topic(&topic.name), context.store.disk.clone());
+    let cell = PartitionCell::in_role(&topic.name, machine, settings, remainder, metrics, disk, role);
     if quarantined {
         let words = "it was damaged; see the log of the start and `corelane inspect verify`";
         cell.close(cell.refusal(Code::Quarantined, words));

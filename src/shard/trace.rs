@@ -104,6 +104,15 @@ pub enum TraceEvent {
         /// Its partitions; 0: it is deleted.
         partitions: u32,
     },
+    /// The log is about to be cut at an offset, or (`is_done`) that is durable: what was acknowledged behind it counts no more.
+    Cut {
+        /// Where.
+        partition: TopicPartition,
+        /// The log's end from then on.
+        offset: i64,
+        /// It is durable.
+        is_done: bool,
+    },
     /// Something that the store did, by name, for counting (`lap`, `roll`, `checkpoint`, ...).
     Mark {
         /// Its name.
@@ -176,6 +185,13 @@ impl TraceEvent {
                 kind(&mut out, 14);
                 out.extend_from_slice(&topic.0);
                 out.extend_from_slice(&partitions.to_le_bytes());
+            }
+            TraceEvent::Cut { partition, offset, is_done } => {
+                kind(&mut out, 15);
+                out.extend_from_slice(&partition.topic.0);
+                out.extend_from_slice(&partition.partition.to_le_bytes());
+                out.extend_from_slice(&offset.to_le_bytes());
+                out.push(u8::from(*is_done));
             }
         }
         let len = (out.len() - 4) as u32;

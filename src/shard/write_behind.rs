@@ -133,7 +133,8 @@ pub async fn flush(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) ->
     result
 }
 
-async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) -> io::Result<()> {
+/// As [`flush`] for who has the partition's flush ([`PartitionCell::enter_flush`]).
+pub(super) async fn flush_segments(store: &Rc<Store>, cell: &Rc<PartitionCell>, padded: bool) -> io::Result<()> {
     while cell.is_flushed() {
         let Some((info, from)) = cell.machine.borrow().unflushed() else { return Ok(()) };
         let durable = cell.durable_position(&info);

@@ -324,6 +324,7 @@ fn name(event: &TraceEvent) -> &'static str {
         TraceEvent::Unlink { .. } => "unlink",
         TraceEvent::Acknowledge { .. } => "acknowledge",
         TraceEvent::Topic { .. } => "topic",
+        TraceEvent::Cut { .. } => "cut",
         TraceEvent::Mark { .. } => "mark",
     }
 }

@@ -282,7 +282,7 @@ impl CrashDisk {
                 self.pending.values_mut().flatten().for_each(|pending| pending.ended = true);
                 return false;
             }
-            TraceEvent::Acknowledge { .. } | TraceEvent::Topic { .. } | TraceEvent::Mark { .. } => return false,
+            TraceEvent::Acknowledge { .. } | TraceEvent::Topic { .. } | TraceEvent::Cut { .. } | TraceEvent::Mark { .. } => return false,
         }
         true
     }

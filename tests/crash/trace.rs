@@ -40,6 +40,11 @@ fn event(record: &[u8]) -> TraceEvent {
         },
         13 => TraceEvent::Mark { name: fields.text() },
         14 => TraceEvent::Topic { topic: TopicId(fields.take()), partitions: fields.u32() },
+        15 => TraceEvent::Cut {
+            partition: TopicPartition { topic: TopicId(fields.take()), partition: fields.u32() },
+            offset: fields.u64() as i64,
+            is_done: fields.take::<1>() == [1],
+        },
         kind => panic!("a trace record of kind {kind}"),
     }
 }

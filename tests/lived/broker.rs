@@ -502,6 +502,7 @@ impl Kinds {
             ),
             TraceEvent::Acknowledge { .. } => "batch acknowledged",
             TraceEvent::Topic { .. } => "topic acknowledged",
+            TraceEvent::Cut { .. } => "log cut",
             TraceEvent::Mark { .. } => "mark",
         }
     }

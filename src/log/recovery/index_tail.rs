@@ -19,6 +19,8 @@ pub(super) struct IndexTail {
     in_file: usize,
     /// The file has no header that is right.
     new_file: bool,
+    /// Entries were dropped that the file may have.
+    is_cut: bool,
     pub(super) damage: Option<Damage>,
 }
 
@@ -52,7 +54,7 @@ impl IndexTail {
     ) -> Result<IndexTail, Fault> {
         let base = segment.base_offset;
         let path = segment.index_path(partition);
-        let mut tail = IndexTail { path, index: Index::new(base), in_file: 0, new_file: true, damage: None };
+        let mut tail = IndexTail { path, index: Index::new(base), in_file: 0, new_file: true, is_cut: false, damage: None };
         if (base, FIRST_POSITION) >= flushed {
             return Ok(tail);
         }
@@ -106,11 +108,12 @@ impl IndexTail {
     pub(super) fn truncate(&mut self, position: u64) {
         let before = self.index.len();
         self.index.truncate(position);
-        if self.index.len() < before {
-            // The damage, if any, was behind the cut: an interrupted recovery has written there before.
+        if self.index.len() < before || !self.index.wants(position) {
+            // The damage, if any, was behind the cut: the broker, or a recovery that was interrupted, has cut the file already.
             self.damage = None;
         }
         self.in_file = self.in_file.min(self.index.len());
+        self.is_cut = true;
     }
 
     /// Writes what is new, and returns how many entries count.
@@ -119,9 +122,14 @@ impl IndexTail {
             files.write(&self.path, 0, &file_header::encode_header(&IndexHeader(*segment)))?;
             self.new_file = false;
         }
-        if let Some(blocks) = self.index.blocks_from(self.in_file) {
+        // Where a log was cut, entries of another past must not count again when later ones do: behind the last one there is nothing.
+        let from = if self.is_cut { self.in_file.min(self.index.len().saturating_sub(1)) } else { self.in_file };
+        if let Some(blocks) = self.index.blocks_from(from) {
             files.write(&self.path, blocks.position, &blocks.bytes)?;
             self.in_file = self.index.len();
+        }
+        if std::mem::take(&mut self.is_cut) {
+            files.set_len(&self.path, entry_position(self.index.len()).next_multiple_of(BLOCK as u64))?;
         }
         Ok(self.index.len() as u32)
     }

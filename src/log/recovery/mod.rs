@@ -11,6 +11,7 @@
 //! write what that brings, `install` ends the old generation and starts the new one. Not here: the lock and the catalogue (the caller's), `meta`
 //! ([`identity`](crate::log::identity)).
 
+mod batch_check;
 mod index_rebuild;
 mod index_tail;
 mod install;
@@ -22,9 +23,9 @@ mod replay;
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+pub(crate) use self::batch_check::BatchCheck;
 pub use self::journals::TornGroup;
 use self::journals::{Chain, Scan};
-pub(crate) use self::replay::BatchCheck;
 use self::replay::Replay;
 use crate::limits::{BLOCK, INDEX_CHECK, LARGE_CHECK, MAX_CHECKPOINT, MAX_SHARDS};
 use crate::log::checkpoint::{self, CheckpointBody, CheckpointError, PartitionState};

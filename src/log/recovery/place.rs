@@ -145,6 +145,10 @@ impl Placement {
     pub(super) fn cut_runs(&mut self, segment: Offset, position: u64) {
         self.runs.retain(|run| run.segment.base_offset <= segment);
         self.covered.retain(|(base, _)| *base <= segment);
+        // Files of later segments may be gone; one of the same name that comes later is another one.
+        self.touched.retain(|base| *base <= segment);
+        self.ready.retain(|base| *base <= segment);
+        self.broken.retain(|base, _| *base <= segment);
         self.trim(segment, position);
     }
 

@@ -3,13 +3,17 @@
 //! Entries up to the checkpoint only place bytes. Entries after it are checked against the state (offsets, positions, running hash) and change it. The first one
 //! that does not fit sets the partition aside: from there on nothing of it is touched.
 
+mod cut;
+
 use std::collections::HashSet;
 
+use self::cut::CutOff;
+use super::batch_check::BatchCheck;
 use super::index_tail::IndexTail;
 use super::place::{Placement, block_start, check_header};
 use super::{Checks, Fault, Source};
 use crate::batch::{BatchHeader, BatchIter, HEADER_LEN};
-use crate::checksum::{Crc32c, running_hash};
+use crate::checksum::running_hash;
 use crate::limits::{BLOCK, MAX_PRODUCERS, SEGMENT_READ};
 use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
@@ -17,6 +21,7 @@ use crate::log::file_header::{self, SegmentHeader};
 use crate::log::files::{BlockBuffer, StoreFiles, len_if_exists, list_sorted, read_blocks};
 use crate::log::index::INDEX_ENTRY_LEN;
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeEnds, LargeReference, SegmentOpen};
+use crate::log::leader_epochs;
 use crate::log::paths;
 use crate::log::producers::ProducerTable;
 use crate::log::replacement::{Replacement, replaced};
@@ -61,6 +66,7 @@ pub(super) struct Replay {
     cut: bool,
     /// Groups were lost that may have held something of this partition.
     suspect: Option<Damage>,
+    cut_off: CutOff,
 }
 
 impl Replay {
@@ -80,6 +86,7 @@ impl Replay {
             written: Vec::new(),
             cut: false,
             suspect: None,
+            cut_off: CutOff::default(),
         }
     }
 
@@ -174,7 +181,8 @@ impl Replay {
             EntryKind::Adopt => self.adopt(files, entry, payload, source),
             EntryKind::Truncate => self.truncate(files, entry, payload),
             EntryKind::Epoch => {
-                self.start_epoch(entry.leader_epoch, entry.base_offset.min(self.state.log_end));
+                // It may begin behind the log's end: a replica is told of it before it has the records in front of it.
+                leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, entry.base_offset);
                 Ok(())
             }
             EntryKind::LogStart => {
@@ -276,7 +284,7 @@ impl Replay {
 
     /// The log now ends with this segment.
     fn advance(&mut self, segment: SegmentInfo, entry: &EntryHeader) {
-        self.start_epoch(entry.leader_epoch, entry.base_offset);
+        leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, entry.base_offset);
         self.state.log_end = segment.end_offset;
         self.state.running_hash = segment.running_hash;
         self.state.max_timestamp = self.state.max_timestamp.max(segment.max_timestamp);
@@ -394,76 +402,6 @@ impl Replay {
             return Err(Fault::at(&path, FIRST_POSITION, DamageKind::Batch, detail));
         }
         Ok(())
-    }
-
-    fn truncate(&mut self, files: &mut impl StoreFiles, entry: &EntryHeader, payload: &[u8]) -> Result<(), Fault> {
-        let Some(kept) = self.segment(entry.segment).copied() else {
-            return Err(self.misfit(entry, "segment", "one of the partition's", entry.segment));
-        };
-        let cut_block = block_start(entry.position);
-        // What is cleaned is committed: no truncation reaches into it.
-        let fits = !kept.is_rewritten()
-            && entry.end_offset <= self.state.log_end
-            && (FIRST_POSITION..=kept.valid_end).contains(&entry.position)
-            && payload.len() as u64 == entry.position - cut_block;
-        if !fits {
-            return Err(self.misfit(entry, "cut", format!("one up to {} at {}", self.state.log_end, kept.valid_end), entry.position));
-        }
-        self.forget_after(files, entry.segment, entry.position)?;
-        self.placement.place(files, &kept.header(self.state.partition), cut_block, payload)?;
-        self.state.segments.retain(|segment| segment.base_offset <= entry.segment);
-        if let Some(last) = self.state.segments.last_mut() {
-            *last = SegmentInfo {
-                end_offset: entry.end_offset,
-                valid_end: entry.position,
-                running_hash: entry.running_hash,
-                sealed: false,
-                adopted: false,
-                ..*last
-            };
-        }
-        let flushed = (self.state.flushed_segment, self.state.flushed_position).min((entry.segment, cut_block));
-        (self.state.flushed_segment, self.state.flushed_position) = flushed;
-        self.state.log_end = entry.end_offset;
-        self.state.log_start = self.state.log_start.min(entry.end_offset);
-        self.state.high_watermark = self.state.high_watermark.min(entry.end_offset);
-        self.state.running_hash = entry.running_hash;
-        self.state.max_timestamp = entry.max_timestamp;
-        self.state.epochs.retain(|(_, start)| *start < entry.end_offset);
-        self.producers.truncate_to(entry.end_offset);
-        Ok(())
-    }
-
-    /// A truncation that the checkpoint has seen: what was placed, indexed or to be proven by now at or after the cut was of another past. What
-    /// is flushed is of the log as it is now.
-    fn forget_seen(&mut self, segment: Offset, position: u64) {
-        self.references.retain(|reference| (reference.segment, reference.end()) <= (segment, position));
-        self.placement.cut_runs(segment, position);
-        let flushed = (self.state.flushed_segment, self.state.flushed_position);
-        let cut = (segment, position).max(flushed);
-        self.indexes.retain(|index| index.segment() <= cut.0);
-        for index in self.indexes.iter_mut().filter(|index| index.segment() == cut.0) {
-            index.truncate(cut.1);
-        }
-    }
-
-    /// Forgets what was placed, indexed or to be proven at or after a cut.
-    fn forget_after(&mut self, files: &mut impl StoreFiles, segment: Offset, position: u64) -> Result<(), Fault> {
-        self.references.retain(|reference| (reference.segment, reference.end()) <= (segment, position));
-        self.placement.cut(segment, position);
-        self.indexes.retain(|index| index.segment() <= segment);
-        let Some(kept) = self.segment(segment).copied() else { return Ok(()) };
-        let at = self.index_of(files, &kept)?;
-        self.indexes[at].truncate(position);
-        Ok(())
-    }
-
-    fn start_epoch(&mut self, epoch: i32, start: Offset) {
-        if self.state.epochs.last().is_some_and(|(last, _)| *last >= epoch) {
-            return;
-        }
-        self.state.epochs.retain(|(_, begun)| *begun < start);
-        self.state.epochs.push((epoch, start));
     }
 
     fn start_log(&mut self, start: Offset) {
@@ -675,6 +613,8 @@ impl Replay {
             }
         }
         self.complete_files(files)?;
+        self.remove_cut_off(files)?;
+        self.find_lost_producers(files)?;
         self.state.producers = self.producers.snapshot();
         Ok(())
     }
@@ -759,38 +699,5 @@ impl Replay {
             Some(bytes) => Ok(bytes.to_vec()),
             None => Err(Fault::at(&path, at, DamageKind::Continuity, format!("the file ends before the log does, at {}", open.valid_end))),
         }
-    }
-}
-
-/// Checks a batch that comes in pieces against its header and CRC.
-#[derive(Debug)]
-pub(crate) struct BatchCheck {
-    crc: Crc32c,
-    seen: usize,
-    head: [u8; HEADER_LEN],
-}
-
-impl BatchCheck {
-    pub(crate) fn new() -> BatchCheck {
-        BatchCheck { crc: Crc32c::new(), seen: 0, head: [0; HEADER_LEN] }
-    }
-
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
-        let head = HEADER_LEN.saturating_sub(self.seen).min(bytes.len());
-        self.head[self.seen.min(HEADER_LEN)..][..head].copy_from_slice(&bytes[..head]);
-        let skip = crate::batch::CRC_START.saturating_sub(self.seen).min(bytes.len());
-        self.crc.update(&bytes[skip..]);
-        self.seen += bytes.len();
-    }
-
-    pub(crate) fn finish(self, reference: &LargeReference) -> Result<(), String> {
-        if self.head != reference.header {
-            return Err("the batch's header is not the one in the journal".into());
-        }
-        let header = BatchHeader::parse(&self.head).map_err(|error| error.to_string())?;
-        if header.total_len() != self.seen {
-            return Err(format!("a batch of {} bytes in {} bytes", header.total_len(), self.seen));
-        }
-        header.check_crc(self.crc.finish()).map_err(|error| error.to_string())
     }
 }

@@ -1,0 +1,56 @@
+//! The leader epochs of a partition: (epoch, first offset in it), rising in both.
+//!
+//! An entry may begin behind the log's end: a replica knows from its leader where the present epoch begins long before it has the records up to there, and that it knows the
+//! epoch must survive a crash (it has promised to take nothing from an older leader). Records of older epochs that still come take their places in front of it.
+
+use crate::types::{LeaderEpoch, Offset};
+
+/// Where an epoch begins.
+pub type EpochStart = (LeaderEpoch, Offset);
+
+/// Records from `start` on are of `epoch`, up to where the next entry begins. An epoch that is known changes nothing, nor does one that could have no record. Earlier epochs
+/// that begin at `start` or later have no record: they go without a trace. Whether anything changed.
+pub fn note(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, start: Offset) -> bool {
+    let at = epochs.partition_point(|(known, _)| *known < epoch);
+    if epochs.get(at).is_some_and(|(known, begun)| *known == epoch || *begun <= start) {
+        return false;
+    }
+    let kept = epochs[..at].partition_point(|(_, begun)| *begun < start);
+    epochs.splice(kept..at, [(epoch, start)]);
+    true
+}
+
+/// The log was cut at `end`: epochs that begin there or later have no record any more.
+pub fn cut(epochs: &mut Vec<EpochStart>, end: Offset) {
+    epochs.retain(|(_, start)| *start < end);
+}
+
+/// Between which epochs that of a record at `offset` is: the one that the records around it are of at least, and, if a later one is known, that one and where it begins.
+pub fn around(epochs: &[EpochStart], offset: Offset) -> (Option<LeaderEpoch>, Option<EpochStart>) {
+    let later = epochs.partition_point(|(_, start)| *start <= offset);
+    (later.checked_sub(1).map(|at| epochs[at].0), epochs.get(later).copied())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn epochs_find_their_place() {
+        let mut epochs = vec![(2, 0), (5, 100)];
+        assert!(note(&mut epochs, 8, 300), "begins behind the log's end");
+        assert!(note(&mut epochs, 6, 150), "records of an older epoch come later");
+        assert_eq!(epochs, [(2, 0), (5, 100), (6, 150), (8, 300)]);
+        for (epoch, start) in [(6, 170), (8, 310), (7, 300), (7, 400), (1, 0)] {
+            assert!(!note(&mut epochs, epoch, start), "epoch {epoch} at {start}");
+        }
+        assert_eq!(around(&epochs, 99), (Some(2), Some((5, 100))));
+        assert_eq!(around(&epochs, 150), (Some(6), Some((8, 300))));
+        assert_eq!(around(&epochs, 300), (Some(8), None));
+        assert_eq!(around(&[(3, 10)], 9), (None, Some((3, 10))));
+        assert!(note(&mut epochs, 9, 150), "nobody had a record of 6 and 8");
+        assert_eq!(epochs, [(2, 0), (5, 100), (9, 150)]);
+        cut(&mut epochs, 100);
+        assert_eq!(epochs, [(2, 0)]);
+    }
+}
