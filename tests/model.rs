@@ -5,7 +5,7 @@
 //! below its watermark, a leader that tells its watermark is not behind what was acknowledged before, an epoch has one leader. Each rule is then switched off, and the checker finds
 //! the run that breaks one of these; `--nocapture` prints it.
 //!
-//! No run has all of it (three epochs, four records, a crash, a wiped disk, every single step) in the time there is. Each of these is complete within its bounds, and each has what
+//! Five million states altogether in less than a minute on two cores, and a few more minutes' worth by `--ignored`. No run has all of it (three epochs, four records, a crash, a wiped disk, every single step) in the time there is. Each of these is complete within its bounds, and each has what
 //! the others leave out. States that differ by the names of nodes, or by what can't matter any more, are one (`state`, `cluster`).
 //!
 //! - `rules`: the rules, and what a run must have met.
@@ -79,12 +79,7 @@ fn holds(all: &[Bounds]) -> Vec<Arc<Meetings>> {
 #[test]
 #[cfg_attr(debug_assertions, ignore = "millions of states: only optimised")]
 fn replication_loses_nothing() {
-    let met = holds(&[
-        CRASH,
-        PARTING,
-        Bounds { last_epoch: 2, records: 2, crashes: 1, wipes: true, coarse: true },
-        Bounds { last_epoch: 2, records: 4, crashes: 0, wipes: false, coarse: true },
-    ]);
+    let met = holds(&[CRASH, PARTING, Bounds { last_epoch: 2, records: 4, crashes: 0, wipes: false, coarse: true }]);
     for (one, name) in Met::ALL {
         let count: u64 = met.iter().map(|met| met.count(one)).sum();
         println!("{name}: {count}");
@@ -98,6 +93,7 @@ fn replication_loses_nothing() {
 fn replication_loses_nothing_further_out() {
     holds(&[
         Bounds { last_epoch: 1, records: 4, crashes: 0, wipes: false, coarse: false },
+        Bounds { last_epoch: 2, records: 2, crashes: 1, wipes: true, coarse: true },
         Bounds { last_epoch: 2, records: 1, crashes: 2, wipes: true, coarse: false },
         Bounds { last_epoch: 2, records: 2, crashes: 1, wipes: true, coarse: false },
         Bounds { last_epoch: 2, records: 3, crashes: 1, wipes: true, coarse: true },

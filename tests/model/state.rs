@@ -22,19 +22,23 @@ pub struct Log {
 }
 
 impl Log {
+    /// Records in it.
     pub fn len(&self) -> usize {
         usize::from(self.len)
     }
 
+    /// The epoch of each record.
     pub fn records(&self) -> &[i8] {
         &self.epochs[..self.len()]
     }
 
+    /// One more record.
     pub fn push(&mut self, epoch: i8) {
         self.epochs[self.len()] = epoch;
         self.len += 1;
     }
 
+    /// Keeps the first `len` records.
     pub fn cut(&mut self, len: usize) {
         self.len = self.len.min(len as u8);
     }
@@ -76,9 +80,11 @@ pub struct Lead {
 /// A node. What is not in `lead` is on its disk, but for the records past `durable`.
 #[derive(Clone, Debug)]
 pub struct Node {
+    /// It runs.
     pub up: bool,
     /// Its disk was wiped, and nobody was told yet.
     pub wiped: bool,
+    /// Its records.
     pub log: Log,
     /// Records that are synced.
     pub durable: u8,
@@ -110,6 +116,7 @@ pub struct State {
     pub live: [bool; NODES],
     /// Counts registrations.
     pub node_epochs: [u64; NODES],
+    /// By id.
     pub nodes: [Node; NODES],
     /// By offset: what clients were told.
     pub acknowledged: Vec<Acknowledged>,
