@@ -1,12 +1,14 @@
 //! The small model of replication, checked exhaustively: three replicas, the record that consensus holds of their partition (the broker's own
-//! [`corelane::replication::PartitionRecord`]), and every order in which appends, syncs, messages, changes of the ISR, elections, crashes and wiped disks can come.
+//! [`corelane::replication::PartitionRecord`]), and every order in which appends, syncs, messages, changes of the ISR, elections, crashes and wiped
+//! disks can come.
 //!
-//! What always holds: an acknowledged record is in every later leader's log at its offset, one offset is acknowledged to one record, logs are equal below their watermarks, nobody cuts
-//! below its watermark, a leader that tells its watermark is not behind what was acknowledged before, an epoch has one leader. Each rule is then switched off, and the checker finds
-//! the run that breaks one of these; `--nocapture` prints it.
+//! What always holds: an acknowledged record is in every later leader's log at its offset, one offset is acknowledged to one record, logs are equal
+//! below their watermarks, nobody cuts below its watermark, a leader that tells its watermark is not behind what was acknowledged before, an epoch
+//! has one leader. Each rule is then switched off, and the checker finds the run that breaks one of these; `--nocapture` prints it.
 //!
-//! Five million states altogether in less than a minute on two cores, and a few more minutes' worth by `--ignored`. No run has all of it (three epochs, four records, a crash, a wiped disk, every single step) in the time there is. Each of these is complete within its bounds, and each has what
-//! the others leave out. States that differ by the names of nodes, or by what can't matter any more, are one (`state`, `cluster`).
+//! Five million states altogether in less than a minute on two cores, and a few more minutes' worth by `--ignored`. No run has all of it (three
+//! epochs, four records, a crash, a wiped disk, every single step) in the time there is. Each of these is complete within its bounds, and each has
+//! what the others leave out. States that differ by the names of nodes, or by what can't matter any more, are one (`state`, `cluster`).
 //!
 //! - `rules`: the rules, and what a run must have met.
 //! - `state`: a state, and what of it counts.

@@ -8,7 +8,8 @@ use stateright::{Model, Property};
 use crate::rules::{Meetings, Met, Rule};
 use crate::state::{Acked, Acknowledged, Lead, Log, MIN_INSYNC, NODES, Node, RECORDS, State};
 
-/// One step of one node, or between two. Messages are steps: one that is late is a step that comes later, and what it found is refused or taken by the state of then.
+/// One step of one node, or between two. Messages are steps: one that is late is a step that comes later, and what it found is refused or taken by
+/// the state of then.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// The elected one learns it, keeps the epoch and begins to lead.
@@ -264,8 +265,8 @@ impl Cluster {
                 if let Some(record) = log.records().get(node.log.len()) {
                     node.log.push(*record);
                 }
-                // A follower's sync is part of this. Only what is durable is told, and what a crash would take might as well not have come yet; so nothing new happens
-                // between the two, unless the rule is off.
+                // A follower's sync is part of this. Only what is durable is told, and what a crash would take might as well not have come yet; so
+                // nothing new happens between the two, unless the rule is off.
                 if self.keeps(Rule::AckedWhenDurable) {
                     node.durable = node.log.len() as u8;
                 }

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub enum Rule {
     /// From proposing a join until it is known refused, the watermark waits for the joiner too.
     JoinerBoundsWatermark,
-    /// A joiner has everything below the leader's epoch start offset: below it there may be records that were acknowledged before, though the new leader's watermark does not say so yet.
+    /// A joiner has everything below the leader's epoch start offset: below it there may be records that were acknowledged before, though the new
+    /// leader's watermark does not say so yet.
     JoinerHasEpochStart,
     /// A joiner has everything below the watermark.
     JoinerHasWatermark,

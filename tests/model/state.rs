@@ -14,7 +14,8 @@ pub const MIN_INSYNC: usize = 2;
 /// A set of nodes, one bit each.
 pub type Set = u8;
 
-/// A log: the epoch of each record. One leader appends in an epoch, and a leader that crashes leads in another one, so an offset and an epoch name a record.
+/// A log: the epoch of each record. One leader appends in an epoch, and a leader that crashes leads in another one, so an offset and an epoch name a
+/// record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Log {
     epochs: [i8; RECORDS],
@@ -43,7 +44,8 @@ impl Log {
         self.len = self.len.min(len as u8);
     }
 
-    /// How many records two logs have in common from the start. What exchanging epoch tables comes to, since records of one epoch are alike up to the shorter end.
+    /// How many records two logs have in common from the start. What exchanging epoch tables comes to, since records of one epoch are alike up to the
+    /// shorter end.
     pub fn common(&self, other: &Log) -> usize {
         self.records().iter().zip(other.records()).take_while(|(a, b)| a == b).count()
     }
@@ -139,8 +141,9 @@ impl State {
         self.record.replica(node as u32).map_or(0, |replica| replica.incarnation)
     }
 
-    /// What of a state matters for what can come. Versions, incarnations and registrations only count up and are only compared with the present ones, so "is it the present one" is
-    /// all of them that matters; without that there would be no end of states. The nodes are alike, so states that differ by their order only are one.
+    /// What of a state matters for what can come. Versions, incarnations and registrations only count up and are only compared with the present ones,
+    /// so "is it the present one" is all of them that matters; without that there would be no end of states. The nodes are alike, so states that
+    /// differ by their order only are one.
     fn key(&self) -> [u64; NODES + 1] {
         ORDERS.iter().map(|order| self.key_in(order)).min().unwrap_or_default()
     }

@@ -146,8 +146,8 @@ impl History {
         &mut self.events
     }
 
-    /// One history of the logs of several clients, by time. What began and what ended in the same microsecond counts as at the same time: the beginning goes first,
-    /// which claims least about their order.
+    /// One history of the logs of several clients, by time. What began and what ended in the same microsecond counts as at the same time: the
+    /// beginning goes first, which claims least about their order.
     pub fn merge(parts: impl IntoIterator<Item = History>) -> History {
         let mut events: Vec<Event> = parts.into_iter().flat_map(|part| part.events).collect();
         events.sort_by_key(|event| (event.time_us, event.phase != Phase::Invoke));

@@ -1,8 +1,8 @@
 //! Judges what clients saw of a cluster, in the manner of Jepsen's Kafka workload.
 //!
-//! A [`History`] is a list of events in the order in which they happened: what a client began, and how it ended. The simulator writes one as it runs; clients of real
-//! processes log theirs as JSON lines, which are merged by time. [`check`] finds what no correct cluster can have answered. It knows nothing of brokers, replicas or
-//! faults, so nothing that it finds can be explained away by one.
+//! A [`History`] is a list of events in the order in which they happened: what a client began, and how it ended. The simulator writes one as it runs;
+//! clients of real processes log theirs as JSON lines, which are merged by time. [`check`] finds what no correct cluster can have answered. It knows
+//! nothing of brokers, replicas or faults, so nothing that it finds can be explained away by one.
 //!
 //! ```text
 //! History::push ... -> check(&history) -> Vec<Finding>, empty if all is well; report(&history, &findings) for a person
@@ -10,9 +10,10 @@
 //!
 //! What each kind of finding means is said at [`Kind`]. What the judge takes for granted:
 //! - A value is sent once in a history. A client that retries by its own hand sends another value, or says that it is no idempotent producer.
-//! - A send that ends with `Ok` is acknowledged, one with `Fail` was refused for certain, one with `Info`, or without an end, may be there or not. `acks=0` ends with `Info`.
-//! - Every time that a consumer's position is set by something else than its own reading (assignment, rebalance, seek, a fresh process), it logs [`Operation::Assign`] or
-//!   [`Operation::Subscribe`]. A client that polls without either reads every partition from its start.
+//! - A send that ends with `Ok` is acknowledged, one with `Fail` was refused for certain, one with `Info`, or without an end, may be there or not.
+//!   `acks=0` ends with `Info`.
+//! - Every time that a consumer's position is set by something else than its own reading (assignment, rebalance, seek, a fresh process), it logs
+//!   [`Operation::Assign`] or [`Operation::Subscribe`]. A client that polls without either reads every partition from its start.
 //! - A final read is made when all else has ended. Without one, a write counts as lost only where a consumer passed by its offset.
 //! - No compaction and no control records: the log has no holes.
 //!
