@@ -9,6 +9,8 @@
 //! Five million states altogether in less than a minute on two cores, and a few more minutes' worth by `--ignored`. No run has all of it (three
 //! epochs, four records, a crash, a wiped disk, every single step) in the time there is. Each of these is complete within its bounds, and each has
 //! what the others leave out. States that differ by the names of nodes, or by what can't matter any more, are one (`state`, `cluster`).
+//! Known: breadth first and depth first do not count the same (379,694 and 379,939 states for `CRASH`), so the key of a state takes some for
+//! one that do not behave alike, and a run is complete but for about a thousandth.
 //!
 //! - `rules`: the rules, and what a run must have met.
 //! - `state`: a state, and what of it counts.
