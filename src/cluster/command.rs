@@ -233,8 +233,9 @@ pub(crate) mod tests {
         let mark = commands.pop().unwrap();
         let topic = TopicId([8; 16]);
         let partition = TopicPartition { topic, partition: 1 };
-        let first = Registration { clients: vec![], cluster_address: None, replication_port: 0, rack: None, ..registration(0) };
-        let others = [1, 2].map(|node| Command::RegisterNode(Box::new(registration(node))));
+        let of_cluster = |node| Registration { cluster: *b"the-cluster-uuid", ..registration(node) };
+        let first = Registration { clients: vec![], cluster_address: None, replication_port: 0, rack: None, ..of_cluster(0) };
+        let others = [1, 2].map(|node| Command::RegisterNode(Box::new(of_cluster(node))));
         let change = IsrChange { leader: 0, leader_epoch: 1, version: 4, leave: vec![2], join: vec![] };
         let joiner = Joiner { replica: Replica { node: 2, incarnation: 0 }, node_epoch: 3 };
         let back = IsrChange { version: 5, leave: vec![], join: vec![joiner], ..change.clone() };

@@ -28,6 +28,12 @@ impl LeaderBalance {
         LeaderBalance { node_of, by_shard, by_node, movable: BTreeMap::new(), places: BTreeMap::new() }
     }
 
+    /// Counts what a shard leads besides what is put here, and keeps.
+    pub(super) fn keep(&mut self, shard: usize, leads: u64) {
+        self.by_shard[shard] += leads;
+        self.by_node[self.node_of[shard]] += leads;
+    }
+
     /// The node of a shard.
     pub(super) fn node_of(&self, shard: usize) -> usize {
         self.node_of[shard]

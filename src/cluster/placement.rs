@@ -131,8 +131,16 @@ impl Placer {
             let places = places.iter().filter(|place| candidates[**place].rank == candidates[places[0]].rank);
             places.map(|place| first_shards[*place] + shard_of(&candidates[*place], at)).collect()
         };
+        let mut new = vec![0; shards];
         for (at, places) in placed.iter().enumerate() {
-            balance.put(at, can_lead(&self.candidates, at, places));
+            let can_lead = can_lead(&self.candidates, at, places);
+            new[can_lead[0]] += 1;
+            balance.put(at, can_lead);
+        }
+        // The topic's earlier partitions stay where they are.
+        let all = self.candidates.iter().flat_map(|candidate| candidate.topic_leaders.iter());
+        for (shard, (all, new)) in all.zip(&new).enumerate() {
+            balance.keep(shard, all - new);
         }
         while let Some(path) = balance.improvement() {
             for hop in path.windows(2).rev() {

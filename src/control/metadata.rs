@@ -534,6 +534,24 @@ pub(super) mod tests {
         }
     }
 
+    #[test]
+    fn the_golden_files_open() {
+        let cluster = *b"the-cluster-uuid";
+        for (golden, node_epoch) in [
+            (&include_bytes!("../cluster/fixtures/catalogue-1.bin")[..], 1),
+            (&include_bytes!("../cluster/fixtures/catalogue-2.bin")[..], 1),
+            (&include_bytes!("../cluster/fixtures/catalogue-3.bin")[..], 4),
+            (&include_bytes!("../cluster/fixtures/catalogue-3-compacted.bin")[..], 4),
+        ] {
+            let (_directory, path) = new_log();
+            std::fs::write(&path, golden).unwrap();
+            for start in 0..2 {
+                let (_, opened) = SingleNodeLog::open(&path, &registration(0, cluster), Witness::default()).unwrap();
+                assert_eq!(opened, Opened { node_epoch: node_epoch + start, torn: None });
+            }
+        }
+    }
+
     /// Each registration is applied to every partition at each start: there are not to be many of them.
     #[test]
     fn many_starts_are_compacted() {

@@ -98,6 +98,23 @@ fn new_partitions_go_on_where_the_topic_is() {
     assert!(of_shards.0 - of_shards.1 <= 1, "{of_shards:?}");
 }
 
+#[test]
+fn new_partitions_even_out_a_topic_that_is_on_few_nodes() {
+    let mut catalogue = racked(&[(1, None, 2), (2, None, 2)]);
+    catalogue.apply(&create_drawn(1, 4, 2)).unwrap();
+    catalogue.apply(&without_rack(3)).unwrap();
+    catalogue.apply(&without_rack(4)).unwrap();
+    let id = catalogue.view().topic("d1").unwrap().id;
+    catalogue.apply(&Command::AlterTopic { id, partitions: Some(12), config: vec![] }).unwrap();
+    let [of_nodes, of_shards, of_replicas] = spread(catalogue.view());
+    assert_eq!((of_nodes, of_replicas), ((3, 3), (6, 6)));
+    assert!(of_shards.0 - of_shards.1 <= 1, "{of_shards:?}");
+}
+
+fn without_rack(node: NodeId) -> Command {
+    register_with(node, |r| r.rack = None)
+}
+
 /// It would get all of a new topic's leaders otherwise.
 #[test]
 fn a_new_node_gets_its_part_of_a_topic_and_no_more() {
