@@ -71,6 +71,20 @@ pub const MAX_TOPIC_NAME: usize = 249;
 pub const MAX_PARTITIONS: u32 = 100_000;
 /// Largest number of shards of a node: the advertised id is node id * 1024 + shard.
 pub const MAX_SHARDS: u32 = 1024;
+/// Largest id of a node: its shards' broker ids are 31 bits.
+pub const MAX_NODE_ID: u32 = (1 << 21) - 1;
+/// Nodes of one cluster.
+pub const MAX_NODES: usize = 1024;
+/// Replicas of one partition.
+pub const MAX_REPLICAS: usize = 32;
+/// Partitions that the outcome of a command names one by one; of more it says only that they are many.
+pub const MAX_NAMED_PARTITIONS: usize = 1_000;
+/// A record of partitions in a snapshot of the catalogue is closed at about this many bytes.
+pub const SNAPSHOT_RECORD: usize = MAX_COMMAND / 2;
+/// Names and addresses of one node, bytes.
+pub const MAX_NODE_TEXT: usize = MAX_COMMAND / 4;
+/// Registrations behind a catalogue's snapshot after which it is compacted: each is applied to every partition at a start.
+pub const CATALOGUE_REGISTRATIONS: usize = 100;
 /// Largest number of partitions of all topics together.
 pub const MAX_ALL_PARTITIONS: u64 = 1_000_000;
 /// Longest encoded command of the catalogue, bytes.

@@ -7,7 +7,6 @@ use serde_json::json;
 
 use super::exit::{Exit, Failure, output_failed};
 use crate::cluster::{Catalogue, command_log};
-use crate::limits;
 use crate::log::recovery::repair::{RepairRequest, RepairedPartition, repair};
 use crate::log::{identity, paths};
 use crate::server::lock_data;
@@ -28,8 +27,7 @@ pub fn run(data: &Path, apply: bool, json: bool, out: &mut dyn Write) -> Result<
     let path = data.join(paths::CATALOGUE);
     let bytes = std::fs::read(&path).map_err(|e| failed(&format!("{}: {e}", path.display())))?;
     let log = command_log::decode_log(&bytes).map_err(|e| failed(&e))?;
-    let catalogue =
-        Catalogue::replay(limits::MAX_SHARDS as u16, &log).map_err(|(record, refusal)| failed(&format!("record {record}: {refusal}")))?;
+    let catalogue = Catalogue::replay(&log).map_err(|(record, refusal)| failed(&format!("record {record}: {refusal}")))?;
     let partitions: Vec<_> = catalogue
         .view()
         .topics()

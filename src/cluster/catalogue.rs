@@ -1,151 +1,23 @@
-//! The state machine of the metadata, and the snapshot of it that shards read.
+//! The state machine of the metadata: what each command does.
 //!
-//! A [`CatalogueView`] never changes; [`Catalogue::apply`] makes the next one. While a snapshot is held elsewhere an apply
-//! copies the maps (not the topics), so a start that replays a long log copies nothing.
+//! A [`CatalogueView`] never changes; [`Catalogue::apply`] makes the next one. What does not change is shared between them. Here are topics and producer ids;
+//! nodes are in `membership`, partitions in `leadership`.
+//!
+//! Before the first node is registered there are topics but no records of partitions: so it is in the log of a broker from before there were clusters. The first
+//! registration takes them over ([`Command::RegisterNode`]).
 
-use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 
 use super::command::Command;
 use super::command_log::{CommandLog, Snapshot};
 use super::config::TopicConfig;
+use super::placement::Placer;
+use super::view::{CatalogueView, Topic};
 use crate::limits;
-use crate::request::{Code, Refusal, TopicDescription};
-use crate::types::{Durability, LeaderEpoch, ProducerId, TopicId};
-
-/// A topic as it stands.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Topic {
-    /// Identity.
-    pub id: TopicId,
-    /// Name.
-    pub name: String,
-    /// Number of partitions; only grows.
-    pub partitions: u32,
-    /// Replicas of each, in nodes.
-    pub replication_factor: u16,
-    /// Its settings.
-    pub config: TopicConfig,
-}
-
-impl Topic {
-    /// The durability in force, given the broker's default.
-    pub fn durability(&self, broker: Durability) -> Durability {
-        self.config.durability.unwrap_or(broker)
-    }
-
-    /// The topic as clients are told of it, given the broker's default durability.
-    pub fn describe(&self, broker: Durability) -> TopicDescription {
-        TopicDescription {
-            name: self.name.clone(),
-            id: self.id,
-            partitions: self.partitions,
-            replication_factor: self.replication_factor,
-            durability: self.durability(broker),
-            config: self.config.entries(broker),
-        }
-    }
-}
-
-/// A snapshot of the catalogue.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct CatalogueView {
-    commands: u64,
-    epoch: LeaderEpoch,
-    next_producer_id: ProducerId,
-    partitions: u64,
-    by_id: HashMap<TopicId, Arc<Topic>>,
-    by_name: BTreeMap<String, Arc<Topic>>,
-}
-
-impl CatalogueView {
-    /// The topic of a name.
-    pub fn topic(&self, name: &str) -> Option<&Arc<Topic>> {
-        self.by_name.get(name)
-    }
-
-    /// The topic of an id.
-    pub fn topic_by_id(&self, id: &TopicId) -> Option<&Arc<Topic>> {
-        self.by_id.get(id)
-    }
-
-    /// All topics, by name.
-    pub fn topics(&self) -> impl ExactSizeIterator<Item = &Arc<Topic>> {
-        self.by_name.values()
-    }
-
-    /// What a compacted log begins with: its header's part, and the commands that make the topics anew.
-    pub fn snapshot(&self) -> (Snapshot, Vec<Command>) {
-        let create = |topic: &Arc<Topic>| Command::CreateTopic {
-            id: topic.id,
-            name: topic.name.clone(),
-            partitions: topic.partitions,
-            replication_factor: topic.replication_factor,
-            config: topic.config.set_pairs(),
-        };
-        let topics: Vec<_> = self.topics().map(create).collect();
-        let snapshot = Snapshot {
-            topics: topics.len() as u64,
-            commands: self.commands,
-            next_producer_id: self.next_producer_id,
-            starts: (i64::from(self.epoch) + 1) as u32,
-        };
-        (snapshot, topics)
-    }
-
-    /// Number of partitions of all topics.
-    pub fn partitions(&self) -> u64 {
-        self.partitions
-    }
-
-    /// How many commands were applied, durable marks aside; a later snapshot has a larger number.
-    pub fn commands(&self) -> u64 {
-        self.commands
-    }
-
-    /// The leader epoch of every partition: how often the node was started, less one. -1 before the first start.
-    pub fn leader_epoch(&self) -> LeaderEpoch {
-        self.epoch
-    }
-
-    /// A topic whose name differs from this one only in '.' and '_', so that their metrics would have one name.
-    pub fn collision(&self, name: &str) -> Option<&Arc<Topic>> {
-        if !name.contains(['.', '_']) {
-            return None;
-        }
-        let plain = name.replace('.', "_");
-        self.by_name.values().find(|t| t.name != name && t.name.replace('.', "_") == plain)
-    }
-}
-
-/// What is different in a later snapshot.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Changes {
-    /// Topics that are new, by name.
-    pub created: Vec<Arc<Topic>>,
-    /// Topics as they are now, whose settings or partitions changed.
-    pub altered: Vec<Arc<Topic>>,
-    /// Topics that have gone, as they were.
-    pub deleted: Vec<Arc<Topic>>,
-}
-
-impl CatalogueView {
-    /// What happened to the topics since an earlier snapshot. A name that was deleted and created again is in both lists.
-    pub fn changes_since(&self, earlier: &CatalogueView) -> Changes {
-        let mut changes = Changes::default();
-        for topic in self.by_name.values() {
-            match earlier.by_id.get(&topic.id) {
-                None => changes.created.push(Arc::clone(topic)),
-                Some(before) if !Arc::ptr_eq(before, topic) => changes.altered.push(Arc::clone(topic)),
-                Some(_) => {}
-            }
-        }
-        let gone = |topic: &&Arc<Topic>| !self.by_id.contains_key(&topic.id);
-        changes.deleted = earlier.by_name.values().filter(gone).cloned().collect();
-        changes
-    }
-}
+use crate::replication::{NodeId, PartitionRecord};
+use crate::request::{Code, Refusal};
+use crate::types::{LeaderEpoch, ProducerId, TopicId, TopicPartition};
 
 /// A command that was made durable, and the state right after it.
 #[derive(Clone, Debug)]
@@ -154,6 +26,24 @@ pub struct Committed {
     pub applied: Applied,
     /// The snapshot with it.
     pub view: Arc<CatalogueView>,
+}
+
+/// Partitions whose records a command changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ChangedPartitions {
+    /// These.
+    These(Vec<TopicPartition>),
+    /// More than [`limits::MAX_NAMED_PARTITIONS`]: [`CatalogueView::partitions_changed_since`] has them.
+    Many,
+}
+
+impl ChangedPartitions {
+    pub(super) fn of(partitions: Vec<TopicPartition>) -> ChangedPartitions {
+        match partitions.len() > limits::MAX_NAMED_PARTITIONS {
+            true => ChangedPartitions::Many,
+            false => ChangedPartitions::These(partitions),
+        }
+    }
 }
 
 /// What a command did.
@@ -169,6 +59,24 @@ pub enum Applied {
     NodeStarted(LeaderEpoch),
     /// These ids are the proposer's.
     ProducerIds(Range<ProducerId>),
+    /// A node is registered.
+    NodeRegistered {
+        /// Which.
+        node: NodeId,
+        /// The epoch of this registration.
+        node_epoch: u64,
+        /// Partitions that changed with it.
+        changed: ChangedPartitions,
+    },
+    /// A node is something else now: fenced, draining, retiring, or gone.
+    NodeChanged {
+        /// Which.
+        node: NodeId,
+        /// Partitions that changed with it.
+        changed: ChangedPartitions,
+    },
+    /// Partitions changed.
+    PartitionsChanged(ChangedPartitions),
     /// Nothing changed.
     Nothing,
 }
@@ -176,21 +84,24 @@ pub enum Applied {
 /// The state machine.
 #[derive(Clone, Debug)]
 pub struct Catalogue {
-    nodes: u16,
-    view: Arc<CatalogueView>,
+    pub(super) view: Arc<CatalogueView>,
+}
+
+impl Default for Catalogue {
+    fn default() -> Catalogue {
+        Catalogue::new()
+    }
 }
 
 impl Catalogue {
-    /// An empty catalogue of a cluster of `nodes` nodes.
-    pub fn new(nodes: u16) -> Catalogue {
-        let view =
-            CatalogueView { commands: 0, epoch: -1, next_producer_id: 0, partitions: 0, by_id: HashMap::new(), by_name: BTreeMap::new() };
-        Catalogue { nodes, view: Arc::new(view) }
+    /// An empty catalogue: no topics, no nodes.
+    pub fn new() -> Catalogue {
+        Catalogue { view: Arc::new(CatalogueView::new()) }
     }
 
     /// One that goes on from a snapshot, to see what a command would do.
-    pub fn from_view(nodes: u16, view: Arc<CatalogueView>) -> Catalogue {
-        Catalogue { nodes, view }
+    pub fn from_view(view: Arc<CatalogueView>) -> Catalogue {
+        Catalogue { view }
     }
 
     /// The present snapshot.
@@ -202,20 +113,22 @@ impl Catalogue {
     ///
     /// # Errors
     /// The first record that can't be applied, by its number, and why: the log is not one that this state machine wrote.
-    pub fn replay(nodes: u16, log: &CommandLog) -> Result<Catalogue, (u64, Refusal)> {
-        let mut catalogue = Catalogue::new(nodes);
-        let (topics, later) = log.commands.split_at((log.snapshot.topics as usize).min(log.commands.len()));
-        let apply = |catalogue: &mut Catalogue, records: &[(u64, Command)]| {
-            records.iter().try_for_each(|(sequence, command)| catalogue.apply(command).map(drop).map_err(|refusal| (*sequence, refusal)))
-        };
-        apply(&mut catalogue, topics)?;
+    pub fn replay(log: &CommandLog) -> Result<Catalogue, (u64, Refusal)> {
+        let mut catalogue = Catalogue::new();
+        let (snapshot, later) = log.commands.split_at((log.snapshot.records as usize).min(log.commands.len()));
+        for (sequence, command) in snapshot {
+            catalogue.restore(command).map_err(|refusal| (*sequence, refusal))?;
+        }
         if log.snapshot.is_some() {
             let view = Arc::make_mut(&mut catalogue.view);
             let Snapshot { commands, starts, next_producer_id, .. } = log.snapshot;
             (view.commands, view.next_producer_id) = (commands, next_producer_id);
             view.epoch = LeaderEpoch::try_from(starts).map_err(|_| (0, exhausted("leader epochs")))? - 1;
+            catalogue.check_restored().map_err(|refusal| (log.snapshot.records, refusal))?;
         }
-        apply(&mut catalogue, later)?;
+        for (sequence, command) in later {
+            catalogue.apply(command).map_err(|refusal| (*sequence, refusal))?;
+        }
         Ok(catalogue)
     }
 
@@ -223,20 +136,16 @@ impl Catalogue {
     pub fn apply(&mut self, command: &Command) -> Result<Applied, Refusal> {
         let applied = match command {
             Command::CreateTopic { id, name, partitions, replication_factor, config } => {
-                let topic = self.check_create(*id, name, *partitions, *replication_factor, config)?;
-                let view = Arc::make_mut(&mut self.view);
-                view.put(Arc::clone(&topic));
-                Applied::TopicCreated(topic)
+                self.create_topic(*id, name, *partitions, *replication_factor, config)?
             }
             Command::DeleteTopic { id } => {
                 let topic = Arc::clone(self.existing(id)?);
-                Arc::make_mut(&mut self.view).remove(&topic);
+                Arc::make_mut(&mut self.view).remove_topic(&topic);
                 Applied::TopicDeleted(topic)
             }
-            Command::AlterTopic { id, partitions, config } => {
-                let topic = self.check_alter(id, *partitions, config)?;
-                Arc::make_mut(&mut self.view).put(Arc::clone(&topic));
-                Applied::TopicAltered(topic)
+            Command::AlterTopic { id, partitions, config } => self.alter_topic(id, *partitions, config)?,
+            Command::NodeStarted if !self.view.nodes.is_empty() => {
+                return Err(Refusal::new(Code::InvalidRequest, "a node of a cluster registers at its start"));
             }
             Command::NodeStarted => {
                 let epoch = self.view.epoch.checked_add(1).ok_or_else(|| exhausted("leader epochs"))?;
@@ -244,6 +153,20 @@ impl Catalogue {
                 Applied::NodeStarted(epoch)
             }
             Command::AllocateProducerIds { count } => Applied::ProducerIds(self.allocate_producer_ids(*count)?),
+            Command::RegisterNode(registration) => self.register_node(registration)?,
+            Command::FenceNode { node, node_epoch } => self.fence_node(*node, *node_epoch)?,
+            Command::DrainNode { node, node_epoch } => self.drain_node(*node, *node_epoch)?,
+            Command::RetireNode { node, retiring } => self.retire_node(*node, *retiring)?,
+            Command::RemoveNode { node } => self.remove_node(*node)?,
+            Command::ChangeIsr { partition, change } => self.change_isr(partition, change)?,
+            Command::ReplicaLost { partition, replica } => self.replica_lost(partition, *replica)?,
+            Command::ElectLeader { partition, election } => self.elect_leader(partition, *election)?,
+            Command::Reassign { partition, target } => self.reassign(partition, target)?,
+            Command::BalanceLeaders { most } => self.balance_leaders(*most),
+            Command::PlaceOnShard { partition, node, shard } => self.place_on_shard(partition, *node, *shard)?,
+            Command::SnapshotCluster { .. } | Command::SnapshotNode(_) | Command::SnapshotPartitions(_) => {
+                return Err(Refusal::new(Code::InvalidRequest, "it belongs to a snapshot"));
+            }
             // Not a change: it does not count, so that a replay agrees with the run that wrote it.
             Command::DurableMark => return Ok(Applied::Nothing),
         };
@@ -251,7 +174,30 @@ impl Catalogue {
         Ok(applied)
     }
 
-    fn check_create(
+    fn create_topic(
+        &mut self,
+        id: TopicId,
+        name: &str,
+        partitions: u32,
+        replication_factor: u16,
+        config: &[(String, String)],
+    ) -> Result<Applied, Refusal> {
+        let topic = self.check_topic(id, name, partitions, replication_factor, config)?;
+        let nodes = self.view.nodes().filter(|node| !node.retiring).count();
+        // Without a node it is the log of a broker from before there were clusters.
+        if !(1..=nodes.max(usize::from(self.view.nodes.is_empty()))).contains(&usize::from(replication_factor)) {
+            let message = format!("replication factor {replication_factor} of topic {name}: the cluster has {} node(s)", nodes.max(1));
+            return Err(Refusal::new(Code::InvalidReplicationFactor, message));
+        }
+        let placed = self.place(&topic, 0)?;
+        let view = Arc::make_mut(&mut self.view);
+        view.put_topic(Arc::clone(&topic));
+        placed.into_iter().for_each(|(partition, record)| view.put_record(&partition, record));
+        Ok(Applied::TopicCreated(topic))
+    }
+
+    /// A new topic that may be, wherever its replicas may go.
+    pub(super) fn check_topic(
         &self,
         id: TopicId,
         name: &str,
@@ -260,15 +206,15 @@ impl Catalogue {
         config: &[(String, String)],
     ) -> Result<Arc<Topic>, Refusal> {
         check_name(name)?;
-        if self.view.by_name.contains_key(name) {
+        if self.view.topic(name).is_some() {
             return Err(Refusal::new(Code::TopicExists, format!("topic {name} exists")));
         }
-        if let Some(other) = self.view.by_id.get(&id) {
+        if let Some(other) = self.view.topic_by_id(&id) {
             return Err(Refusal::new(Code::InvalidRequest, format!("topic id {id} is that of topic {}", other.name)));
         }
         self.check_partitions(name, 1, partitions, 0)?;
-        if !(1..=self.nodes).contains(&replication_factor) {
-            let message = format!("replication factor {replication_factor} of topic {name}: the cluster has {} node(s)", self.nodes);
+        if replication_factor == 0 || usize::from(replication_factor) > limits::MAX_REPLICAS {
+            let message = format!("replication factor {replication_factor} of topic {name}: 1 to {} can be", limits::MAX_REPLICAS);
             return Err(Refusal::new(Code::InvalidReplicationFactor, message));
         }
         let pairs = config.iter().map(|(name, value)| (name.as_str(), value.as_str()));
@@ -277,16 +223,49 @@ impl Catalogue {
         Ok(Arc::new(Topic { id, name: name.into(), partitions, replication_factor, config }))
     }
 
-    fn check_alter(&self, id: &TopicId, partitions: Option<u32>, config: &[(String, Option<String>)]) -> Result<Arc<Topic>, Refusal> {
-        let topic = self.existing(id)?;
+    fn alter_topic(&mut self, id: &TopicId, partitions: Option<u32>, config: &[(String, Option<String>)]) -> Result<Applied, Refusal> {
+        let before = Arc::clone(self.existing(id)?);
         if let Some(partitions) = partitions {
-            self.check_partitions(&topic.name, topic.partitions, partitions, topic.partitions)?;
+            self.check_partitions(&before.name, before.partitions, partitions, before.partitions)?;
         }
         let changes = config.iter().map(|(name, value)| (name.as_str(), value.as_deref()));
-        let config = topic.config.with(changes).map_err(invalid_config)?;
-        check_min_insync(&config, topic.replication_factor)?;
-        let partitions = partitions.unwrap_or(topic.partitions);
-        Ok(Arc::new(Topic { partitions, config, ..Topic::clone(topic) }))
+        let config = before.config.with(changes).map_err(invalid_config)?;
+        check_min_insync(&config, before.replication_factor)?;
+        let partitions = partitions.unwrap_or(before.partitions);
+        let topic = Arc::new(Topic { partitions, config, ..Topic::clone(&before) });
+        let placed = self.place(&topic, before.partitions)?;
+        let view = Arc::make_mut(&mut self.view);
+        view.put_topic(Arc::clone(&topic));
+        placed.into_iter().for_each(|(partition, record)| view.put_record(&partition, record));
+        if topic.min_insync() != before.min_insync() {
+            self.update(|_| true, Some(id), |record, topic, _| record.min_insync_changed(topic.min_insync()));
+        }
+        Ok(Applied::TopicAltered(topic))
+    }
+
+    /// The records of a topic's partitions from `first` on; none before the first node is registered.
+    fn place(&self, topic: &Topic, first: u32) -> Result<Vec<(TopicPartition, PartitionRecord)>, Refusal> {
+        if self.view.nodes.is_empty() || first == topic.partitions {
+            return Ok(Vec::new());
+        }
+        let mut placer = Placer::new(&self.view, topic.id);
+        let live = |node: NodeId| self.view.node(node).is_some_and(|node| node.is_live());
+        let Some(places) = placer.place(topic.id, first..topic.partitions, usize::from(topic.replication_factor)) else {
+            let message = format!("{} replicas of topic {}: there are not so many nodes for them", topic.replication_factor, topic.name);
+            return Err(Refusal::new(Code::InvalidReplicationFactor, message));
+        };
+        let mut placed = Vec::with_capacity(places.len());
+        for (partition, nodes) in (first..).zip(places) {
+            let partition = TopicPartition { topic: topic.id, partition };
+            let mut record = PartitionRecord::new(&nodes, live);
+            // In the ISR is only who is there: the watermark waits for each.
+            for node in nodes.iter().filter(|node| !live(**node)) {
+                record.node_away(*node, topic.min_insync(), live);
+            }
+            record.min_insync_changed(topic.min_insync());
+            placed.push((partition, record));
+        }
+        Ok(placed)
     }
 
     fn check_partitions(&self, name: &str, least: u32, wanted: u32, present: u32) -> Result<(), Refusal> {
@@ -294,7 +273,7 @@ impl Catalogue {
             let message = format!("topic {name} can have {least} to {} partitions, not {wanted}", limits::MAX_PARTITIONS);
             return Err(Refusal::new(Code::InvalidPartitions, message));
         }
-        let total = self.view.partitions + u64::from(wanted - present);
+        let total = self.view.partitions() + u64::from(wanted - present);
         if total > limits::MAX_ALL_PARTITIONS {
             let message = format!("all topics together can have {} partitions, not {total}", limits::MAX_ALL_PARTITIONS);
             return Err(Refusal::new(Code::LimitReached, message));
@@ -302,9 +281,9 @@ impl Catalogue {
         Ok(())
     }
 
-    fn existing(&self, id: &TopicId) -> Result<&Arc<Topic>, Refusal> {
+    pub(super) fn existing(&self, id: &TopicId) -> Result<&Arc<Topic>, Refusal> {
         let unknown = || Refusal::new(Code::UnknownTopicOrPartition, format!("there is no topic with id {id}"));
-        self.view.by_id.get(id).ok_or_else(unknown)
+        self.view.topic_by_id(id).ok_or_else(unknown)
     }
 
     fn allocate_producer_ids(&mut self, count: u32) -> Result<Range<ProducerId>, Refusal> {
@@ -316,23 +295,6 @@ impl Catalogue {
         let end = first.checked_add(i64::from(count)).ok_or_else(|| exhausted("producer ids"))?;
         Arc::make_mut(&mut self.view).next_producer_id = end;
         Ok(first..end)
-    }
-}
-
-impl CatalogueView {
-    fn put(&mut self, topic: Arc<Topic>) {
-        let before = self.by_id.insert(topic.id, Arc::clone(&topic));
-        self.partitions += u64::from(topic.partitions);
-        self.partitions -= before.map_or(0, |t| u64::from(t.partitions));
-        self.by_name.insert(topic.name.clone(), topic);
-        assert_eq!(self.by_id.len(), self.by_name.len(), "a name has one id");
-    }
-
-    fn remove(&mut self, topic: &Topic) {
-        self.by_id.remove(&topic.id);
-        self.by_name.remove(&topic.name);
-        self.partitions -= u64::from(topic.partitions);
-        assert_eq!(self.by_id.len(), self.by_name.len(), "a name has one id");
     }
 }
 
@@ -351,7 +313,7 @@ pub fn check_name(name: &str) -> Result<(), Refusal> {
     }
 }
 
-fn check_min_insync(config: &TopicConfig, replication_factor: u16) -> Result<(), Refusal> {
+pub(super) fn check_min_insync(config: &TopicConfig, replication_factor: u16) -> Result<(), Refusal> {
     let wanted = config.min_insync_replicas;
     if wanted > replication_factor {
         let message = format!("min.insync.replicas must be at most the replication factor, {replication_factor}, not {wanted}");
@@ -364,186 +326,6 @@ fn invalid_config(error: super::config::ConfigError) -> Refusal {
     Refusal::new(Code::InvalidConfig, error.to_string())
 }
 
-fn exhausted(what: &str) -> Refusal {
+pub(super) fn exhausted(what: &str) -> Refusal {
     Refusal::new(Code::LimitReached, format!("the {what} are used up"))
-}
-
-#[cfg(test)]
-mod tests {
-    use std::collections::BTreeMap;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn create(id: u8, name: &str, partitions: u32) -> Command {
-        Command::CreateTopic { id: TopicId([id; 16]), name: name.into(), partitions, replication_factor: 1, config: vec![] }
-    }
-
-    fn code(result: Result<Applied, Refusal>) -> Code {
-        result.expect_err("refused").code
-    }
-
-    #[test]
-    fn names_follow_kafkas_rules() {
-        for good in ["a", "A.b_c-9", "...", &"x".repeat(249)] {
-            check_name(good).unwrap();
-        }
-        for bad in ["", ".", "..", "a b", "a/b", "ä", "a\0", &"x".repeat(250)] {
-            assert_eq!(check_name(bad).unwrap_err().code, Code::InvalidTopicName, "{bad:?}");
-        }
-    }
-
-    #[test]
-    fn each_refusal_has_its_code_and_changes_nothing() {
-        let mut catalogue = Catalogue::new(1);
-        catalogue.apply(&create(1, "a", 3)).unwrap();
-        let before = catalogue.view().clone();
-        let id = TopicId([1; 16]);
-        let with_config = |name: &str, value: &str| Command::CreateTopic {
-            id: TopicId([2; 16]),
-            name: "b".into(),
-            partitions: 1,
-            replication_factor: 1,
-            config: vec![(name.into(), value.into())],
-        };
-        let two_replicas =
-            Command::CreateTopic { id: TopicId([2; 16]), name: "b".into(), partitions: 1, replication_factor: 2, config: vec![] };
-        let alter = |partitions| Command::AlterTopic { id, partitions: Some(partitions), config: vec![] };
-        for (command, expected) in [
-            (create(2, "a", 1), Code::TopicExists),
-            (create(1, "b", 1), Code::InvalidRequest),
-            (create(2, "b!", 1), Code::InvalidTopicName),
-            (create(2, "b", 0), Code::InvalidPartitions),
-            (create(2, "b", limits::MAX_PARTITIONS + 1), Code::InvalidPartitions),
-            (two_replicas, Code::InvalidReplicationFactor),
-            (with_config("nonsense", "1"), Code::InvalidConfig),
-            (with_config("min.insync.replicas", "2"), Code::InvalidConfig),
-            (Command::DeleteTopic { id: TopicId([9; 16]) }, Code::UnknownTopicOrPartition),
-            (alter(2), Code::InvalidPartitions),
-            (Command::AllocateProducerIds { count: 0 }, Code::InvalidRequest),
-            (Command::AllocateProducerIds { count: 1001 }, Code::InvalidRequest),
-        ] {
-            assert_eq!(code(catalogue.apply(&command)), expected, "{command:?}");
-            assert_eq!(catalogue.view(), &before);
-        }
-    }
-
-    #[test]
-    fn all_topics_together_have_a_bound() {
-        let mut catalogue = Catalogue::new(1);
-        let full = (limits::MAX_ALL_PARTITIONS / u64::from(limits::MAX_PARTITIONS)) as u8;
-        for n in 0..full {
-            catalogue.apply(&create(n, &format!("t{n}"), limits::MAX_PARTITIONS)).unwrap();
-        }
-        assert_eq!(code(catalogue.apply(&create(full, "one-more", 1))), Code::LimitReached);
-        catalogue.apply(&Command::DeleteTopic { id: TopicId([0; 16]) }).unwrap();
-        catalogue.apply(&create(full, "one-more", 1)).unwrap();
-    }
-
-    #[test]
-    fn a_name_that_comes_again_is_another_topic() {
-        let mut catalogue = Catalogue::new(1);
-        catalogue.apply(&create(1, "a", 1)).unwrap();
-        let held = catalogue.view().clone();
-        catalogue.apply(&Command::DeleteTopic { id: TopicId([1; 16]) }).unwrap();
-        catalogue.apply(&create(2, "a", 2)).unwrap();
-        assert_eq!(held.topic("a").unwrap().id, TopicId([1; 16]), "a snapshot stays as it was");
-        assert_eq!(catalogue.view().topic("a").unwrap().id, TopicId([2; 16]));
-        assert!(catalogue.view().topic_by_id(&TopicId([1; 16])).is_none());
-    }
-
-    #[test]
-    fn snapshots_tell_what_changed() {
-        let mut catalogue = Catalogue::new(1);
-        for (id, name) in [(1, "a"), (2, "b"), (3, "c")] {
-            catalogue.apply(&create(id, name, 1)).unwrap();
-        }
-        let before = catalogue.view().clone();
-        assert_eq!(before.changes_since(&before), Changes::default());
-        catalogue.apply(&Command::DeleteTopic { id: TopicId([1; 16]) }).unwrap();
-        catalogue.apply(&create(4, "a", 1)).unwrap();
-        catalogue.apply(&Command::AlterTopic { id: TopicId([2; 16]), partitions: Some(5), config: vec![] }).unwrap();
-        let changes = catalogue.view().changes_since(&before);
-        let ids = |topics: &[Arc<Topic>]| topics.iter().map(|t| t.id.0[0]).collect::<Vec<_>>();
-        assert_eq!((ids(&changes.created), ids(&changes.altered), ids(&changes.deleted)), (vec![4], vec![2], vec![1]));
-        assert_eq!(changes.altered[0].partitions, 5);
-    }
-
-    #[test]
-    fn starts_raise_the_epoch_and_ids_are_never_given_twice() {
-        let mut catalogue = Catalogue::new(1);
-        assert_eq!(catalogue.view().leader_epoch(), -1);
-        assert_eq!(catalogue.apply(&Command::NodeStarted).unwrap(), Applied::NodeStarted(0));
-        assert_eq!(catalogue.apply(&Command::AllocateProducerIds { count: 1000 }).unwrap(), Applied::ProducerIds(0..1000));
-        assert_eq!(catalogue.apply(&Command::NodeStarted).unwrap(), Applied::NodeStarted(1));
-        assert_eq!(catalogue.apply(&Command::AllocateProducerIds { count: 5 }).unwrap(), Applied::ProducerIds(1000..1005));
-    }
-
-    #[test]
-    fn names_that_collide_in_metrics_are_found() {
-        let mut catalogue = Catalogue::new(1);
-        catalogue.apply(&create(1, "a.b", 1)).unwrap();
-        assert_eq!(catalogue.view().collision("a_b").unwrap().name, "a.b");
-        assert!(catalogue.view().collision("a.b").is_none(), "itself is no collision");
-        assert!(catalogue.view().collision("ab").is_none());
-    }
-
-    fn any_command() -> impl Strategy<Value = Command> {
-        let id = || (0u8..5).prop_map(|n| TopicId([n; 16]));
-        let setting = prop_oneof![Just("retention.ms"), Just("segment.bytes"), Just("nonsense")].prop_map(str::to_owned);
-        let value = prop_oneof![Just("1048576"), Just("-1")].prop_map(str::to_owned);
-        prop_oneof![
-            4 => (id(), 0u8..4, 0u32..5).prop_map(|(id, name, partitions)| {
-                Command::CreateTopic { id, name: format!("t{name}"), partitions, replication_factor: 1, config: vec![] }
-            }),
-            2 => id().prop_map(|id| Command::DeleteTopic { id }),
-            3 => (id(), proptest::option::of(0u32..9), proptest::collection::vec((setting, proptest::option::of(value)), 0..2))
-                .prop_map(|(id, partitions, config)| Command::AlterTopic { id, partitions, config }),
-            1 => Just(Command::NodeStarted),
-            1 => (0u32..3).prop_map(|count| Command::AllocateProducerIds { count }),
-            1 => Just(Command::DurableMark),
-        ]
-    }
-
-    proptest! {
-        /// Against the plainest model there is: a map of what was accepted, rebuilt by hand.
-        #[test]
-        fn agrees_with_a_plain_map(commands in proptest::collection::vec(any_command(), 0..60)) {
-            let (mut catalogue, mut twin) = (Catalogue::new(1), Catalogue::new(1));
-            let mut model: BTreeMap<TopicId, (String, u32)> = BTreeMap::new();
-            for command in &commands {
-                let result = catalogue.apply(command);
-                // A model of the rules in the other direction: what must have been accepted, what not.
-                match command {
-                    Command::CreateTopic { id, name, partitions, .. } => {
-                        let free = !model.contains_key(id) && !model.values().any(|(n, _)| n == name) && *partitions > 0;
-                        prop_assert_eq!(result.is_ok(), free);
-                        if free { model.insert(*id, (name.clone(), *partitions)); }
-                    }
-                    Command::DeleteTopic { id } => prop_assert_eq!(result.is_ok(), model.remove(id).is_some()),
-                    Command::AlterTopic { id, partitions, .. } if result.is_ok() => {
-                        let topic = model.get_mut(id).expect("only what exists is altered");
-                        if let Some(n) = partitions { prop_assert!(*n >= topic.1); topic.1 = *n; }
-                    }
-                    _ => {}
-                }
-                let _ = twin.apply(&Command::decode(&command.encode().unwrap()).unwrap());
-            }
-            let seen: BTreeMap<_, _> = catalogue.view().topics().map(|t| (t.id, (t.name.clone(), t.partitions))).collect();
-            prop_assert_eq!(&seen, &model);
-            prop_assert_eq!(catalogue.view().partitions(), model.values().map(|(_, n)| u64::from(*n)).sum::<u64>());
-            prop_assert_eq!(catalogue.view(), twin.view());
-            // A snapshot is read back as the same state, and goes on like it.
-            let bytes = super::super::command_log::encode_compacted([9; 16], catalogue.view()).unwrap();
-            let log = super::super::command_log::decode_log(&bytes).unwrap();
-            prop_assert_eq!(log.torn, None);
-            let mut again = Catalogue::replay(1, &log).unwrap();
-            prop_assert_eq!(again.view(), catalogue.view());
-            for command in &commands {
-                prop_assert_eq!(again.apply(command).is_ok(), catalogue.apply(command).is_ok());
-            }
-            prop_assert_eq!(again.view(), catalogue.view());
-        }
-    }
 }

@@ -3,11 +3,36 @@
 //! Decoding goes through FlatBuffers' verifier only. A kind that this version does not know is an error, never skipped:
 //! a state machine that leaves out a command is another state machine.
 
-use flatbuffers::{FlatBufferBuilder, VerifierOptions, WIPOffset};
+use flatbuffers::{FlatBufferBuilder, VerifierOptions};
 
+use super::codec;
 use super::generated::corelane::catalogue as fb;
+use super::node::{Node, Registration};
 use crate::limits;
-use crate::types::TopicId;
+use crate::replication::{IsrChange, NodeId, PartitionRecord, Replica};
+use crate::types::{TopicId, TopicPartition};
+
+/// Who is to lead a partition.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Election {
+    /// Its first replica.
+    Preferred,
+    /// This member of the ISR.
+    HandOver(NodeId),
+    /// This replica, though it may lack what was acknowledged: by an administrator's word only.
+    Unclean(NodeId),
+}
+
+/// Neighbouring partitions of a topic as they stood.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PartitionsSnapshot {
+    /// The topic.
+    pub topic: TopicId,
+    /// The first partition.
+    pub first: u32,
+    /// Each one's record, and the shards that do not follow from the topic's id.
+    pub partitions: Vec<(PartitionRecord, Vec<(NodeId, u32)>)>,
+}
 
 /// A change of the catalogue.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -39,13 +64,94 @@ pub enum Command {
         /// Settings to set, or (`None`) to give back to the default.
         config: Vec<(String, Option<String>)>,
     },
-    /// The node starts: the leader epoch of every partition rises by one.
+    /// The only node starts: the leader epoch of every partition rises by one. Not written any more, and refused once a node is registered.
     NodeStarted,
     /// A block of producer ids is given out.
     AllocateProducerIds {
         /// How many.
         count: u32,
     },
+    /// A node is there, in this life and with these places.
+    RegisterNode(Box<Registration>),
+    /// A node's lease is over.
+    FenceNode {
+        /// Which.
+        node: NodeId,
+        /// Of which registration.
+        node_epoch: u64,
+    },
+    /// A node is about to stop.
+    DrainNode {
+        /// Which.
+        node: NodeId,
+        /// Of which registration.
+        node_epoch: u64,
+    },
+    /// A node is to hold no replicas, or may again.
+    RetireNode {
+        /// Which.
+        node: NodeId,
+        /// Whether it is to go.
+        retiring: bool,
+    },
+    /// A node without replicas leaves the cluster.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// A leader proposes who is in sync.
+    ChangeIsr {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// The proposal.
+        change: IsrChange,
+    },
+    /// A replica lost something that it had acknowledged.
+    ReplicaLost {
+        /// Of which partition.
+        partition: TopicPartition,
+        /// Which replica, in which life: a second report of the same loss is refused.
+        replica: Replica,
+    },
+    /// Somebody is to lead.
+    ElectLeader {
+        /// Which partition.
+        partition: TopicPartition,
+        /// Who.
+        election: Election,
+    },
+    /// A partition's replicas are to be these.
+    Reassign {
+        /// Which partition.
+        partition: TopicPartition,
+        /// On which nodes, the preferred leader first.
+        target: Vec<NodeId>,
+    },
+    /// Leadership goes to the preferred leaders that are in sync.
+    BalanceLeaders {
+        /// Of so many partitions, at most.
+        most: u32,
+    },
+    /// A partition is another shard's of a node.
+    PlaceOnShard {
+        /// Which partition.
+        partition: TopicPartition,
+        /// On which node.
+        node: NodeId,
+        /// Which shard; `None` is the one that follows from the topic's id.
+        shard: Option<u32>,
+    },
+    /// Of a snapshot: what there is besides topics, nodes and partitions.
+    SnapshotCluster {
+        /// UUID of the cluster.
+        cluster: [u8; 16],
+        /// The last node epoch that was given out.
+        last_node_epoch: u64,
+    },
+    /// Of a snapshot: a node as it stood.
+    SnapshotNode(Box<Node>),
+    /// Of a snapshot: partitions as they stood.
+    SnapshotPartitions(PartitionsSnapshot),
     /// Nothing; its presence in the log proves that everything before it was synced.
     DurableMark,
 }
@@ -71,7 +177,7 @@ impl Command {
     /// The encoded command; at most [`limits::MAX_COMMAND`] bytes, else an error.
     pub fn encode(&self) -> Result<Vec<u8>, CommandError> {
         let mut builder = FlatBufferBuilder::new();
-        let (body_type, body) = self.build_body(&mut builder);
+        let (body_type, body) = codec::build_body(self, &mut builder);
         let command = fb::Command::create(&mut builder, &fb::CommandArgs { body_type, body: Some(body) });
         builder.finish_minimal(command);
         let bytes = builder.finished_data();
@@ -90,110 +196,19 @@ impl Command {
         let (max_tables, max_apparent_size) = (limits::MAX_COMMAND / 8, 16 * limits::MAX_COMMAND);
         let options = VerifierOptions { max_depth: 8, max_tables, max_apparent_size, ..Default::default() };
         let command = fb::root_as_command_with_opts(&options, bytes).map_err(|e| CommandError::Invalid(e.to_string()))?;
-        read_body(&command)
+        codec::read_body(&command)
     }
-
-    fn build_body(&self, builder: &mut FlatBufferBuilder<'_>) -> (fb::Body, WIPOffset<flatbuffers::UnionWIPOffset>) {
-        match self {
-            Command::CreateTopic { id, name, partitions, replication_factor, config } => {
-                let settings = build_settings(builder, config.iter().map(|(n, v)| (n.as_str(), Some(v.as_str()))));
-                let args = fb::CreateTopicArgs {
-                    id: Some(&fb::Uuid::new(&id.0)),
-                    name: Some(builder.create_string(name)),
-                    partitions: *partitions,
-                    replication_factor: *replication_factor,
-                    settings: Some(settings),
-                };
-                (fb::Body::CreateTopic, fb::CreateTopic::create(builder, &args).as_union_value())
-            }
-            Command::DeleteTopic { id } => {
-                let args = fb::DeleteTopicArgs { id: Some(&fb::Uuid::new(&id.0)) };
-                (fb::Body::DeleteTopic, fb::DeleteTopic::create(builder, &args).as_union_value())
-            }
-            Command::AlterTopic { id, partitions, config } => {
-                let settings = build_settings(builder, config.iter().map(|(n, v)| (n.as_str(), v.as_deref())));
-                let args = fb::AlterTopicArgs { id: Some(&fb::Uuid::new(&id.0)), partitions: *partitions, settings: Some(settings) };
-                (fb::Body::AlterTopic, fb::AlterTopic::create(builder, &args).as_union_value())
-            }
-            Command::NodeStarted => (fb::Body::NodeStarted, fb::NodeStarted::create(builder, &fb::NodeStartedArgs {}).as_union_value()),
-            Command::AllocateProducerIds { count } => {
-                let args = fb::AllocateProducerIdsArgs { count: *count };
-                (fb::Body::AllocateProducerIds, fb::AllocateProducerIds::create(builder, &args).as_union_value())
-            }
-            Command::DurableMark => (fb::Body::DurableMark, fb::DurableMark::create(builder, &fb::DurableMarkArgs {}).as_union_value()),
-        }
-    }
-}
-
-type Settings<'a> = flatbuffers::Vector<'a, flatbuffers::ForwardsUOffset<fb::Setting<'a>>>;
-
-fn build_settings<'a, 'b>(
-    builder: &mut FlatBufferBuilder<'b>,
-    pairs: impl Iterator<Item = (&'a str, Option<&'a str>)>,
-) -> WIPOffset<flatbuffers::Vector<'b, flatbuffers::ForwardsUOffset<fb::Setting<'b>>>> {
-    let mut settings = Vec::new();
-    for (name, value) in pairs {
-        let name = Some(builder.create_string(name));
-        let value = value.map(|v| builder.create_string(v));
-        settings.push(fb::Setting::create(builder, &fb::SettingArgs { name, value }));
-    }
-    builder.create_vector(&settings)
-}
-
-fn read_body(command: &fb::Command<'_>) -> Result<Command, CommandError> {
-    let kind = command.body_type();
-    let absent = || CommandError::UnknownKind(kind.0);
-    Ok(match kind {
-        fb::Body::CreateTopic => {
-            let body = command.body_as_create_topic().ok_or_else(absent)?;
-            Command::CreateTopic {
-                id: TopicId(body.id().bytes().into()),
-                name: body.name().into(),
-                partitions: body.partitions(),
-                replication_factor: body.replication_factor(),
-                config: read_values(body.settings())?,
-            }
-        }
-        fb::Body::DeleteTopic => {
-            let body = command.body_as_delete_topic().ok_or_else(absent)?;
-            Command::DeleteTopic { id: TopicId(body.id().bytes().into()) }
-        }
-        fb::Body::AlterTopic => {
-            let body = command.body_as_alter_topic().ok_or_else(absent)?;
-            Command::AlterTopic {
-                id: TopicId(body.id().bytes().into()),
-                partitions: body.partitions(),
-                config: read_changes(body.settings()),
-            }
-        }
-        fb::Body::NodeStarted => Command::NodeStarted,
-        fb::Body::AllocateProducerIds => {
-            let body = command.body_as_allocate_producer_ids().ok_or_else(absent)?;
-            Command::AllocateProducerIds { count: body.count() }
-        }
-        fb::Body::DurableMark => Command::DurableMark,
-        other => return Err(CommandError::UnknownKind(other.0)),
-    })
-}
-
-fn read_changes(settings: Option<Settings<'_>>) -> Vec<(String, Option<String>)> {
-    let pair = |setting: fb::Setting<'_>| (setting.name().to_owned(), setting.value().map(str::to_owned));
-    settings.into_iter().flatten().map(pair).collect()
-}
-
-fn read_values(settings: Option<Settings<'_>>) -> Result<Vec<(String, String)>, CommandError> {
-    let pair = |(name, value): (String, Option<String>)| match value {
-        Some(value) => Ok((name, value)),
-        None => Err(CommandError::Invalid(format!("setting {name} of a new topic has no value"))),
-    };
-    read_changes(settings).into_iter().map(pair).collect()
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::cluster::node::NodeState;
+    use crate::cluster::node::tests::registration;
+    use crate::replication::Joiner;
 
-    pub(crate) fn one_of_each() -> Vec<Command> {
+    /// The commands of the versions without a cluster: the golden files of formats 1 and 2.
+    pub(crate) fn one_of_each_before_clusters() -> Vec<Command> {
         let id = TopicId([7; 16]);
         vec![
             Command::NodeStarted,
@@ -212,16 +227,75 @@ pub(super) mod tests {
         ]
     }
 
+    /// One of each that a log may have, which can be applied in this order; the mark is the last.
+    pub(crate) fn one_of_each() -> Vec<Command> {
+        let mut commands = one_of_each_before_clusters();
+        let mark = commands.pop().unwrap();
+        let topic = TopicId([8; 16]);
+        let partition = TopicPartition { topic, partition: 1 };
+        let of_cluster = |node| Registration { cluster: *b"the-cluster-uuid", ..registration(node) };
+        let first = Registration { clients: vec![], cluster_address: None, replication_port: 0, rack: None, ..of_cluster(0) };
+        let others = [1, 2].map(|node| Command::RegisterNode(Box::new(of_cluster(node))));
+        let change = IsrChange { leader: 0, leader_epoch: 1, version: 4, leave: vec![2], join: vec![] };
+        let joiner = Joiner { replica: Replica { node: 2, incarnation: 0 }, node_epoch: 3 };
+        let back = IsrChange { version: 5, leave: vec![], join: vec![joiner], ..change.clone() };
+        commands.push(Command::RegisterNode(Box::new(first)));
+        commands.extend(others);
+        commands.extend([
+            Command::CreateTopic { id: topic, name: "t".into(), partitions: 2, replication_factor: 3, config: vec![] },
+            Command::Reassign { partition, target: vec![0, 2, 1] },
+            Command::ElectLeader { partition, election: Election::HandOver(0) },
+            Command::FenceNode { node: 1, node_epoch: 2 },
+            Command::ChangeIsr { partition, change },
+            Command::ChangeIsr { partition, change: back },
+            Command::ReplicaLost { partition, replica: Replica { node: 2, incarnation: 0 } },
+            Command::BalanceLeaders { most: 10 },
+            Command::PlaceOnShard { partition, node: 2, shard: Some(1) },
+            Command::PlaceOnShard { partition, node: 2, shard: None },
+            Command::PlaceOnShard { partition, node: 0, shard: Some(0) },
+            Command::RetireNode { node: 1, retiring: true },
+            // Node 1 is not there, so that this one stays under way.
+            Command::Reassign { partition: TopicPartition { topic, partition: 0 }, target: vec![2, 1] },
+            Command::DrainNode { node: 2, node_epoch: 3 },
+            mark,
+        ]);
+        commands
+    }
+
+    /// One of each that a snapshot may have, and what is left.
+    fn the_others() -> Vec<Command> {
+        let partition = TopicPartition { topic: TopicId([8; 16]), partition: 1 };
+        let mut record = PartitionRecord::new(&[1, 2, 3], |_| true);
+        let plain = record.clone();
+        record.node_away(3, 3, |_| true);
+        record.reassign(&[4, 1]).unwrap();
+        record.unclean_epoch = Some(0);
+        let node = Node { registration: registration(4), epoch: 7, state: NodeState::Draining, retiring: true };
+        let partitions = vec![(plain, vec![]), (record, vec![(1, 0), (3, 1)])];
+        vec![
+            Command::RemoveNode { node: 4 },
+            Command::ElectLeader { partition, election: Election::Preferred },
+            Command::ElectLeader { partition, election: Election::Unclean(9) },
+            Command::SnapshotCluster { cluster: [3; 16], last_node_epoch: u64::MAX },
+            Command::SnapshotNode(Box::new(node)),
+            Command::SnapshotPartitions(PartitionsSnapshot { topic: partition.topic, first: 100, partitions }),
+        ]
+    }
+
+    fn all() -> Vec<Command> {
+        [one_of_each(), the_others()].concat()
+    }
+
     #[test]
     fn commands_round_trip() {
-        for command in one_of_each() {
+        for command in all() {
             assert_eq!(Command::decode(&command.encode().unwrap()).unwrap(), command);
         }
     }
 
     #[test]
     fn every_cut_and_every_flip_gives_an_error_or_a_command_but_no_panic() {
-        for command in one_of_each() {
+        for command in all() {
             let bytes = command.encode().unwrap();
             for length in 0..bytes.len() {
                 let _ = Command::decode(&bytes[..length]);

@@ -5,24 +5,24 @@
 //! corruption, and the file is refused. So that even the *last* command can't rot away unnoticed, the writer puts a
 //! [`Command::DurableMark`] behind each synced command, itself unsynced: only that mark, which means nothing, is ever ambiguous.
 
-use super::catalogue::CatalogueView;
 use super::command::{Command, CommandError};
+use super::view::CatalogueView;
 use crate::limits::{self, BLOCK};
 use crate::types::ProducerId;
 
 /// Kind of the file in its header.
 const KIND: u16 = 7;
-/// Format version that is written. Version 1 has no snapshot: zeros in its place.
-const VERSION: u16 = 2;
+/// Format version that is written. Version 1 has no snapshot: zeros in its place. The snapshot of version 2 has topics only.
+const VERSION: u16 = 3;
 const MAGIC: &[u8; 8] = b"CORELANE";
 /// Length, checksum and sequence before the body.
 const RECORD_HEADER: usize = 16;
 
-/// What a compacted file stands for besides its topics, in its header. All zeros: the file was never compacted.
+/// What a compacted file stands for besides the commands that it begins with, in its header. All zeros: the file was never compacted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Snapshot {
-    /// The first so many records create the topics that there were.
-    pub topics: u64,
+    /// The first so many records make the state anew: topics, nodes, partitions.
+    pub records: u64,
     /// Commands that had been applied.
     pub commands: u64,
     /// The next producer id to give out.
@@ -114,10 +114,10 @@ pub enum LogError {
         later: u64,
     },
     /// The snapshot that it begins with is not whole.
-    #[error("the catalogue is damaged: its snapshot has {topics} topics, and record {sequence} at byte {position} does not check")]
+    #[error("the catalogue is damaged: its snapshot has {records} records, and record {sequence} at byte {position} does not check")]
     Snapshot {
-        /// Topics by the header.
-        topics: u64,
+        /// Its records by the header.
+        records: u64,
         /// The first record that is not there.
         sequence: u64,
         /// Where it should start.
@@ -135,17 +135,18 @@ pub enum LogError {
     },
 }
 
-/// A whole file that stands for a state, instead of for all that led to it. It ends with a mark, and is to be synced whole before it is used.
+/// A whole file that stands for a state, instead of for all that led to it, and how many records that takes. It ends with one more, a mark, and is to be synced whole
+/// before it is used.
 ///
 /// # Errors
-/// When a topic does not fit a record.
-pub fn encode_compacted(cluster: [u8; 16], view: &CatalogueView) -> Result<Vec<u8>, CommandError> {
-    let (snapshot, topics) = view.snapshot();
+/// When a topic or a node does not fit a record.
+pub fn encode_compacted(cluster: [u8; 16], view: &CatalogueView) -> Result<(Vec<u8>, u64), CommandError> {
+    let (snapshot, state) = view.snapshot();
     let mut bytes = encode_header(cluster, &snapshot).to_vec();
-    for (sequence, command) in (1..).zip(topics.iter().chain([&Command::DurableMark])) {
+    for (sequence, command) in (1..).zip(state.iter().chain([&Command::DurableMark])) {
         bytes.extend_from_slice(&encode_record(sequence, command)?);
     }
-    Ok(bytes)
+    Ok((bytes, snapshot.records))
 }
 
 /// The header block of a file.
@@ -155,7 +156,7 @@ pub fn encode_header(cluster: [u8; 16], snapshot: &Snapshot) -> [u8; BLOCK] {
     block[8..10].copy_from_slice(&KIND.to_le_bytes());
     block[10..12].copy_from_slice(&VERSION.to_le_bytes());
     block[16..32].copy_from_slice(&cluster);
-    block[32..40].copy_from_slice(&snapshot.topics.to_le_bytes());
+    block[32..40].copy_from_slice(&snapshot.records.to_le_bytes());
     block[40..48].copy_from_slice(&snapshot.commands.to_le_bytes());
     block[48..56].copy_from_slice(&snapshot.next_producer_id.to_le_bytes());
     block[56..60].copy_from_slice(&snapshot.starts.to_le_bytes());
@@ -187,21 +188,21 @@ pub fn decode_log(bytes: &[u8]) -> Result<CommandLog, LogError> {
         let sequence = commands.len() as u64 + 1;
         let Some(record) = record_at(bytes, position).filter(|r| r.sequence == sequence) else {
             let torn = check_torn(bytes, position, sequence)?;
-            if sequence <= snapshot.topics {
+            if sequence <= snapshot.records {
                 // A snapshot is synced before it gets its name.
-                return Err(LogError::Snapshot { topics: snapshot.topics, sequence, position });
+                return Err(LogError::Snapshot { records: snapshot.records, sequence, position });
             }
             return Ok(CommandLog { cluster, snapshot, snapshot_end, commands, end: position, torn: Some(torn) });
         };
         let command = Command::decode(record.body).map_err(|source| LogError::Command { sequence, position, source })?;
         commands.push((sequence, command));
         position = record.end;
-        if sequence == snapshot.topics {
+        if sequence == snapshot.records {
             snapshot_end = position;
         }
     }
     match commands.len() as u64 {
-        found if found < snapshot.topics => Err(LogError::Snapshot { topics: snapshot.topics, sequence: found + 1, position }),
+        found if found < snapshot.records => Err(LogError::Snapshot { records: snapshot.records, sequence: found + 1, position }),
         _ => Ok(CommandLog { cluster, snapshot, snapshot_end, commands, end: position, torn: None }),
     }
 }
@@ -221,7 +222,7 @@ fn decode_header(bytes: &[u8]) -> Result<([u8; 16], Snapshot), LogError> {
     match u16::from_le_bytes(array(block, 10)) {
         1..=VERSION => {
             let snapshot = Snapshot {
-                topics: u64::from_le_bytes(array(block, 32)),
+                records: u64::from_le_bytes(array(block, 32)),
                 commands: u64::from_le_bytes(array(block, 40)),
                 next_producer_id: i64::from_le_bytes(array(block, 48)),
                 starts: u32::from_le_bytes(array(block, 56)),
@@ -285,7 +286,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
 #[cfg(test)]
 mod tests {
     use super::super::Catalogue;
-    use super::super::command::tests::one_of_each;
+    use super::super::command::tests::{one_of_each, one_of_each_before_clusters};
     use super::*;
     use crate::types::TopicId;
 
@@ -312,29 +313,47 @@ mod tests {
         assert_eq!(log.commands, expected);
     }
 
-    #[test]
-    fn the_golden_file_is_read_and_written_alike() {
-        let (bytes, _) = file(&one_of_each());
-        let goldens = [&include_bytes!("fixtures/catalogue-1.bin")[..], &include_bytes!("fixtures/catalogue-2.bin")[..]];
-        for golden in goldens {
-            let log = decode_log(golden).unwrap();
-            let read: Vec<_> = log.commands.into_iter().map(|(_, command)| command).collect();
-            assert_eq!((read, log.snapshot.is_some()), (one_of_each(), false), "every format must be readable for ever");
-        }
-        assert!(bytes == goldens[1], "the encoding changed: a new format version, or a change of the fixture with a reason");
+    /// The compacted file that one of each command leads to.
+    fn compacted() -> Vec<u8> {
+        let catalogue = Catalogue::replay(&decode_log(&file(&one_of_each()).0).unwrap()).unwrap();
+        encode_compacted(CLUSTER, catalogue.view()).unwrap().0
     }
 
     #[test]
-    #[ignore = "rewrites the fixture; only for a change of the format that has a reason"]
-    fn write_the_golden_file() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/fixtures/catalogue-2.bin");
-        std::fs::write(path, file(&one_of_each()).0).unwrap();
+    fn the_golden_files_are_read_and_the_newest_is_written_alike() {
+        let read = |golden: &[u8]| {
+            let log = decode_log(golden).unwrap();
+            assert!(!log.snapshot.is_some());
+            log.commands.into_iter().map(|(_, command)| command).collect::<Vec<_>>()
+        };
+        for golden in [&include_bytes!("fixtures/catalogue-1.bin")[..], &include_bytes!("fixtures/catalogue-2.bin")[..]] {
+            assert_eq!(read(golden), one_of_each_before_clusters(), "every format must be readable for ever");
+        }
+        let golden = &include_bytes!("fixtures/catalogue-3.bin")[..];
+        assert_eq!(read(golden), one_of_each(), "every format must be readable for ever");
+        assert!(file(&one_of_each()).0 == golden, "the encoding changed: a new format version, or a change of the fixture with a reason");
+        let golden = &include_bytes!("fixtures/catalogue-3-compacted.bin")[..];
+        assert!(
+            compacted() == golden,
+            "the encoding of a snapshot changed: a new format version, or a change of the fixture with a reason"
+        );
+        let mut catalogue = Catalogue::new();
+        one_of_each().iter().for_each(|command| drop(catalogue.apply(command).unwrap()));
+        assert_eq!(Catalogue::replay(&decode_log(golden).unwrap()).unwrap().view(), catalogue.view());
+    }
+
+    #[test]
+    #[ignore = "rewrites the fixtures; only for a change of the format that has a reason"]
+    fn write_the_golden_files() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/cluster/fixtures/catalogue-3");
+        std::fs::write(format!("{path}.bin"), file(&one_of_each()).0).unwrap();
+        std::fs::write(format!("{path}-compacted.bin"), compacted()).unwrap();
     }
 
     #[test]
     fn a_compacted_file_is_whole_or_damaged() {
         let (bytes, _) = file(&one_of_each());
-        let mut catalogue = Catalogue::replay(3, &decode_log(&bytes).unwrap()).unwrap();
+        let mut catalogue = Catalogue::replay(&decode_log(&bytes).unwrap()).unwrap();
         for n in 0..3u8 {
             let command = Command::CreateTopic {
                 id: TopicId([n + 100; 16]),
@@ -345,10 +364,10 @@ mod tests {
             };
             catalogue.apply(&command).unwrap();
         }
-        let compacted = encode_compacted(CLUSTER, catalogue.view()).unwrap();
+        let compacted = encode_compacted(CLUSTER, catalogue.view()).unwrap().0;
         let log = decode_log(&compacted).unwrap();
         assert!(log.snapshot.is_some() && log.snapshot_end < log.end && log.end == compacted.len());
-        assert_eq!(Catalogue::replay(3, &log).unwrap().view(), catalogue.view());
+        assert_eq!(Catalogue::replay(&log).unwrap().view(), catalogue.view());
         for cut in BLOCK..log.snapshot_end {
             let error = decode_log(&compacted[..cut]).expect_err("a part of a snapshot is none");
             assert!(matches!(error, LogError::Snapshot { .. }), "cut at {cut}: {error}");
@@ -379,7 +398,7 @@ mod tests {
             let mut longer = bytes.clone();
             longer.resize(bytes.len() + 5000, filler);
             let log = decode_log(&longer).unwrap();
-            let torn = TornTail { position: bytes.len(), bytes: 5000, sequence: 8 };
+            let torn = TornTail { position: bytes.len(), bytes: 5000, sequence: one_of_each().len() as u64 + 1 };
             assert_eq!((log.end, log.torn), (bytes.len(), Some(torn)));
         }
     }
@@ -421,7 +440,7 @@ mod tests {
             decode_log(&block)
         };
         assert!(matches!(with(8, 5), Err(LogError::NotACatalogue { kind: 5, .. })));
-        assert_eq!(with(10, 3), Err(LogError::Version { actual: 3 }));
+        assert_eq!(with(10, 4), Err(LogError::Version { actual: 4 }));
         assert_eq!(with(10, 0), Err(LogError::Version { actual: 0 }));
     }
 

@@ -54,7 +54,7 @@ impl Collector for NodeCollector {
             ("uptime_seconds", "Since the start.", (self.status.uptime_ms() / 1000) as i64),
             ("topics", "Topics.", self.view.topics().len() as i64),
             ("topic_partitions", "Partitions of all topics.", self.view.partitions() as i64),
-            ("leader_epoch", "Leader epoch of this start.", i64::from(self.view.leader_epoch())),
+            ("node_epoch", "Node epoch of the last registration.", self.view.node_epoch() as i64),
         ];
         for (name, help, value) in gauges {
             ConstGauge::new(value).encode(encoder.encode_descriptor(name, help, None, MetricType::Gauge)?)?;
@@ -250,7 +250,7 @@ mod tests {
     }
 
     fn text() -> String {
-        let view = Arc::clone(Catalogue::new(1).view());
+        let view = Arc::clone(Catalogue::new().view());
         prometheus_text(&[busy_shard(0), busy_shard(1)], &Arc::new(NodeStatus::new(1)), &view)
     }
 
@@ -309,7 +309,7 @@ mod tests {
 
     #[test]
     fn the_json_names_everything() {
-        let view = Arc::clone(Catalogue::new(1).view());
+        let view = Arc::clone(Catalogue::new().view());
         let status = NodeStatus::new(1);
         let address = "127.0.0.1:9092".parse().unwrap();
         status.set_ready(vec![ShardPlace { shard: 0, address, cpu: 3 }]);

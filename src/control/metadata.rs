@@ -19,13 +19,9 @@ use tokio::sync::{Mutex, watch};
 
 use crate::cluster::command::CommandError;
 use crate::cluster::command_log::{self, LogError, Snapshot, TornTail};
-use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed};
+use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed, Registration};
 use crate::limits;
 use crate::request::{Code, Refusal};
-use crate::types::LeaderEpoch;
-
-/// Nodes of a cluster without consensus.
-const ONE_NODE: u16 = 1;
 
 /// A step of what is done to the catalogue's file.
 #[derive(Debug)]
@@ -117,8 +113,8 @@ struct Inner {
 /// What opening found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Opened {
-    /// The leader epoch of this start.
-    pub epoch: LeaderEpoch,
+    /// The epoch of this start's registration.
+    pub node_epoch: u64,
     /// A torn record that was cut.
     pub torn: Option<TornTail>,
 }
@@ -189,8 +185,10 @@ impl SingleNodeLog {
         write().map_err(failed)
     }
 
-    /// Reads and replays the catalogue, cuts a torn tail, and makes this start durable as a [`Command::NodeStarted`]. Blocks.
-    pub fn open(path: &Path, cluster: [u8; 16], witness: Witness) -> Result<(SingleNodeLog, Opened), OpenError> {
+    /// Reads and replays the catalogue, cuts a torn tail, and makes this start durable as a [`Command::RegisterNode`]: the leader epoch of each partition rises. The
+    /// first registration takes over the topics of a broker from before there were clusters. Blocks.
+    pub fn open(path: &Path, registration: &Registration, witness: Witness) -> Result<(SingleNodeLog, Opened), OpenError> {
+        let cluster = registration.cluster;
         let failed = |source| OpenError::Io { path: path.into(), source };
         let log = decode(path, &read(path).map_err(failed)?)?;
         if log.cluster != cluster {
@@ -198,7 +196,7 @@ impl SingleNodeLog {
             return Err(OpenError::Cluster { path: path.into(), expected, actual });
         }
         let replay_failed = |(sequence, source)| OpenError::Replay { path: path.into(), sequence, source };
-        let mut catalogue = Catalogue::replay(ONE_NODE, &log).map_err(replay_failed)?;
+        let mut catalogue = Catalogue::replay(&log).map_err(replay_failed)?;
         let file = OpenOptions::new().write(true).open(path).map_err(failed)?;
         let (end, sequence) = (log.end as u64, log.commands.len() as u64);
         let snapshot = log.snapshot_end as u64;
@@ -207,10 +205,15 @@ impl SingleNodeLog {
             file.set_len(file.end).and_then(|()| file.sync()).map_err(failed)?;
         }
         let started = log.commands.len() as u64 + 1;
-        catalogue.apply(&Command::NodeStarted).map_err(|refusal| replay_failed((started, refusal)))?;
-        file.append(&[Command::NodeStarted], catalogue.view()).map_err(|e| failed(io::Error::other(e)))?;
+        let register = Command::RegisterNode(Box::new(registration.clone()));
+        catalogue.apply(&register).map_err(|refusal| replay_failed((started, refusal)))?;
+        file.append(&[register], catalogue.view()).map_err(|e| failed(io::Error::other(e)))?;
+        let later = log.commands.iter().skip(log.snapshot.records as usize);
+        if later.filter(|(_, command)| matches!(command, Command::RegisterNode(_))).count() >= limits::CATALOGUE_REGISTRATIONS {
+            file.compact_if_it_can(catalogue.view()).map_err(|e| failed(io::Error::other(e)))?;
+        }
 
-        let opened = Opened { epoch: catalogue.view().leader_epoch(), torn: log.torn };
+        let opened = Opened { node_epoch: catalogue.view().node_epoch(), torn: log.torn };
         let view = watch::Sender::new(Arc::clone(catalogue.view()));
         Ok((SingleNodeLog { inner: Mutex::new(Inner { catalogue, file: Some(file) }), view }, opened))
     }
@@ -333,13 +336,13 @@ impl LogFile {
 
     /// Puts a file in this one's place that begins with the state that all of it leads to.
     fn compact(&mut self, view: &CatalogueView) -> Result<(), AppendError> {
-        let bytes = command_log::encode_compacted(self.cluster, view)?;
+        let (bytes, records) = command_log::encode_compacted(self.cluster, view)?;
         let new = LogFile::make(&self.path, &bytes, &self.witness).map_err(AppendError::Write)?;
         new.name(&self.path).map_err(AppendError::Sync)?;
         let (path, end) = (std::mem::take(&mut self.path), bytes.len() as u64);
         tracing::info!(before = self.end, after = end, "the catalogue was compacted");
         // The snapshot's last record is a mark.
-        let sequence = view.topics().len() as u64 + 1;
+        let sequence = records + 1;
         *self = LogFile { path, cluster: self.cluster, end, sequence, snapshot: end, ..new };
         Ok(())
     }
@@ -350,6 +353,11 @@ impl LogFile {
         if self.end < limits::CATALOGUE_COMPACT.max(4 * self.snapshot) {
             return Ok(());
         }
+        self.compact_if_it_can(view)
+    }
+
+    /// Compacts the file; where that fails with the file as it was, it goes on as it is.
+    fn compact_if_it_can(&mut self, view: &CatalogueView) -> Result<(), AppendError> {
         match self.compact(view) {
             Err(error @ AppendError::Sync(_)) => Err(error),
             Err(error) => {
@@ -448,14 +456,20 @@ fn refusal(error: &AppendError) -> Refusal {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
-    use crate::types::TopicId;
+    use crate::cluster::node::tests as node_tests;
+    use crate::types::{TopicId, TopicPartition};
 
     const CLUSTER: [u8; 16] = [5; 16];
 
     fn create(id: u8, name: &str) -> Command {
         Command::CreateTopic { id: TopicId([id; 16]), name: name.into(), partitions: 2, replication_factor: 1, config: vec![] }
+    }
+
+    /// A node of a cluster, after a clean stop.
+    pub fn registration(node: u32, cluster: [u8; 16]) -> Registration {
+        Registration { cluster, ..node_tests::registration(node) }
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -472,8 +486,8 @@ mod tests {
     #[test]
     fn what_was_proposed_is_there_after_a_restart() {
         let (_directory, path) = new_log();
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
-        assert_eq!(opened, Opened { epoch: 0, torn: None });
+        let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
+        assert_eq!(opened, Opened { node_epoch: 1, torn: None });
         let seen = log.subscribe();
         block_on(async {
             log.propose(create(1, "a")).await.unwrap();
@@ -485,43 +499,104 @@ mod tests {
         assert_eq!(seen.borrow().topics().len(), 2);
         let before = log.view();
         drop(log);
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
-        assert_eq!(opened, Opened { epoch: 1, torn: None });
+        let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
+        assert_eq!(opened, Opened { node_epoch: 2, torn: None });
         assert_eq!(log.view().changes_since(&before).altered.len(), 2, "other Arcs, the same topics");
         assert_eq!(log.view().topic("b").unwrap(), before.topic("b").unwrap());
         let ids = block_on(log.propose(Command::AllocateProducerIds { count: 10 })).unwrap().applied;
         assert_eq!(ids, Applied::ProducerIds(10..20));
     }
 
+    /// A log of a broker from before there were clusters: its topics get their one replica, and their leader epochs go on from its starts.
+    #[test]
+    fn a_log_from_before_clusters_is_taken_over() {
+        let (_directory, path) = new_log();
+        let mut bytes = std::fs::read(&path).unwrap();
+        let before =
+            [Command::NodeStarted, create(1, "a"), Command::NodeStarted, Command::NodeStarted, create(2, "b"), Command::DurableMark];
+        for (sequence, command) in (1..).zip(&before) {
+            bytes.extend(command_log::encode_record(sequence, command).unwrap());
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        let partition = |topic| TopicPartition { topic: TopicId([topic; 16]), partition: 1 };
+        for start in 0..3 {
+            let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
+            let view = log.view();
+            assert_eq!(opened, Opened { node_epoch: start + 1, torn: None });
+            for topic in [1, 2] {
+                let record = view.partition(&partition(topic)).unwrap();
+                assert_eq!((record.leader, &record.isr[..], record.replicas.len()), (Some(0), &[0][..], 1));
+                assert_eq!((record.leader_epoch, view.leader_epoch(&partition(topic))), (3 + start as i32, 3 + start as i32));
+            }
+            let name = format!("new-{start}");
+            block_on(log.propose(create(start as u8 + 10, &name))).unwrap();
+            assert_eq!(log.view().leader_epoch(&partition(start as u8 + 10)), 0);
+        }
+    }
+
+    #[test]
+    fn the_golden_files_open() {
+        let cluster = *b"the-cluster-uuid";
+        for (golden, node_epoch) in [
+            (&include_bytes!("../cluster/fixtures/catalogue-1.bin")[..], 1),
+            (&include_bytes!("../cluster/fixtures/catalogue-2.bin")[..], 1),
+            (&include_bytes!("../cluster/fixtures/catalogue-3.bin")[..], 4),
+            (&include_bytes!("../cluster/fixtures/catalogue-3-compacted.bin")[..], 4),
+        ] {
+            let (_directory, path) = new_log();
+            std::fs::write(&path, golden).unwrap();
+            for start in 0..2 {
+                let (_, opened) = SingleNodeLog::open(&path, &registration(0, cluster), Witness::default()).unwrap();
+                assert_eq!(opened, Opened { node_epoch: node_epoch + start, torn: None });
+            }
+        }
+    }
+
+    /// Each registration is applied to every partition at each start: there are not to be many of them.
+    #[test]
+    fn many_starts_are_compacted() {
+        let (_directory, path) = new_log();
+        for start in 0..2 * limits::CATALOGUE_REGISTRATIONS + 3 {
+            let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
+            assert_eq!(opened, Opened { node_epoch: start as u64 + 1, torn: None });
+            if start == 0 {
+                block_on(log.propose(create(1, "a"))).unwrap();
+            }
+            assert_eq!(log.view().leader_epoch(&TopicPartition { topic: TopicId([1; 16]), partition: 0 }), start as i32);
+        }
+        let log = decode(&path, &std::fs::read(&path).unwrap()).unwrap();
+        assert!(log.snapshot.is_some() && log.commands.len() < 3 * limits::CATALOGUE_REGISTRATIONS, "{}", log.commands.len());
+    }
+
     #[test]
     fn a_torn_tail_is_cut_and_the_log_goes_on() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
         block_on(log.propose(create(1, "a"))).unwrap();
         drop(log);
         let mut bytes = std::fs::read(&path).unwrap();
         let end = bytes.len();
         bytes.extend_from_slice(&[0x5a; 37]);
         std::fs::write(&path, &bytes).unwrap();
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
         assert_eq!(opened.torn.unwrap().position, end);
         block_on(log.propose(create(2, "b"))).unwrap();
         drop(log);
-        let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
+        let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
         assert_eq!((opened.torn, log.view().topics().len()), (None, 2));
     }
 
     #[test]
     fn a_flip_in_the_last_command_refuses_to_open() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
         let before = std::fs::metadata(&path).unwrap().len() as usize;
         block_on(log.propose(create(1, "a"))).unwrap();
         drop(log);
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[before + 40] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        let error = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap_err();
+        let error = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap_err();
         assert!(matches!(error, OpenError::Log { source: LogError::Corrupt { .. }, .. }), "{error}");
         assert_eq!(std::fs::read(&path).unwrap(), bytes, "a damaged file is left as it is");
     }
@@ -529,18 +604,21 @@ mod tests {
     #[test]
     fn other_clusters_files_and_second_creations_are_refused() {
         let (_directory, path) = new_log();
-        assert!(matches!(SingleNodeLog::open(&path, [6; 16], Witness::default()), Err(OpenError::Cluster { .. })));
+        assert!(matches!(SingleNodeLog::open(&path, &registration(0, [6; 16]), Witness::default()), Err(OpenError::Cluster { .. })));
         SingleNodeLog::create(&path, [6; 16], &Witness::default()).expect("it has no commands yet");
-        SingleNodeLog::open(&path, [6; 16], Witness::default()).unwrap();
+        SingleNodeLog::open(&path, &registration(0, [6; 16]), Witness::default()).unwrap();
         assert!(matches!(SingleNodeLog::create(&path, [6; 16], &Witness::default()), Err(OpenError::Exists { commands: 2, .. })));
-        assert!(matches!(SingleNodeLog::open(&path.with_extension("none"), CLUSTER, Witness::default()), Err(OpenError::Io { .. })));
+        assert!(matches!(
+            SingleNodeLog::open(&path.with_extension("none"), &registration(0, CLUSTER), Witness::default()),
+            Err(OpenError::Io { .. })
+        ));
     }
 
     /// A file that is open for reading only fails every write, as a full disk does; the log itself stays whole.
     #[test]
     fn a_failed_write_is_refused_and_a_failed_undo_poisons() {
         let (_directory, path) = new_log();
-        let (log, _) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
+        let (log, _) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
         block_on(async {
             let broken = File::open(&path).unwrap();
             let good = {

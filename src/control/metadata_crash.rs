@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
+use super::metadata::tests::registration;
 use super::metadata::{FileStep, MetadataStore, SingleNodeLog, Witness};
 use crate::cluster::{Applied, Command};
 use crate::request::Code;
@@ -131,7 +132,7 @@ fn check(steps: &[Step], from: usize) -> Result<usize, String> {
             for (name, bytes) in &image {
                 std::fs::write(directory.path().join(name), bytes).unwrap();
             }
-            let opened = SingleNodeLog::open(&directory.path().join("catalogue"), CLUSTER, Witness::default());
+            let opened = SingleNodeLog::open(&directory.path().join("catalogue"), &registration(0, CLUSTER), Witness::default());
             let (log, _) = opened.map_err(|error| format!("after step {at}: {error}"))?;
             if let Some(lost) = acknowledged.iter().find(|topic| log.view().topic(topic).is_none()) {
                 return Err(format!("after step {at}: {lost} is lost"));
@@ -160,7 +161,7 @@ fn life() -> (Vec<Step>, usize) {
     let hears = Arc::clone(&steps);
     let witness = Witness::new(move |step| hears.lock().unwrap().extend(owned(step)));
     SingleNodeLog::create(&path, CLUSTER, &witness).unwrap();
-    let (log, _) = SingleNodeLog::open(&path, CLUSTER, witness).unwrap();
+    let (log, _) = SingleNodeLog::open(&path, &registration(0, CLUSTER), witness).unwrap();
     let length = || std::fs::metadata(&path).unwrap().len();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let mut from = 0;
@@ -186,8 +187,8 @@ fn life() -> (Vec<Step>, usize) {
     });
     assert!(length() < 10_000, "the file is as long as its state needs: {}", length());
     drop(log);
-    let (log, opened) = SingleNodeLog::open(&path, CLUSTER, Witness::default()).unwrap();
-    assert_eq!((opened.epoch, opened.torn), (1, None), "the epoch goes on from the snapshot");
+    let (log, opened) = SingleNodeLog::open(&path, &registration(0, CLUSTER), Witness::default()).unwrap();
+    assert_eq!((opened.node_epoch, opened.torn), (2, None), "the epoch goes on from the snapshot");
     assert!(log.view().topic("t0").is_some_and(|topic| topic.config.retention_ms == Some(123_456)));
     let steps = steps.lock().unwrap().clone();
     (steps, from)

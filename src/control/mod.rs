@@ -165,6 +165,7 @@ mod tests {
     use std::net::TcpStream;
     use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
+    use super::metadata::tests::registration;
     use super::metadata::{SingleNodeLog, Witness};
     use super::status::NodeState;
     use super::*;
@@ -184,7 +185,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("catalogue");
         SingleNodeLog::create(&path, [1; 16], &Witness::default()).unwrap();
-        let (store, _) = SingleNodeLog::open(&path, [1; 16], Witness::default()).unwrap();
+        let (store, _) = SingleNodeLog::open(&path, &registration(0, [1; 16]), Witness::default()).unwrap();
         let (end, ends) = bridge(shards);
         let status = Arc::new(NodeStatus::new(1));
         let metrics = (0..shards as u32).map(|n| Arc::new(ShardMetrics::new(n))).collect();

@@ -49,8 +49,8 @@ impl FileKind {
     /// The newest format version of this kind that this code reads, and the one that it writes.
     pub fn version(self) -> u16 {
         match self {
-            // Since 2 its header may have a snapshot's numbers.
-            FileKind::Catalogue => 2,
+            // Since 2 its header may have a snapshot's numbers, since 3 a snapshot has more than topics.
+            FileKind::Catalogue => 3,
             _ => 1,
         }
     }

@@ -209,6 +209,24 @@ impl PartitionRecord {
         true
     }
 
+    /// A node is there under a new registration: what it led and vouched for under the earlier one has ended, and it may lead if nobody else does. One change, and
+    /// at most one election; a leader that stays leads in a new epoch. `live` holds for the node. True if anything changed.
+    pub fn node_registered(&mut self, node: NodeId, min_insync: usize, live: impl Fn(NodeId) -> bool) -> bool {
+        let (led, was_in_sync) = (self.leader == Some(node), self.isr.contains(&node));
+        let may_begin = self.leader.is_none() && self.may_lead(node);
+        if !led && !was_in_sync && !may_begin {
+            return false;
+        }
+        self.leave(&[node], min_insync);
+        self.settle_eligible(min_insync);
+        if led || may_begin {
+            self.elect(live);
+            self.settle_eligible(min_insync);
+        }
+        self.version += 1;
+        true
+    }
+
     /// The replica on `node` has lost something that it had acknowledged, or all of it: it has a new incarnation, and is neither in sync nor eligible.
     /// True if the node has a replica.
     pub fn replica_lost(&mut self, node: NodeId, live: impl Fn(NodeId) -> bool) -> bool {
@@ -223,7 +241,8 @@ impl PartitionRecord {
         true
     }
 
-    /// `min.insync.replicas` is another one now. True if anything changed.
+    /// `min.insync.replicas` is another one now. True if anything changed. Also for behind an election from the eligible: were the number lowered while nobody
+    /// led, the one that begins to lead alone would move the watermark, with others eligible that do not have what comes.
     pub fn min_insync_changed(&mut self, min_insync: usize) -> bool {
         let before = self.eligible.len();
         self.settle_eligible(min_insync);
@@ -432,6 +451,37 @@ mod tests {
         assert!(record.elect_unclean(2, |node| node == 1).is_err(), "2 is away");
         record.elect_unclean(2, |node| node == 2).unwrap();
         assert_eq!((record.leader, &record.isr[..], record.unclean_epoch), (Some(2), &[2][..], Some(record.leader_epoch)));
+    }
+
+    #[test]
+    fn a_node_that_is_registered_anew_vouches_for_nothing() {
+        let mut alone = PartitionRecord::new(&[1], ALL);
+        assert!(alone.node_registered(1, 1, ALL));
+        assert_eq!((alone.leader, alone.leader_epoch, &alone.isr[..], &alone.eligible[..]), (Some(1), 1, &[1][..], &[][..]));
+        let mut record = record();
+        assert!(record.node_registered(1, 2, ALL));
+        assert_eq!((record.leader, record.leader_epoch, &record.isr[..], record.version), (Some(2), 1, &[2, 3][..], 1));
+        assert!(!record.node_registered(1, 2, ALL), "it had left before");
+        assert!(record.node_registered(3, 2, ALL));
+        assert_eq!((record.leader, record.leader_epoch, &record.isr[..], &record.eligible[..]), (Some(2), 1, &[2][..], &[3][..]));
+        assert!(record.node_away(2, 2, |_| false) && record.leader.is_none());
+        assert!(record.node_registered(3, 2, |node| node == 3));
+        assert_eq!((record.leader, &record.isr[..], &record.eligible[..]), (Some(3), &[3][..], &[2][..]));
+    }
+
+    /// Lowered to one while nobody led: 2 would be elected later, and lack what 1 had acknowledged alone.
+    #[test]
+    fn who_begins_to_lead_alone_leaves_nobody_eligible() {
+        let mut record = PartitionRecord::new(&[1, 2], ALL);
+        record.node_away(1, 2, ALL);
+        record.node_away(2, 2, |_| false);
+        assert!(!record.min_insync_changed(1) && record.eligible == [1, 2]);
+        let mut back = record.clone();
+        assert!(back.node_back(1, |node| node == 1) && back.min_insync_changed(1));
+        assert!(record.node_registered(1, 1, |node| node == 1));
+        for record in [back, record] {
+            assert_eq!((record.leader, &record.isr[..], &record.eligible[..]), (Some(1), &[1][..], &[][..]));
+        }
     }
 
     #[test]

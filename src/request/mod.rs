@@ -460,6 +460,8 @@ codes! {
     InvalidPartitions = 37, false;
     /// The replication factor can't be.
     InvalidReplicationFactor = 38, false;
+    /// The replicas of a partition can't be these.
+    InvalidReplicaAssignment = 39, false;
     /// A setting does not exist or has an impossible value.
     InvalidConfig = 40, false;
     /// The request contradicts itself.
@@ -480,8 +482,26 @@ codes! {
     UnknownLeaderEpoch = 75, true;
     /// The codec is not one.
     UnsupportedCompression = 76, false;
+    /// The node was registered anew since, or is fenced.
+    StaleBrokerEpoch = 77, false;
+    /// The preferred leader is not in sync, or not there.
+    PreferredLeaderNotAvailable = 80, true;
+    /// Nobody who may lead is there.
+    EligibleLeadersNotAvailable = 83, true;
+    /// The one that is to lead does.
+    ElectionNotNeeded = 84, true;
     /// The record is not allowed here.
     InvalidRecord = 87, false;
+    /// It was proposed on older knowledge of the partition.
+    InvalidUpdateVersion = 95, false;
+    /// The node's id is that of another life, which is not fenced.
+    DuplicateBrokerRegistration = 101, false;
+    /// No such node.
+    BrokerIdNotRegistered = 102, false;
+    /// The node is of another cluster.
+    InconsistentClusterId = 104, false;
+    /// The replica is not the one that may join.
+    IneligibleReplica = 107, false;
     /// The disk is full: reads, deletes and replication go on.
     DiskFull = 1000, true;
     /// The partition is quarantined: its files do not check.

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::bridge::bridge;
+use crate::cluster::node::PROTOCOL;
+use crate::cluster::{Endpoint, Registration};
 use crate::control::metadata::{MetadataStore, SingleNodeLog, Witness};
 use crate::control::status::{NodeState, NodeStatus, ShardPlace};
 use crate::control::termination::{Ended, Termination};
@@ -99,17 +101,18 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
     let (mut meta, fresh) = open_identity(&mut files)?;
     drop_unfinished_catalogue(&mut files)?;
-    let catalogue = open_catalogue(&settings.data, &meta, fresh, witness(trace.clone(), settings.data.clone()))?;
+    let shards = settings.shards();
+    let addresses: Vec<SocketAddr> =
+        listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().map_err(|e| failed("listeners", &e))?;
+    let brokers = brokers(&settings, meta.node_id, &addresses);
+    let registration = registration(&settings, &meta, fresh, &brokers);
+    let catalogue = open_catalogue(&settings.data, &registration, fresh, witness(trace.clone(), settings.data.clone()))?;
     let view = catalogue.view();
     let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
     let recovered = recover(&mut files, &settings, ring, &meta, &view)?;
     meta = mark(&mut files, &meta, false)?;
 
-    let shards = settings.shards();
-    let addresses: Vec<SocketAddr> =
-        listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().map_err(|e| failed("listeners", &e))?;
-    let identity =
-        Arc::new(NodeIdentity { cluster: meta.cluster, node: meta.node_id, brokers: brokers(&settings, meta.node_id, &addresses) });
+    let identity = Arc::new(NodeIdentity { cluster: meta.cluster, node: meta.node_id, brokers });
     let metrics: Vec<_> = (0..shards).map(|s| Arc::new(ShardMetrics::new(s))).collect();
     let status = Arc::new(NodeStatus::new(meta.node_id));
     let (control_end, shard_ends) = bridge(shards as usize);
@@ -280,13 +283,31 @@ fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError
     }
 }
 
-fn open_catalogue(data: &Path, meta: &MetaSlot, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {
+/// What this node says of itself. There is no consensus between nodes here, so no other has to find it.
+fn registration(settings: &ServeSettings, meta: &MetaSlot, fresh: bool, brokers: &[Broker]) -> Registration {
+    Registration {
+        node: meta.node_id,
+        incarnation: meta.incarnation,
+        cluster: meta.cluster,
+        protocol: PROTOCOL,
+        software: env!("CARGO_PKG_VERSION").into(),
+        cluster_address: None,
+        replication_port: 0,
+        clients: brokers.iter().map(|broker| Endpoint::new(&broker.host, broker.port)).collect(),
+        shards: settings.shards(),
+        rack: None,
+        durability: settings.durability,
+        clean_stop: meta.clean_shutdown || fresh,
+    }
+}
+
+fn open_catalogue(data: &Path, registration: &Registration, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {
     let path = data.join(paths::CATALOGUE);
     // A first start that was cut short between the identity and the catalogue has no generation yet.
     if fresh || (!path.exists() && !data.join(paths::GENERATION).exists()) {
-        SingleNodeLog::create(&path, meta.cluster, &witness).map_err(store_error)?;
+        SingleNodeLog::create(&path, registration.cluster, &witness).map_err(store_error)?;
     }
-    let (log, opened) = SingleNodeLog::open(&path, meta.cluster, witness).map_err(store_error)?;
+    let (log, opened) = SingleNodeLog::open(&path, registration, witness).map_err(store_error)?;
     if let Some(torn) = opened.torn {
         tracing::warn!(?torn, "the catalogue ended in a record that was never acknowledged; it was cut");
     }

@@ -273,7 +273,7 @@ fn offset_answer(asked: &Asked<'_>, index: i32, outcome: Result<FoundOffset, Ref
 /// What a partition of a ListOffsets request asks: timestamps below 0 are names of offsets.
 fn question(context: &Context, topic: &str, asked: &ListOffsetsPartition) -> Result<ListOffset, Refusal> {
     let partition: TopicPartition = resolve(context, topic, asked.partition_index).ok_or_else(|| unknown(asked.partition_index))?;
-    check_epoch(context, asked.current_leader_epoch)?;
+    check_epoch(context, &partition, asked.current_leader_epoch)?;
     let spec = match asked.timestamp {
         -1 => OffsetSpec::Latest,
         -2 => OffsetSpec::Earliest,
@@ -285,8 +285,8 @@ fn question(context: &Context, topic: &str, asked: &ListOffsetsPartition) -> Res
 }
 
 /// Refuses a client whose leader epoch is not the present one; -1 is not checked.
-fn check_epoch(context: &Context, epoch: i32) -> Result<(), Refusal> {
-    let current = context.view.borrow().leader_epoch();
+fn check_epoch(context: &Context, partition: &TopicPartition, epoch: i32) -> Result<(), Refusal> {
+    let current = context.view.borrow().leader_epoch(partition);
     let code = match epoch {
         -1 => return Ok(()),
         epoch if epoch < current => Code::FencedLeaderEpoch,

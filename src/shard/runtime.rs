@@ -148,7 +148,8 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
     );
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
-        topics::open(&context, &topic, image.state, Some(image.remainder), parts.view.leader_epoch());
+        let epoch = parts.view.leader_epoch(&image.state.partition);
+        topics::open(&context, &topic, image.state, Some(image.remainder), epoch);
     }
     Ok(Opened { context, checkpoints, listener: adopt_listener(parts.listener) })
 }

@@ -24,7 +24,7 @@ use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
 use crate::shard::pending::Answer;
 use crate::shard::produce;
-use crate::types::{TopicId, is_internal_topic};
+use crate::types::{TopicId, TopicPartition, is_internal_topic};
 
 /// Partitions of a topic that is created without a number.
 pub const DEFAULT_PARTITIONS: u32 = 1;
@@ -153,11 +153,11 @@ fn describe_partitions(context: &Context, name: &str) -> Result<TopicPartitions,
     let view = context.view.borrow();
     let Some(topic) = view.topic(name) else { return Err(unknown(name)) };
     let brokers = &context.identity.brokers;
-    let leader_epoch = view.leader_epoch();
     let partitions = (0..topic.partitions)
         .map(|p| {
             let shard = topic.id.shard_of(p, context.mesh.shards()) as usize;
             // With fewer endpoints than shards the others' partitions are reached through the advertised ones.
+            let leader_epoch = view.leader_epoch(&TopicPartition { topic: topic.id, partition: p });
             PartitionMetadata { leader: brokers[shard % brokers.len()].id, leader_epoch }
         })
         .collect();
@@ -195,7 +195,7 @@ pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result
 /// # Errors
 /// It would be refused.
 pub fn validate(context: &Context, command: &Command) -> Result<Applied, Refusal> {
-    Catalogue::from_view(1, context.view.borrow().clone()).apply(command)
+    Catalogue::from_view(context.view.borrow().clone()).apply(command)
 }
 
 async fn delete_topic(context: &Rc<Context>, name: &str) -> Result<Response, Refusal> {

@@ -24,7 +24,7 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
         drop_topic(context, topic).await;
     }
     for topic in changes.created.iter().chain(&changes.altered) {
-        open_topic(context, topic, view.leader_epoch());
+        open_topic(context, topic, &view);
     }
     *context.view.borrow_mut() = view;
     let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
@@ -32,7 +32,7 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
 }
 
 /// Opens the partitions of a topic that this shard owns and does not have, and gives all of them the topic's settings.
-pub fn open_topic(context: &Rc<Context>, topic: &Topic, epoch: i32) {
+pub fn open_topic(context: &Rc<Context>, topic: &Topic, view: &CatalogueView) {
     for partition in 0..topic.partitions {
         let id = TopicPartition { topic: topic.id, partition };
         if !context.is_mine(&id) {
@@ -40,7 +40,7 @@ pub fn open_topic(context: &Rc<Context>, topic: &Topic, epoch: i32) {
         }
         match context.store.partition(&id) {
             Some(cell) => cell.settings.set(context.settings(topic)),
-            None => open(context, topic, PartitionState::new(id), None, epoch),
+            None => open(context, topic, PartitionState::new(id), None, view.leader_epoch(&id)),
         }
     }
 }

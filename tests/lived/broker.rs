@@ -68,10 +68,7 @@ fn open_catalogue(image: &mut Image, meta: &MetaSlot, fresh: bool) -> Result<Arc
         return Err("the catalogue is another cluster's".into());
     }
     image.file_mut(FILE).set_len(log.end as u64);
-    let mut catalogue = Catalogue::new(1);
-    for (sequence, command) in &log.commands {
-        catalogue.apply(command).map_err(|refusal| format!("command {sequence} of the catalogue: {refusal}"))?;
-    }
+    let catalogue = Catalogue::replay(&log).map_err(|(sequence, refusal)| format!("command {sequence} of the catalogue: {refusal}"))?;
     Ok(catalogue.view().clone())
 }
 

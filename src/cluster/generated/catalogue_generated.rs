@@ -11,12 +11,188 @@ pub mod catalogue {
 
 
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MIN_BODY: u8 = 0;
+pub const ENUM_MIN_ELECTION: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_BODY: u8 = 6;
+pub const ENUM_MAX_ELECTION: u8 = 2;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_BODY: [Body; 7] = [
+pub const ENUM_VALUES_ELECTION: [Election; 3] = [
+  Election::Preferred,
+  Election::HandOver,
+  Election::Unclean,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct Election(pub u8);
+#[allow(non_upper_case_globals)]
+impl Election {
+  pub const Preferred: Self = Self(0);
+  pub const HandOver: Self = Self(1);
+  pub const Unclean: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Preferred,
+    Self::HandOver,
+    Self::Unclean,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Preferred => Some("Preferred"),
+      Self::HandOver => Some("HandOver"),
+      Self::Unclean => Some("Unclean"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for Election {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for Election {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for Election {
+    type Output = Election;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for Election {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Election {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Election {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_NODE_STATE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_NODE_STATE: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_NODE_STATE: [NodeState; 3] = [
+  NodeState::Live,
+  NodeState::Draining,
+  NodeState::Fenced,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct NodeState(pub u8);
+#[allow(non_upper_case_globals)]
+impl NodeState {
+  pub const Live: Self = Self(0);
+  pub const Draining: Self = Self(1);
+  pub const Fenced: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Live,
+    Self::Draining,
+    Self::Fenced,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Live => Some("Live"),
+      Self::Draining => Some("Draining"),
+      Self::Fenced => Some("Fenced"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for NodeState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for NodeState {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for NodeState {
+    type Output = NodeState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for NodeState {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for NodeState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for NodeState {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_BODY: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_BODY: u8 = 20;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_BODY: [Body; 21] = [
   Body::NONE,
   Body::CreateTopic,
   Body::DeleteTopic,
@@ -24,6 +200,20 @@ pub const ENUM_VALUES_BODY: [Body; 7] = [
   Body::NodeStarted,
   Body::AllocateProducerIds,
   Body::DurableMark,
+  Body::RegisterNode,
+  Body::FenceNode,
+  Body::DrainNode,
+  Body::RetireNode,
+  Body::RemoveNode,
+  Body::ChangeIsr,
+  Body::ReplicaLost,
+  Body::ElectLeader,
+  Body::Reassign,
+  Body::BalanceLeaders,
+  Body::PlaceOnShard,
+  Body::SnapshotCluster,
+  Body::SnapshotNode,
+  Body::SnapshotPartitions,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -38,9 +228,23 @@ impl Body {
   pub const NodeStarted: Self = Self(4);
   pub const AllocateProducerIds: Self = Self(5);
   pub const DurableMark: Self = Self(6);
+  pub const RegisterNode: Self = Self(7);
+  pub const FenceNode: Self = Self(8);
+  pub const DrainNode: Self = Self(9);
+  pub const RetireNode: Self = Self(10);
+  pub const RemoveNode: Self = Self(11);
+  pub const ChangeIsr: Self = Self(12);
+  pub const ReplicaLost: Self = Self(13);
+  pub const ElectLeader: Self = Self(14);
+  pub const Reassign: Self = Self(15);
+  pub const BalanceLeaders: Self = Self(16);
+  pub const PlaceOnShard: Self = Self(17);
+  pub const SnapshotCluster: Self = Self(18);
+  pub const SnapshotNode: Self = Self(19);
+  pub const SnapshotPartitions: Self = Self(20);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 6;
+  pub const ENUM_MAX: u8 = 20;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::CreateTopic,
@@ -49,6 +253,20 @@ impl Body {
     Self::NodeStarted,
     Self::AllocateProducerIds,
     Self::DurableMark,
+    Self::RegisterNode,
+    Self::FenceNode,
+    Self::DrainNode,
+    Self::RetireNode,
+    Self::RemoveNode,
+    Self::ChangeIsr,
+    Self::ReplicaLost,
+    Self::ElectLeader,
+    Self::Reassign,
+    Self::BalanceLeaders,
+    Self::PlaceOnShard,
+    Self::SnapshotCluster,
+    Self::SnapshotNode,
+    Self::SnapshotPartitions,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -60,6 +278,20 @@ impl Body {
       Self::NodeStarted => Some("NodeStarted"),
       Self::AllocateProducerIds => Some("AllocateProducerIds"),
       Self::DurableMark => Some("DurableMark"),
+      Self::RegisterNode => Some("RegisterNode"),
+      Self::FenceNode => Some("FenceNode"),
+      Self::DrainNode => Some("DrainNode"),
+      Self::RetireNode => Some("RetireNode"),
+      Self::RemoveNode => Some("RemoveNode"),
+      Self::ChangeIsr => Some("ChangeIsr"),
+      Self::ReplicaLost => Some("ReplicaLost"),
+      Self::ElectLeader => Some("ElectLeader"),
+      Self::Reassign => Some("Reassign"),
+      Self::BalanceLeaders => Some("BalanceLeaders"),
+      Self::PlaceOnShard => Some("PlaceOnShard"),
+      Self::SnapshotCluster => Some("SnapshotCluster"),
+      Self::SnapshotNode => Some("SnapshotNode"),
+      Self::SnapshotPartitions => Some("SnapshotPartitions"),
       _ => None,
     }
   }
@@ -193,6 +425,370 @@ impl<'a> Uuid {
     // Created from a valid Table for this object
     // Which contains a valid array in this slot
     unsafe { ::flatbuffers::emplace_scalar_array(&mut self.0, 0, items) };
+  }
+
+}
+
+// struct Replica, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Replica(pub [u8; 8]);
+impl Default for Replica { 
+  fn default() -> Self { 
+    Self([0; 8])
+  }
+}
+impl ::core::fmt::Debug for Replica {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Replica")
+      .field("node", &self.node())
+      .field("incarnation", &self.incarnation())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Replica {}
+impl<'a> ::flatbuffers::Follow<'a> for Replica {
+  type Inner = &'a Replica;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Replica>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Replica {
+  type Inner = &'a Replica;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Replica>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Replica {
+    type Output = Replica;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Replica as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Replica {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Replica {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    node: u32,
+    incarnation: u32,
+  ) -> Self {
+    let mut s = Self([0; 8]);
+    s.set_node(node);
+    s.set_incarnation(incarnation);
+    s
+  }
+
+  pub fn node(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_node(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn incarnation(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_incarnation(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct Joiner, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct Joiner(pub [u8; 16]);
+impl Default for Joiner { 
+  fn default() -> Self { 
+    Self([0; 16])
+  }
+}
+impl ::core::fmt::Debug for Joiner {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("Joiner")
+      .field("node_epoch", &self.node_epoch())
+      .field("replica", &self.replica())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for Joiner {}
+impl<'a> ::flatbuffers::Follow<'a> for Joiner {
+  type Inner = &'a Joiner;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a Joiner>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a Joiner {
+  type Inner = &'a Joiner;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<Joiner>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for Joiner {
+    type Output = Joiner;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const Joiner as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for Joiner {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> Joiner {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    node_epoch: u64,
+    replica: &Replica,
+  ) -> Self {
+    let mut s = Self([0; 16]);
+    s.set_node_epoch(node_epoch);
+    s.set_replica(replica);
+    s
+  }
+
+  pub fn node_epoch(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_node_epoch(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn replica(&self) -> &Replica {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[8..].as_ptr() as *const Replica) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_replica(&mut self, x: &Replica) {
+    self.0[8..8 + 8].copy_from_slice(&x.0)
+  }
+
+}
+
+// struct ShardPlace, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ShardPlace(pub [u8; 8]);
+impl Default for ShardPlace { 
+  fn default() -> Self { 
+    Self([0; 8])
+  }
+}
+impl ::core::fmt::Debug for ShardPlace {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ShardPlace")
+      .field("node", &self.node())
+      .field("shard", &self.shard())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ShardPlace {}
+impl<'a> ::flatbuffers::Follow<'a> for ShardPlace {
+  type Inner = &'a ShardPlace;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ShardPlace>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ShardPlace {
+  type Inner = &'a ShardPlace;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ShardPlace>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ShardPlace {
+    type Output = ShardPlace;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ShardPlace as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ShardPlace {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ShardPlace {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    node: u32,
+    shard: u32,
+  ) -> Self {
+    let mut s = Self([0; 8]);
+    s.set_node(node);
+    s.set_shard(shard);
+    s
+  }
+
+  pub fn node(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_node(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn shard(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_shard(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
   }
 
 }
@@ -957,6 +1553,2319 @@ impl ::core::fmt::Debug for DurableMark<'_> {
       ds.finish()
   }
 }
+pub enum EndpointOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Endpoint<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Endpoint<'a> {
+  type Inner = Endpoint<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Endpoint<'a> {
+  pub const VT_HOST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PORT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Endpoint { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EndpointArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Endpoint<'bldr>> {
+    let mut builder = EndpointBuilder::new(_fbb);
+    if let Some(x) = args.host { builder.add_host(x); }
+    builder.add_port(args.port);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn host(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Endpoint::VT_HOST, None).unwrap()}
+  }
+  #[inline]
+  pub fn port(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Endpoint::VT_PORT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Endpoint<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, true)?
+     .visit_field::<u16>("port", Self::VT_PORT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EndpointArgs<'a> {
+    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub port: u16,
+}
+impl<'a> Default for EndpointArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EndpointArgs {
+      host: None, // required field
+      port: 0,
+    }
+  }
+}
+
+pub struct EndpointBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EndpointBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Endpoint::VT_HOST, host);
+  }
+  #[inline]
+  pub fn add_port(&mut self, port: u16) {
+    self.fbb_.push_slot::<u16>(Endpoint::VT_PORT, port, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EndpointBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EndpointBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Endpoint<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Endpoint::VT_HOST,"host");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Endpoint<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Endpoint");
+      ds.field("host", &self.host());
+      ds.field("port", &self.port());
+      ds.finish()
+  }
+}
+pub enum RegisterNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RegisterNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RegisterNode<'a> {
+  type Inner = RegisterNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RegisterNode<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_PROTOCOL: ::flatbuffers::VOffsetT = 10;
+  pub const VT_SOFTWARE: ::flatbuffers::VOffsetT = 12;
+  pub const VT_CLUSTER_ADDRESS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_REPLICATION_PORT: ::flatbuffers::VOffsetT = 16;
+  pub const VT_CLIENTS: ::flatbuffers::VOffsetT = 18;
+  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 22;
+  pub const VT_DURABILITY: ::flatbuffers::VOffsetT = 24;
+  pub const VT_CLEAN_STOP: ::flatbuffers::VOffsetT = 26;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RegisterNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RegisterNodeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<RegisterNode<'bldr>> {
+    let mut builder = RegisterNodeBuilder::new(_fbb);
+    if let Some(x) = args.rack { builder.add_rack(x); }
+    builder.add_shards(args.shards);
+    if let Some(x) = args.clients { builder.add_clients(x); }
+    if let Some(x) = args.cluster_address { builder.add_cluster_address(x); }
+    if let Some(x) = args.software { builder.add_software(x); }
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
+    if let Some(x) = args.incarnation { builder.add_incarnation(x); }
+    builder.add_node(args.node);
+    builder.add_replication_port(args.replication_port);
+    builder.add_protocol(args.protocol);
+    builder.add_clean_stop(args.clean_stop);
+    builder.add_durability(args.durability);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RegisterNode::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn incarnation(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(RegisterNode::VT_INCARNATION, None).unwrap()}
+  }
+  #[inline]
+  pub fn cluster(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(RegisterNode::VT_CLUSTER, None).unwrap()}
+  }
+  #[inline]
+  pub fn protocol(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(RegisterNode::VT_PROTOCOL, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn software(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(RegisterNode::VT_SOFTWARE, None)}
+  }
+  #[inline]
+  pub fn cluster_address(&self) -> Option<Endpoint<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Endpoint>>(RegisterNode::VT_CLUSTER_ADDRESS, None)}
+  }
+  #[inline]
+  pub fn replication_port(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(RegisterNode::VT_REPLICATION_PORT, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn clients(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint>>>>(RegisterNode::VT_CLIENTS, None)}
+  }
+  #[inline]
+  pub fn shards(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RegisterNode::VT_SHARDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(RegisterNode::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn durability(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(RegisterNode::VT_DURABILITY, Some(2)).unwrap()}
+  }
+  #[inline]
+  pub fn clean_stop(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(RegisterNode::VT_CLEAN_STOP, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RegisterNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<Uuid>("incarnation", Self::VT_INCARNATION, true)?
+     .visit_field::<Uuid>("cluster", Self::VT_CLUSTER, true)?
+     .visit_field::<u16>("protocol", Self::VT_PROTOCOL, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("software", Self::VT_SOFTWARE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Endpoint>>("cluster_address", Self::VT_CLUSTER_ADDRESS, false)?
+     .visit_field::<u16>("replication_port", Self::VT_REPLICATION_PORT, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Endpoint>>>>("clients", Self::VT_CLIENTS, false)?
+     .visit_field::<u32>("shards", Self::VT_SHARDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<u8>("durability", Self::VT_DURABILITY, false)?
+     .visit_field::<bool>("clean_stop", Self::VT_CLEAN_STOP, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RegisterNodeArgs<'a> {
+    pub node: u32,
+    pub incarnation: Option<&'a Uuid>,
+    pub cluster: Option<&'a Uuid>,
+    pub protocol: u16,
+    pub software: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub cluster_address: Option<::flatbuffers::WIPOffset<Endpoint<'a>>>,
+    pub replication_port: u16,
+    pub clients: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint<'a>>>>>,
+    pub shards: u32,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub durability: u8,
+    pub clean_stop: bool,
+}
+impl<'a> Default for RegisterNodeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RegisterNodeArgs {
+      node: 0,
+      incarnation: None, // required field
+      cluster: None, // required field
+      protocol: 0,
+      software: None,
+      cluster_address: None,
+      replication_port: 0,
+      clients: None,
+      shards: 0,
+      rack: None,
+      durability: 2,
+      clean_stop: false,
+    }
+  }
+}
+
+pub struct RegisterNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RegisterNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(RegisterNode::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(RegisterNode::VT_INCARNATION, incarnation);
+  }
+  #[inline]
+  pub fn add_cluster(&mut self, cluster: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(RegisterNode::VT_CLUSTER, cluster);
+  }
+  #[inline]
+  pub fn add_protocol(&mut self, protocol: u16) {
+    self.fbb_.push_slot::<u16>(RegisterNode::VT_PROTOCOL, protocol, 0);
+  }
+  #[inline]
+  pub fn add_software(&mut self, software: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RegisterNode::VT_SOFTWARE, software);
+  }
+  #[inline]
+  pub fn add_cluster_address(&mut self, cluster_address: ::flatbuffers::WIPOffset<Endpoint<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Endpoint>>(RegisterNode::VT_CLUSTER_ADDRESS, cluster_address);
+  }
+  #[inline]
+  pub fn add_replication_port(&mut self, replication_port: u16) {
+    self.fbb_.push_slot::<u16>(RegisterNode::VT_REPLICATION_PORT, replication_port, 0);
+  }
+  #[inline]
+  pub fn add_clients(&mut self, clients: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Endpoint<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RegisterNode::VT_CLIENTS, clients);
+  }
+  #[inline]
+  pub fn add_shards(&mut self, shards: u32) {
+    self.fbb_.push_slot::<u32>(RegisterNode::VT_SHARDS, shards, 0);
+  }
+  #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RegisterNode::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_durability(&mut self, durability: u8) {
+    self.fbb_.push_slot::<u8>(RegisterNode::VT_DURABILITY, durability, 2);
+  }
+  #[inline]
+  pub fn add_clean_stop(&mut self, clean_stop: bool) {
+    self.fbb_.push_slot::<bool>(RegisterNode::VT_CLEAN_STOP, clean_stop, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RegisterNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RegisterNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RegisterNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, RegisterNode::VT_INCARNATION,"incarnation");
+    self.fbb_.required(o, RegisterNode::VT_CLUSTER,"cluster");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RegisterNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RegisterNode");
+      ds.field("node", &self.node());
+      ds.field("incarnation", &self.incarnation());
+      ds.field("cluster", &self.cluster());
+      ds.field("protocol", &self.protocol());
+      ds.field("software", &self.software());
+      ds.field("cluster_address", &self.cluster_address());
+      ds.field("replication_port", &self.replication_port());
+      ds.field("clients", &self.clients());
+      ds.field("shards", &self.shards());
+      ds.field("rack", &self.rack());
+      ds.field("durability", &self.durability());
+      ds.field("clean_stop", &self.clean_stop());
+      ds.finish()
+  }
+}
+pub enum FenceNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct FenceNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for FenceNode<'a> {
+  type Inner = FenceNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> FenceNode<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    FenceNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args FenceNodeArgs
+  ) -> ::flatbuffers::WIPOffset<FenceNode<'bldr>> {
+    let mut builder = FenceNodeBuilder::new(_fbb);
+    builder.add_node_epoch(args.node_epoch);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(FenceNode::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn node_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(FenceNode::VT_NODE_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for FenceNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("node_epoch", Self::VT_NODE_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct FenceNodeArgs {
+    pub node: u32,
+    pub node_epoch: u64,
+}
+impl<'a> Default for FenceNodeArgs {
+  #[inline]
+  fn default() -> Self {
+    FenceNodeArgs {
+      node: 0,
+      node_epoch: 0,
+    }
+  }
+}
+
+pub struct FenceNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> FenceNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(FenceNode::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_node_epoch(&mut self, node_epoch: u64) {
+    self.fbb_.push_slot::<u64>(FenceNode::VT_NODE_EPOCH, node_epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> FenceNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    FenceNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<FenceNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for FenceNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("FenceNode");
+      ds.field("node", &self.node());
+      ds.field("node_epoch", &self.node_epoch());
+      ds.finish()
+  }
+}
+pub enum DrainNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DrainNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DrainNode<'a> {
+  type Inner = DrainNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DrainNode<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DrainNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DrainNodeArgs
+  ) -> ::flatbuffers::WIPOffset<DrainNode<'bldr>> {
+    let mut builder = DrainNodeBuilder::new(_fbb);
+    builder.add_node_epoch(args.node_epoch);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(DrainNode::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn node_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(DrainNode::VT_NODE_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DrainNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("node_epoch", Self::VT_NODE_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DrainNodeArgs {
+    pub node: u32,
+    pub node_epoch: u64,
+}
+impl<'a> Default for DrainNodeArgs {
+  #[inline]
+  fn default() -> Self {
+    DrainNodeArgs {
+      node: 0,
+      node_epoch: 0,
+    }
+  }
+}
+
+pub struct DrainNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DrainNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(DrainNode::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_node_epoch(&mut self, node_epoch: u64) {
+    self.fbb_.push_slot::<u64>(DrainNode::VT_NODE_EPOCH, node_epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DrainNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DrainNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DrainNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DrainNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DrainNode");
+      ds.field("node", &self.node());
+      ds.field("node_epoch", &self.node_epoch());
+      ds.finish()
+  }
+}
+pub enum RetireNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RetireNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RetireNode<'a> {
+  type Inner = RetireNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RetireNode<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RETIRING: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RetireNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RetireNodeArgs
+  ) -> ::flatbuffers::WIPOffset<RetireNode<'bldr>> {
+    let mut builder = RetireNodeBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.add_retiring(args.retiring);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RetireNode::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retiring(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(RetireNode::VT_RETIRING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RetireNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<bool>("retiring", Self::VT_RETIRING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RetireNodeArgs {
+    pub node: u32,
+    pub retiring: bool,
+}
+impl<'a> Default for RetireNodeArgs {
+  #[inline]
+  fn default() -> Self {
+    RetireNodeArgs {
+      node: 0,
+      retiring: false,
+    }
+  }
+}
+
+pub struct RetireNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RetireNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(RetireNode::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_retiring(&mut self, retiring: bool) {
+    self.fbb_.push_slot::<bool>(RetireNode::VT_RETIRING, retiring, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RetireNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RetireNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RetireNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RetireNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RetireNode");
+      ds.field("node", &self.node());
+      ds.field("retiring", &self.retiring());
+      ds.finish()
+  }
+}
+pub enum RemoveNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RemoveNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveNode<'a> {
+  type Inner = RemoveNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveNode<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RemoveNodeArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveNode<'bldr>> {
+    let mut builder = RemoveNodeBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RemoveNode::VT_NODE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RemoveNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveNodeArgs {
+    pub node: u32,
+}
+impl<'a> Default for RemoveNodeArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveNodeArgs {
+      node: 0,
+    }
+  }
+}
+
+pub struct RemoveNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(RemoveNode::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveNode");
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum ChangeIsrOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ChangeIsr<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ChangeIsr<'a> {
+  type Inner = ChangeIsr<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ChangeIsr<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LEAVE: ::flatbuffers::VOffsetT = 14;
+  pub const VT_JOIN: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ChangeIsr { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ChangeIsrArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ChangeIsr<'bldr>> {
+    let mut builder = ChangeIsrBuilder::new(_fbb);
+    if let Some(x) = args.join { builder.add_join(x); }
+    if let Some(x) = args.leave { builder.add_leave(x); }
+    builder.add_version(args.version);
+    builder.add_leader_epoch(args.leader_epoch);
+    builder.add_leader(args.leader);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(ChangeIsr::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ChangeIsr::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ChangeIsr::VT_LEADER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ChangeIsr::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn version(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ChangeIsr::VT_VERSION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leave(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(ChangeIsr::VT_LEAVE, None)}
+  }
+  #[inline]
+  pub fn join(&self) -> Option<::flatbuffers::Vector<'a, Joiner>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Joiner>>>(ChangeIsr::VT_JOIN, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ChangeIsr<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<i32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .visit_field::<u32>("version", Self::VT_VERSION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("leave", Self::VT_LEAVE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Joiner>>>("join", Self::VT_JOIN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ChangeIsrArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub leader: u32,
+    pub leader_epoch: i32,
+    pub version: u32,
+    pub leave: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub join: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Joiner>>>,
+}
+impl<'a> Default for ChangeIsrArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ChangeIsrArgs {
+      topic: None, // required field
+      partition: 0,
+      leader: 0,
+      leader_epoch: 0,
+      version: 0,
+      leave: None,
+      join: None,
+    }
+  }
+}
+
+pub struct ChangeIsrBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ChangeIsrBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(ChangeIsr::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(ChangeIsr::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot::<u32>(ChangeIsr::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: i32) {
+    self.fbb_.push_slot::<i32>(ChangeIsr::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: u32) {
+    self.fbb_.push_slot::<u32>(ChangeIsr::VT_VERSION, version, 0);
+  }
+  #[inline]
+  pub fn add_leave(&mut self, leave: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChangeIsr::VT_LEAVE, leave);
+  }
+  #[inline]
+  pub fn add_join(&mut self, join: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Joiner>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ChangeIsr::VT_JOIN, join);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ChangeIsrBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ChangeIsrBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ChangeIsr<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ChangeIsr::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ChangeIsr<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ChangeIsr");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("leader", &self.leader());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.field("version", &self.version());
+      ds.field("leave", &self.leave());
+      ds.field("join", &self.join());
+      ds.finish()
+  }
+}
+pub enum ReplicaLostOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReplicaLost<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaLost<'a> {
+  type Inner = ReplicaLost<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReplicaLost<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_REPLICA: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReplicaLost { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReplicaLostArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReplicaLost<'bldr>> {
+    let mut builder = ReplicaLostBuilder::new(_fbb);
+    if let Some(x) = args.replica { builder.add_replica(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(ReplicaLost::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ReplicaLost::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn replica(&self) -> &'a Replica {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Replica>(ReplicaLost::VT_REPLICA, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReplicaLost<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<Replica>("replica", Self::VT_REPLICA, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReplicaLostArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub replica: Option<&'a Replica>,
+}
+impl<'a> Default for ReplicaLostArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReplicaLostArgs {
+      topic: None, // required field
+      partition: 0,
+      replica: None, // required field
+    }
+  }
+}
+
+pub struct ReplicaLostBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReplicaLostBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(ReplicaLost::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(ReplicaLost::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_replica(&mut self, replica: &Replica) {
+    self.fbb_.push_slot_always::<&Replica>(ReplicaLost::VT_REPLICA, replica);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReplicaLostBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReplicaLostBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReplicaLost<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReplicaLost::VT_TOPIC,"topic");
+    self.fbb_.required(o, ReplicaLost::VT_REPLICA,"replica");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReplicaLost<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReplicaLost");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("replica", &self.replica());
+      ds.finish()
+  }
+}
+pub enum ElectLeaderOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectLeader<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeader<'a> {
+  type Inner = ElectLeader<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeader<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ELECTION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeader { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeaderArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectLeader<'bldr>> {
+    let mut builder = ElectLeaderBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_election(args.election);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(ElectLeader::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ElectLeader::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn election(&self) -> Election {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Election>(ElectLeader::VT_ELECTION, Some(Election::Preferred)).unwrap()}
+  }
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ElectLeader::VT_NODE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeader<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<Election>("election", Self::VT_ELECTION, false)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeaderArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub election: Election,
+    pub node: u32,
+}
+impl<'a> Default for ElectLeaderArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectLeaderArgs {
+      topic: None, // required field
+      partition: 0,
+      election: Election::Preferred,
+      node: 0,
+    }
+  }
+}
+
+pub struct ElectLeaderBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeaderBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(ElectLeader::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(ElectLeader::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_election(&mut self, election: Election) {
+    self.fbb_.push_slot::<Election>(ElectLeader::VT_ELECTION, election, Election::Preferred);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(ElectLeader::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeaderBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeaderBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeader<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ElectLeader::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeader<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeader");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("election", &self.election());
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum ReassignOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Reassign<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Reassign<'a> {
+  type Inner = Reassign<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Reassign<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Reassign { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Reassign<'bldr>> {
+    let mut builder = ReassignBuilder::new(_fbb);
+    if let Some(x) = args.target { builder.add_target(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(Reassign::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Reassign::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn target(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Reassign::VT_TARGET, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Reassign<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("target", Self::VT_TARGET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub target: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for ReassignArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignArgs {
+      topic: None, // required field
+      partition: 0,
+      target: None,
+    }
+  }
+}
+
+pub struct ReassignBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(Reassign::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(Reassign::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_target(&mut self, target: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Reassign::VT_TARGET, target);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Reassign<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Reassign::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Reassign<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Reassign");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("target", &self.target());
+      ds.finish()
+  }
+}
+pub enum BalanceLeadersOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct BalanceLeaders<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for BalanceLeaders<'a> {
+  type Inner = BalanceLeaders<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> BalanceLeaders<'a> {
+  pub const VT_MOST: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    BalanceLeaders { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args BalanceLeadersArgs
+  ) -> ::flatbuffers::WIPOffset<BalanceLeaders<'bldr>> {
+    let mut builder = BalanceLeadersBuilder::new(_fbb);
+    builder.add_most(args.most);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn most(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(BalanceLeaders::VT_MOST, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for BalanceLeaders<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("most", Self::VT_MOST, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct BalanceLeadersArgs {
+    pub most: u32,
+}
+impl<'a> Default for BalanceLeadersArgs {
+  #[inline]
+  fn default() -> Self {
+    BalanceLeadersArgs {
+      most: 0,
+    }
+  }
+}
+
+pub struct BalanceLeadersBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> BalanceLeadersBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_most(&mut self, most: u32) {
+    self.fbb_.push_slot::<u32>(BalanceLeaders::VT_MOST, most, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> BalanceLeadersBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    BalanceLeadersBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<BalanceLeaders<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for BalanceLeaders<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("BalanceLeaders");
+      ds.field("most", &self.most());
+      ds.finish()
+  }
+}
+pub enum PlaceOnShardOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PlaceOnShard<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PlaceOnShard<'a> {
+  type Inner = PlaceOnShard<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PlaceOnShard<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_SHARD: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PlaceOnShard { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PlaceOnShardArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PlaceOnShard<'bldr>> {
+    let mut builder = PlaceOnShardBuilder::new(_fbb);
+    if let Some(x) = args.shard { builder.add_shard(x); }
+    builder.add_node(args.node);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(PlaceOnShard::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PlaceOnShard::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PlaceOnShard::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn shard(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PlaceOnShard::VT_SHARD, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PlaceOnShard<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<u32>("shard", Self::VT_SHARD, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PlaceOnShardArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub node: u32,
+    pub shard: Option<u32>,
+}
+impl<'a> Default for PlaceOnShardArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PlaceOnShardArgs {
+      topic: None, // required field
+      partition: 0,
+      node: 0,
+      shard: None,
+    }
+  }
+}
+
+pub struct PlaceOnShardBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PlaceOnShardBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(PlaceOnShard::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(PlaceOnShard::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(PlaceOnShard::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_shard(&mut self, shard: u32) {
+    self.fbb_.push_slot_always::<u32>(PlaceOnShard::VT_SHARD, shard);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PlaceOnShardBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PlaceOnShardBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PlaceOnShard<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, PlaceOnShard::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PlaceOnShard<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PlaceOnShard");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("node", &self.node());
+      ds.field("shard", &self.shard());
+      ds.finish()
+  }
+}
+pub enum SnapshotClusterOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SnapshotCluster<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SnapshotCluster<'a> {
+  type Inner = SnapshotCluster<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SnapshotCluster<'a> {
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LAST_NODE_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SnapshotCluster { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SnapshotClusterArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SnapshotCluster<'bldr>> {
+    let mut builder = SnapshotClusterBuilder::new(_fbb);
+    builder.add_last_node_epoch(args.last_node_epoch);
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn cluster(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(SnapshotCluster::VT_CLUSTER, None).unwrap()}
+  }
+  #[inline]
+  pub fn last_node_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SnapshotCluster::VT_LAST_NODE_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SnapshotCluster<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("cluster", Self::VT_CLUSTER, true)?
+     .visit_field::<u64>("last_node_epoch", Self::VT_LAST_NODE_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotClusterArgs<'a> {
+    pub cluster: Option<&'a Uuid>,
+    pub last_node_epoch: u64,
+}
+impl<'a> Default for SnapshotClusterArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SnapshotClusterArgs {
+      cluster: None, // required field
+      last_node_epoch: 0,
+    }
+  }
+}
+
+pub struct SnapshotClusterBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotClusterBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_cluster(&mut self, cluster: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(SnapshotCluster::VT_CLUSTER, cluster);
+  }
+  #[inline]
+  pub fn add_last_node_epoch(&mut self, last_node_epoch: u64) {
+    self.fbb_.push_slot::<u64>(SnapshotCluster::VT_LAST_NODE_EPOCH, last_node_epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotClusterBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotClusterBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SnapshotCluster<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SnapshotCluster::VT_CLUSTER,"cluster");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SnapshotCluster<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SnapshotCluster");
+      ds.field("cluster", &self.cluster());
+      ds.field("last_node_epoch", &self.last_node_epoch());
+      ds.finish()
+  }
+}
+pub enum SnapshotNodeOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SnapshotNode<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SnapshotNode<'a> {
+  type Inner = SnapshotNode<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SnapshotNode<'a> {
+  pub const VT_REGISTRATION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE_EPOCH: ::flatbuffers::VOffsetT = 6;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 8;
+  pub const VT_RETIRING: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SnapshotNode { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SnapshotNodeArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SnapshotNode<'bldr>> {
+    let mut builder = SnapshotNodeBuilder::new(_fbb);
+    builder.add_node_epoch(args.node_epoch);
+    if let Some(x) = args.registration { builder.add_registration(x); }
+    builder.add_retiring(args.retiring);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn registration(&self) -> RegisterNode<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<RegisterNode>>(SnapshotNode::VT_REGISTRATION, None).unwrap()}
+  }
+  #[inline]
+  pub fn node_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SnapshotNode::VT_NODE_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn state(&self) -> NodeState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<NodeState>(SnapshotNode::VT_STATE, Some(NodeState::Fenced)).unwrap()}
+  }
+  #[inline]
+  pub fn retiring(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(SnapshotNode::VT_RETIRING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SnapshotNode<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<RegisterNode>>("registration", Self::VT_REGISTRATION, true)?
+     .visit_field::<u64>("node_epoch", Self::VT_NODE_EPOCH, false)?
+     .visit_field::<NodeState>("state", Self::VT_STATE, false)?
+     .visit_field::<bool>("retiring", Self::VT_RETIRING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotNodeArgs<'a> {
+    pub registration: Option<::flatbuffers::WIPOffset<RegisterNode<'a>>>,
+    pub node_epoch: u64,
+    pub state: NodeState,
+    pub retiring: bool,
+}
+impl<'a> Default for SnapshotNodeArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SnapshotNodeArgs {
+      registration: None, // required field
+      node_epoch: 0,
+      state: NodeState::Fenced,
+      retiring: false,
+    }
+  }
+}
+
+pub struct SnapshotNodeBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotNodeBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_registration(&mut self, registration: ::flatbuffers::WIPOffset<RegisterNode<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<RegisterNode>>(SnapshotNode::VT_REGISTRATION, registration);
+  }
+  #[inline]
+  pub fn add_node_epoch(&mut self, node_epoch: u64) {
+    self.fbb_.push_slot::<u64>(SnapshotNode::VT_NODE_EPOCH, node_epoch, 0);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: NodeState) {
+    self.fbb_.push_slot::<NodeState>(SnapshotNode::VT_STATE, state, NodeState::Fenced);
+  }
+  #[inline]
+  pub fn add_retiring(&mut self, retiring: bool) {
+    self.fbb_.push_slot::<bool>(SnapshotNode::VT_RETIRING, retiring, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotNodeBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotNodeBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SnapshotNode<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SnapshotNode::VT_REGISTRATION,"registration");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SnapshotNode<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SnapshotNode");
+      ds.field("registration", &self.registration());
+      ds.field("node_epoch", &self.node_epoch());
+      ds.field("state", &self.state());
+      ds.field("retiring", &self.retiring());
+      ds.finish()
+  }
+}
+pub enum PartitionOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Partition<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Partition<'a> {
+  type Inner = Partition<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Partition<'a> {
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 6;
+  pub const VT_ISR: ::flatbuffers::VOffsetT = 8;
+  pub const VT_ELIGIBLE: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 12;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 14;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 16;
+  pub const VT_UNCLEAN_EPOCH: ::flatbuffers::VOffsetT = 18;
+  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 20;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Partition { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PartitionArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Partition<'bldr>> {
+    let mut builder = PartitionBuilder::new(_fbb);
+    if let Some(x) = args.shards { builder.add_shards(x); }
+    if let Some(x) = args.unclean_epoch { builder.add_unclean_epoch(x); }
+    builder.add_version(args.version);
+    builder.add_leader_epoch(args.leader_epoch);
+    if let Some(x) = args.leader { builder.add_leader(x); }
+    if let Some(x) = args.eligible { builder.add_eligible(x); }
+    if let Some(x) = args.isr { builder.add_isr(x); }
+    if let Some(x) = args.target { builder.add_target(x); }
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn replicas(&self) -> Option<::flatbuffers::Vector<'a, Replica>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, Replica>>>(Partition::VT_REPLICAS, None)}
+  }
+  #[inline]
+  pub fn target(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Partition::VT_TARGET, None)}
+  }
+  #[inline]
+  pub fn isr(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Partition::VT_ISR, None)}
+  }
+  #[inline]
+  pub fn eligible(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(Partition::VT_ELIGIBLE, None)}
+  }
+  #[inline]
+  pub fn leader(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Partition::VT_LEADER, None)}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(Partition::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn version(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Partition::VT_VERSION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn unclean_epoch(&self) -> Option<i32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(Partition::VT_UNCLEAN_EPOCH, None)}
+  }
+  #[inline]
+  pub fn shards(&self) -> Option<::flatbuffers::Vector<'a, ShardPlace>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ShardPlace>>>(Partition::VT_SHARDS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Partition<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, Replica>>>("replicas", Self::VT_REPLICAS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("target", Self::VT_TARGET, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("isr", Self::VT_ISR, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("eligible", Self::VT_ELIGIBLE, false)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<i32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .visit_field::<u32>("version", Self::VT_VERSION, false)?
+     .visit_field::<i32>("unclean_epoch", Self::VT_UNCLEAN_EPOCH, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ShardPlace>>>("shards", Self::VT_SHARDS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PartitionArgs<'a> {
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, Replica>>>,
+    pub target: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub isr: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub eligible: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub leader: Option<u32>,
+    pub leader_epoch: i32,
+    pub version: u32,
+    pub unclean_epoch: Option<i32>,
+    pub shards: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ShardPlace>>>,
+}
+impl<'a> Default for PartitionArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PartitionArgs {
+      replicas: None,
+      target: None,
+      isr: None,
+      eligible: None,
+      leader: None,
+      leader_epoch: 0,
+      version: 0,
+      unclean_epoch: None,
+      shards: None,
+    }
+  }
+}
+
+pub struct PartitionBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , Replica>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn add_target(&mut self, target: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_TARGET, target);
+  }
+  #[inline]
+  pub fn add_isr(&mut self, isr: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_ISR, isr);
+  }
+  #[inline]
+  pub fn add_eligible(&mut self, eligible: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_ELIGIBLE, eligible);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot_always::<u32>(Partition::VT_LEADER, leader);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: i32) {
+    self.fbb_.push_slot::<i32>(Partition::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: u32) {
+    self.fbb_.push_slot::<u32>(Partition::VT_VERSION, version, 0);
+  }
+  #[inline]
+  pub fn add_unclean_epoch(&mut self, unclean_epoch: i32) {
+    self.fbb_.push_slot_always::<i32>(Partition::VT_UNCLEAN_EPOCH, unclean_epoch);
+  }
+  #[inline]
+  pub fn add_shards(&mut self, shards: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ShardPlace>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Partition::VT_SHARDS, shards);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PartitionBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Partition<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Partition<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Partition");
+      ds.field("replicas", &self.replicas());
+      ds.field("target", &self.target());
+      ds.field("isr", &self.isr());
+      ds.field("eligible", &self.eligible());
+      ds.field("leader", &self.leader());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.field("version", &self.version());
+      ds.field("unclean_epoch", &self.unclean_epoch());
+      ds.field("shards", &self.shards());
+      ds.finish()
+  }
+}
+pub enum SnapshotPartitionsOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SnapshotPartitions<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SnapshotPartitions<'a> {
+  type Inner = SnapshotPartitions<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SnapshotPartitions<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_FIRST: ::flatbuffers::VOffsetT = 6;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SnapshotPartitions { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SnapshotPartitionsArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SnapshotPartitions<'bldr>> {
+    let mut builder = SnapshotPartitionsBuilder::new(_fbb);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.add_first(args.first);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(SnapshotPartitions::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn first(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SnapshotPartitions::VT_FIRST, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn partitions(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition>>>>(SnapshotPartitions::VT_PARTITIONS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SnapshotPartitions<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("first", Self::VT_FIRST, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Partition>>>>("partitions", Self::VT_PARTITIONS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SnapshotPartitionsArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub first: u32,
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Partition<'a>>>>>,
+}
+impl<'a> Default for SnapshotPartitionsArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SnapshotPartitionsArgs {
+      topic: None, // required field
+      first: 0,
+      partitions: None,
+    }
+  }
+}
+
+pub struct SnapshotPartitionsBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SnapshotPartitionsBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(SnapshotPartitions::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_first(&mut self, first: u32) {
+    self.fbb_.push_slot::<u32>(SnapshotPartitions::VT_FIRST, first, 0);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Partition<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SnapshotPartitions::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SnapshotPartitionsBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SnapshotPartitionsBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SnapshotPartitions<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SnapshotPartitions::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SnapshotPartitions<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SnapshotPartitions");
+      ds.field("topic", &self.topic());
+      ds.field("first", &self.first());
+      ds.field("partitions", &self.partitions());
+      ds.finish()
+  }
+}
 pub enum CommandOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -1090,6 +3999,202 @@ impl<'a> Command<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_register_node(&self) -> Option<RegisterNode<'a>> {
+    if self.body_type() == Body::RegisterNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { RegisterNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_fence_node(&self) -> Option<FenceNode<'a>> {
+    if self.body_type() == Body::FenceNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { FenceNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_drain_node(&self) -> Option<DrainNode<'a>> {
+    if self.body_type() == Body::DrainNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { DrainNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_retire_node(&self) -> Option<RetireNode<'a>> {
+    if self.body_type() == Body::RetireNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { RetireNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_remove_node(&self) -> Option<RemoveNode<'a>> {
+    if self.body_type() == Body::RemoveNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { RemoveNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_change_isr(&self) -> Option<ChangeIsr<'a>> {
+    if self.body_type() == Body::ChangeIsr {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ChangeIsr::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_replica_lost(&self) -> Option<ReplicaLost<'a>> {
+    if self.body_type() == Body::ReplicaLost {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ReplicaLost::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_elect_leader(&self) -> Option<ElectLeader<'a>> {
+    if self.body_type() == Body::ElectLeader {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { ElectLeader::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_reassign(&self) -> Option<Reassign<'a>> {
+    if self.body_type() == Body::Reassign {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { Reassign::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_balance_leaders(&self) -> Option<BalanceLeaders<'a>> {
+    if self.body_type() == Body::BalanceLeaders {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { BalanceLeaders::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_place_on_shard(&self) -> Option<PlaceOnShard<'a>> {
+    if self.body_type() == Body::PlaceOnShard {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { PlaceOnShard::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot_cluster(&self) -> Option<SnapshotCluster<'a>> {
+    if self.body_type() == Body::SnapshotCluster {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SnapshotCluster::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot_node(&self) -> Option<SnapshotNode<'a>> {
+    if self.body_type() == Body::SnapshotNode {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SnapshotNode::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_snapshot_partitions(&self) -> Option<SnapshotPartitions<'a>> {
+    if self.body_type() == Body::SnapshotPartitions {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SnapshotPartitions::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Command<'_> {
@@ -1106,6 +4211,20 @@ impl ::flatbuffers::Verifiable for Command<'_> {
           Body::NodeStarted => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<NodeStarted>>("Body::NodeStarted", pos),
           Body::AllocateProducerIds => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<AllocateProducerIds>>("Body::AllocateProducerIds", pos),
           Body::DurableMark => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DurableMark>>("Body::DurableMark", pos),
+          Body::RegisterNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RegisterNode>>("Body::RegisterNode", pos),
+          Body::FenceNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<FenceNode>>("Body::FenceNode", pos),
+          Body::DrainNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DrainNode>>("Body::DrainNode", pos),
+          Body::RetireNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RetireNode>>("Body::RetireNode", pos),
+          Body::RemoveNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveNode>>("Body::RemoveNode", pos),
+          Body::ChangeIsr => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ChangeIsr>>("Body::ChangeIsr", pos),
+          Body::ReplicaLost => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReplicaLost>>("Body::ReplicaLost", pos),
+          Body::ElectLeader => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeader>>("Body::ElectLeader", pos),
+          Body::Reassign => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Reassign>>("Body::Reassign", pos),
+          Body::BalanceLeaders => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<BalanceLeaders>>("Body::BalanceLeaders", pos),
+          Body::PlaceOnShard => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<PlaceOnShard>>("Body::PlaceOnShard", pos),
+          Body::SnapshotCluster => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotCluster>>("Body::SnapshotCluster", pos),
+          Body::SnapshotNode => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotNode>>("Body::SnapshotNode", pos),
+          Body::SnapshotPartitions => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SnapshotPartitions>>("Body::SnapshotPartitions", pos),
           _ => Ok(()),
         }
      })?
@@ -1198,6 +4317,104 @@ impl ::core::fmt::Debug for Command<'_> {
         },
         Body::DurableMark => {
           if let Some(x) = self.body_as_durable_mark() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::RegisterNode => {
+          if let Some(x) = self.body_as_register_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::FenceNode => {
+          if let Some(x) = self.body_as_fence_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::DrainNode => {
+          if let Some(x) = self.body_as_drain_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::RetireNode => {
+          if let Some(x) = self.body_as_retire_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::RemoveNode => {
+          if let Some(x) = self.body_as_remove_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::ChangeIsr => {
+          if let Some(x) = self.body_as_change_isr() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::ReplicaLost => {
+          if let Some(x) = self.body_as_replica_lost() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::ElectLeader => {
+          if let Some(x) = self.body_as_elect_leader() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::Reassign => {
+          if let Some(x) = self.body_as_reassign() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::BalanceLeaders => {
+          if let Some(x) = self.body_as_balance_leaders() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::PlaceOnShard => {
+          if let Some(x) = self.body_as_place_on_shard() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SnapshotCluster => {
+          if let Some(x) = self.body_as_snapshot_cluster() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SnapshotNode => {
+          if let Some(x) = self.body_as_snapshot_node() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SnapshotPartitions => {
+          if let Some(x) = self.body_as_snapshot_partitions() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -516,10 +516,7 @@ impl<F: ReadFiles> Verification<'_, F> {
 
 /// The topics of a command log; `None` where it can't be read.
 fn topics(log: &[u8]) -> Option<BTreeSet<TopicId>> {
-    let mut catalogue = Catalogue::new(u16::MAX);
-    for (_, command) in &command_log::decode_log(log).ok()?.commands {
-        catalogue.apply(command).ok()?;
-    }
+    let catalogue = Catalogue::replay(&command_log::decode_log(log).ok()?).ok()?;
     Some(catalogue.view().topics().map(|topic| topic.id).collect())
 }
 
