@@ -43,7 +43,7 @@ fn owned(step: FileStep<'_>) -> Option<Step> {
         FileStep::SyncEnd => Step::Synced,
         FileStep::Rename(from, to) => Step::Rename(name(from), name(to)),
         FileStep::Committed(Applied::TopicCreated(topic)) => Step::Acknowledge(topic.name.clone()),
-        FileStep::Committed(_) => return None,
+        FileStep::Remove(_) | FileStep::Committed(_) => return None,
     })
 }
 

@@ -22,6 +22,7 @@ pub mod http;
 pub mod metadata;
 #[cfg(test)]
 mod metadata_crash;
+pub mod raft;
 pub mod status;
 pub mod termination;
 
