@@ -178,6 +178,14 @@ impl OpenFile {
     }
 }
 
+#[cfg(test)]
+impl OpenFile {
+    /// Every write fails from now on.
+    pub(super) fn open_for_reading(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+}
+
 /// A file of two slots of one block each, written in turn. The one that was synced last is never the one that is written, so one of them is whole at any moment.
 #[derive(Debug)]
 pub struct Slots {
@@ -201,8 +209,7 @@ impl Slots {
     ) -> Result<(Slots, T), StorageError> {
         let bytes = directory.read(name, 2 * BLOCK as u64)?;
         let (first, second) = bytes.split_at(bytes.len().min(BLOCK));
-        let (last, value) =
-            newest([first, second]).map_err(|source| StorageError::Format { path: directory.path(name), source })?;
+        let (last, value) = newest([first, second]).map_err(|source| StorageError::Format { path: directory.path(name), source })?;
         Ok((Slots { file: directory.open_file(name)?, last: last as u64 }, value))
     }
 

@@ -21,7 +21,7 @@ use super::{LogId, Member};
 use crate::control::metadata::Witness;
 use crate::limits::{self, BLOCK};
 
-/// What a node with an empty directory does. One whose directory is not empty goes back to its cluster, whatever this says.
+/// What a node does whose consensus directory is not there yet. One that has it goes back to its cluster, whatever this says.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Origin {
     /// It is a cluster of one.
@@ -34,6 +34,8 @@ pub enum Origin {
         /// Addresses of members.
         members: Vec<String>,
     },
+    /// It was in a cluster before, so the directory must be there. Made anew, this life of the node could vote a second time.
+    Return,
 }
 
 /// The files, open.
@@ -58,6 +60,9 @@ pub fn open_or_form(path: &Path, owner: Owner, me: &Member, origin: &Origin, wit
     if is_new {
         form(&directory, owner, me, origin)?;
     }
+    if let Origin::Found { catalogue: Some(file) } = origin {
+        retire(file)?;
+    }
     let votes = VoteFiles::open(&directory, owner)?;
     let snapshots = SnapshotFiles::new(directory.clone(), owner);
     let (log, torn) = LogFiles::open(directory.clone(), owner)?;
@@ -69,7 +74,22 @@ fn io_error(directory: &Directory, source: std::io::Error) -> StorageError {
     StorageError::Io { path: directory.path(""), source }
 }
 
+/// The catalogue of a node that ran alone has become the first snapshot. It goes, durably: should the consensus be lost one day, it must not be taken for the state of the cluster.
+fn retire(catalogue: &Path) -> Result<(), StorageError> {
+    let failed = |source| StorageError::Io { path: catalogue.into(), source };
+    match std::fs::remove_file(catalogue) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        removed => removed.map_err(failed)?,
+    }
+    let above = catalogue.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    File::open(above).and_then(|above| above.sync_all()).map_err(failed)
+}
+
 fn form(directory: &Directory, owner: Owner, me: &Member, origin: &Origin) -> Result<(), OpenError> {
+    if *origin == Origin::Return {
+        let what = "the node's consensus files are lost; empty its whole data directory, and it comes back as a new node".into();
+        return Err(StorageError::Inconsistent { path: directory.path(""), what }.into());
+    }
     let names = directory.names()?;
     for (_, name) in log_files::log_names(&names) {
         let length = std::fs::metadata(directory.path(name)).map_err(|source| io_error(directory, source))?.len();

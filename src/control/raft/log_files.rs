@@ -18,7 +18,7 @@ use super::log_format::{self, LogHeader, Owner};
 use super::{Entry, LogId};
 use crate::limits::{self, BLOCK};
 
-/// Longest file: it is closed by the append that makes it longer than [`limits::CONSENSUS_SEGMENT`].
+/// Longest file: one that is longer than [`limits::CONSENSUS_SEGMENT`] gets a successor, and one append may carry as much as the library gives it.
 const MOST: u64 = limits::CONSENSUS_SEGMENT + 64 * 1024 * 1024;
 
 /// The entries in memory.
@@ -112,6 +112,7 @@ pub struct LogFiles {
     /// The last segment's.
     file: OpenFile,
     memory: Arc<Mutex<MemoryLog>>,
+    segment_bytes: u64,
     poisoned: bool,
 }
 
@@ -181,7 +182,8 @@ impl LogFiles {
             }
             segments.push_back(segment);
         }
-        let log = LogFiles { directory, owner, segments, file, memory: Arc::new(Mutex::new(memory)), poisoned: false };
+        let (memory, segment_bytes) = (Arc::new(Mutex::new(memory)), limits::CONSENSUS_SEGMENT);
+        let log = LogFiles { directory, owner, segments, file, memory, segment_bytes, poisoned: false };
         for name in obsolete {
             log.directory.remove(&name)?;
         }
@@ -220,7 +222,7 @@ impl LogFiles {
     }
 
     fn append_entries(&mut self, entries: Vec<Entry>) -> Result<(), StorageError> {
-        if self.last_segment().end > limits::CONSENSUS_SEGMENT {
+        if self.last_segment().end > self.segment_bytes {
             self.roll()?;
         }
         let durable = lock(&self.memory).next();
@@ -334,7 +336,13 @@ pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 impl LogFiles {
-    pub(super) fn break_file(&mut self, file: OpenFile) {
-        self.file = file;
+    /// Short files, so that a short life has several.
+    pub(super) fn set_segment_bytes(&mut self, bytes: u64) {
+        self.segment_bytes = bytes;
+    }
+
+    /// Every write to it fails.
+    pub(super) fn break_file(&mut self) {
+        self.file.open_for_reading();
     }
 }

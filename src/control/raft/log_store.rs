@@ -37,7 +37,9 @@ impl LogStore {
 }
 
 /// Does it on a blocking thread. A lock that is held there is free again for the next call: the library makes one at a time.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> std::result::Result<T, directory::StorageError> + Send + 'static) -> std::result::Result<T, AnyError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> std::result::Result<T, directory::StorageError> + Send + 'static,
+) -> std::result::Result<T, AnyError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(value)) => Ok(value),
         Ok(Err(error)) => {

@@ -5,6 +5,7 @@
 //! another state machine.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 
 use openraft::storage::RaftStateMachine;
@@ -35,12 +36,14 @@ pub struct Shown {
     pub view: watch::Sender<Arc<CatalogueView>>,
     /// Who waits for which of this node's proposals.
     waiting: Mutex<HashMap<u64, oneshot::Sender<Outcomes>>>,
+    /// Proposals that were in the log a second time and were skipped.
+    pub repeated: AtomicU64,
 }
 
 impl Shown {
     /// At the start.
     pub fn new(proposer: u64, view: Arc<CatalogueView>) -> Shown {
-        Shown { proposer, view: watch::Sender::new(view), waiting: Mutex::default() }
+        Shown { proposer, view: watch::Sender::new(view), waiting: Mutex::default(), repeated: AtomicU64::new(0) }
     }
 
     /// The outcomes of one of this node's proposals, once it is applied here.
@@ -104,6 +107,7 @@ impl Machine {
 
     fn apply_proposal(&mut self, log_id: &LogId, proposal: &Proposal) -> Result<Option<Outcomes>> {
         if !self.proposers.is_new(proposal.proposer, proposal.sequence, log_id.index) {
+            self.shown.repeated.fetch_add(1, Relaxed);
             tracing::debug!(index = log_id.index, sequence = proposal.sequence, "a proposal came twice; it is applied once");
             return Ok(None);
         }

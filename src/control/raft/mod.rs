@@ -41,6 +41,8 @@ pub mod service;
 pub mod settings;
 pub mod snapshot;
 pub mod store;
+#[cfg(test)]
+mod tests;
 pub mod votes;
 pub mod wire;
 

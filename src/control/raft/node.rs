@@ -362,7 +362,9 @@ type Written<R> = Result<R, RaftError<ConsensusId, ClientWriteError<ConsensusId,
 fn done(result: Written<openraft::raft::ClientWriteResponse<Types>>) -> Answer {
     match result {
         Ok(_) => Answer::Done,
-        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => Answer::NotLeader(forward.leader_id.zip(forward.leader_node)),
+        Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward))) => {
+            Answer::NotLeader(forward.leader_id.zip(forward.leader_node))
+        }
         // Another change is under way: to be tried again.
         Err(RaftError::APIError(error)) => Answer::Refused(Refusal::new(Code::Unavailable, error.to_string())),
         Err(RaftError::Fatal(error)) => refused(&error),

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -87,7 +88,11 @@ pub struct Consensus {
 impl Consensus {
     /// Opens the files (blocks), and starts the thread with its tasks. The view is what the snapshot and the committed entries on this node's disk make; [`ClusterStore::ready`] brings it
     /// up to date with the cluster.
-    pub fn start(settings: ConsensusSettings, registry: Box<dyn Registry>, witness: Witness) -> Result<(Consensus, ClusterStore), StartError> {
+    pub fn start(
+        settings: ConsensusSettings,
+        registry: Box<dyn Registry>,
+        witness: Witness,
+    ) -> Result<(Consensus, ClusterStore), StartError> {
         let config = Arc::new(config(&settings)?);
         let id = consensus_id(&settings.incarnation);
         let member = Member { node: settings.node, address: settings.address.clone() };
@@ -101,7 +106,7 @@ impl Consensus {
         let listener = settings.listener;
         let told = match settings.origin {
             Origin::Join { members } => members,
-            Origin::Found { .. } => Vec::new(),
+            Origin::Found { .. } | Origin::Return => Vec::new(),
         };
         let (timing, voters) = (settings.timing, settings.voters);
         let me = Identity { cluster: settings.cluster, node: settings.node, id };
@@ -215,7 +220,10 @@ fn config(settings: &ConsensusSettings) -> Result<Config, StartError> {
         return wrong(format!("3 or 5 nodes vote, not {}", settings.voters));
     }
     if election < heartbeat * 3 || node_lease < election * 2 || proposal < election || heartbeat.is_zero() {
-        return wrong(format!("times that don't fit each other: {:?}; 3 heartbeats <= election, 2 elections <= node lease", settings.timing));
+        return wrong(format!(
+            "times that don't fit each other: {:?}; 3 heartbeats <= election, 2 elections <= node lease",
+            settings.timing
+        ));
     }
     if settings.node > limits::MAX_NODE_ID || settings.address.len() > limits::MAX_NODE_ADDRESS {
         return wrong(format!("node {} at {:?}: an id is at most {}", settings.node, settings.address, limits::MAX_NODE_ID));
@@ -307,6 +315,11 @@ impl ClusterStore {
     /// What went over the consensus port.
     pub fn counters(&self) -> &ConsensusCounters {
         &self.node.dialer.counters
+    }
+
+    /// Proposals that were in the log a second time, and were skipped here.
+    pub fn repeated(&self) -> u64 {
+        self.node.shown.repeated.load(Relaxed)
     }
 
     async fn submit(&self, commands: Vec<Command>) -> Result<Outcomes, Refusal> {
