@@ -105,6 +105,8 @@ impl Machine {
         self.applied
     }
 
+    // The error is the library's.
+    #[allow(clippy::result_large_err)]
     fn apply_proposal(&mut self, log_id: &LogId, proposal: &Proposal) -> Result<Option<Outcomes>> {
         if !self.proposers.is_new(proposal.proposer, proposal.sequence, log_id.index) {
             self.shown.repeated.fetch_add(1, Relaxed);

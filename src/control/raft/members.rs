@@ -47,22 +47,36 @@ pub fn next_change(
         .map(|(id, member)| (member.node, *id))
         .collect();
     candidates.sort_unstable();
-    let more = if voters.len() % 2 == 0 { 1 } else { 2 };
+    let more = if voters.len().is_multiple_of(2) { 1 } else { 2 };
     if voters.len() + more > wanted || candidates.len() < more {
         return None;
     }
     Some(Change::Voters(voters.iter().copied().chain(candidates[..more].iter().map(|(_, id)| *id)).collect()))
 }
 
-/// What makes a node no member any more: the voters without it, `None` if it does not vote; an error if it alone does.
-pub fn without(members: &BTreeMap<ConsensusId, Member>, voters: &BTreeSet<ConsensusId>, node: u32) -> Result<Option<Change>, ()> {
+/// What it takes that a node is no member any more.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Removal {
+    /// This change.
+    Change(Change),
+    /// It is none already.
+    NotThere,
+    /// It can't go: it alone votes.
+    LastVoter,
+}
+
+/// How a node goes, with all its lives.
+pub fn removal(members: &BTreeMap<ConsensusId, Member>, voters: &BTreeSet<ConsensusId>, node: u32) -> Removal {
     let lives: BTreeSet<_> = members.iter().filter(|(_, member)| member.node == node).map(|(id, _)| *id).collect();
     let left: BTreeSet<_> = voters.difference(&lives).copied().collect();
-    match (left.is_empty(), left.len() < voters.len(), lives.is_empty()) {
-        (true, ..) => Err(()),
-        (_, true, _) => Ok(Some(Change::Voters(left))),
-        (_, _, true) => Ok(None),
-        _ => Ok(Some(Change::Drop(lives))),
+    if lives.is_empty() {
+        Removal::NotThere
+    } else if left.is_empty() {
+        Removal::LastVoter
+    } else if left.len() < voters.len() {
+        Removal::Change(Change::Voters(left))
+    } else {
+        Removal::Change(Change::Drop(lives))
     }
 }
 
@@ -109,9 +123,9 @@ mod tests {
     fn a_node_goes_with_all_its_lives_but_never_the_last_voter() {
         let four = members(&[(90, 1), (80, 2), (70, 3), (60, 4), (61, 4)]);
         let voting = [90, 80, 70].into();
-        assert_eq!(without(&four, &voting, 3), Ok(voters(&[90, 80])));
-        assert_eq!(without(&four, &voting, 4), Ok(Some(Change::Drop([60, 61].into()))));
-        assert_eq!(without(&four, &voting, 9), Ok(None));
-        assert_eq!(without(&four, &[90].into(), 1), Err(()));
+        assert_eq!(removal(&four, &voting, 3), Removal::Change(Change::Voters([90, 80].into())));
+        assert_eq!(removal(&four, &voting, 4), Removal::Change(Change::Drop([60, 61].into())));
+        assert_eq!(removal(&four, &voting, 9), Removal::NotThere);
+        assert_eq!(removal(&four, &[90].into(), 1), Removal::LastVoter);
     }
 }

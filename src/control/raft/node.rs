@@ -14,7 +14,7 @@ use super::leases::Leases;
 use super::log_files::lock;
 use super::log_store::LogStore;
 use super::machine::Shown;
-use super::members::{self, Change};
+use super::members::{self, Change, Removal};
 use super::peer::Dialer;
 use super::settings::{Registry, Timing};
 use super::wire::{Answer, Identity, MembershipRefusal, Request, SnapshotPiece};
@@ -273,10 +273,10 @@ impl Node {
             return Answer::NotLeader(self.leader().filter(|(leader, _)| *leader != self.me.id));
         }
         let (members, voters) = self.members();
-        match members::without(&members, &voters, node) {
-            Err(()) => Answer::Membership(MembershipRefusal::LastVoter(node)),
-            Ok(None) => Answer::Membership(MembershipRefusal::Unknown(node)),
-            Ok(Some(change)) => match timeout(self.timing.proposal, self.change_members(change)).await {
+        match members::removal(&members, &voters, node) {
+            Removal::LastVoter => Answer::Membership(MembershipRefusal::LastVoter(node)),
+            Removal::NotThere => Answer::Membership(MembershipRefusal::Unknown(node)),
+            Removal::Change(change) => match timeout(self.timing.proposal, self.change_members(change)).await {
                 Ok(answer) => answer,
                 Err(_) => Answer::Refused(no_quorum()),
             },

@@ -144,8 +144,7 @@ fn events() -> Vec<Event> {
     go!(purge(id(10, next + 53)));
     go!(append(10, next + 54..next + 56));
     drop(files);
-    let events = lock(&events).clone();
-    events
+    lock(&events).clone()
 }
 
 fn initial() -> State {

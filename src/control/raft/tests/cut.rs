@@ -5,6 +5,9 @@ use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::thread;
 
+use super::super::Proposal;
+use super::super::peer::Dialer;
+use super::super::wire::{Answer, Identity, Request};
 use super::*;
 use crate::types::ProducerId;
 
@@ -93,17 +96,42 @@ fn no_proposal_is_applied_twice_when_connections_break() {
                 unknown += 1;
             }
         }
-        if (given.len() >= 150 && repeated() >= 3) || begun.elapsed() > LONG {
+        if (given.len() >= 150 && repeated() >= 1) || begun.elapsed() > LONG / 3 {
             break;
         }
     }
     cutters.iter().for_each(|cutter| cutter.active.store(false, Relaxed));
     let cuts: u64 = cutters.iter().map(|cutter| cutter.cuts.load(Relaxed)).sum();
     println!("{} given, {unknown} unknown, {cuts} connections cut, {} proposals in the log twice", given.len(), repeated());
-    assert!(repeated() > 0, "no proposal came twice: the test shows nothing");
+    assert!(cuts > 50, "the test shows nothing");
     all_alike(&nodes);
     let Ok(Applied::ProducerIds(next)) = nodes[0].propose(Command::AllocateProducerIds { count: 1 }) else { panic!("ids") };
     judge(&given, unknown, next.start).unwrap();
+}
+
+/// The same proposal again, as somebody sends it whose answer was lost; and one that comes when a later one has been applied.
+#[test]
+fn a_proposal_that_comes_again_is_not_applied_again() {
+    let mut node = TestNode::new(1);
+    node.start(found()).ready();
+    let me = Identity { cluster: CLUSTER, node: 7, id: 77 };
+    let dialer = Dialer::new(me, Arc::default(), node.timing.heartbeat);
+    let command: bytes::Bytes = Command::AllocateProducerIds { count: 1 }.encode().unwrap().into();
+    for sequence in [1, 1, 3, 1, 2, 3] {
+        let proposal = Proposal { proposer: 5, sequence, commands: vec![command.clone()] };
+        let answer = block_on(dialer.ask(&node.address(), &Request::Propose(proposal), LONG)).unwrap();
+        assert_eq!(answer, Answer::Done);
+    }
+    node.kill();
+    node.start(Origin::Return).ready();
+    let proposal = Proposal { proposer: 5, sequence: 3, commands: vec![command] };
+    assert_eq!(block_on(dialer.ask(&node.address(), &Request::Propose(proposal), LONG)).unwrap(), Answer::Done);
+    assert_eq!(node.propose(Command::AllocateProducerIds { count: 1 }), Ok(Applied::ProducerIds(2..3)), "1 and 3, once each");
+    assert_eq!(node.store().repeated(), 5, "four before the restart, read again, and one after it");
+    let rubbish = Proposal { proposer: 5, sequence: 9, commands: vec![vec![1; 40].into()] };
+    let answer = block_on(dialer.ask(&node.address(), &Request::Propose(rubbish), LONG)).unwrap();
+    assert!(matches!(answer, Answer::Refused(refusal) if refusal.code == crate::request::Code::InvalidRequest), "it would stop every node");
+    node.propose(create(1)).unwrap();
 }
 
 /// Of proposals that take one id each: each that was acknowledged was applied once, and none of the others more than once.
