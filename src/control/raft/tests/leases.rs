@@ -5,9 +5,9 @@ use crate::cluster::CatalogueView;
 
 /// A node is live while there is a topic of its name; its fence is that the topic goes.
 #[derive(Debug)]
-struct TopicsAsNodes;
+pub(super) struct TopicsAsNodes;
 
-fn topic_of(view: &CatalogueView, node: u32) -> Option<TopicId> {
+pub(super) fn topic_of(view: &CatalogueView, node: u32) -> Option<TopicId> {
     view.topic(&format!("node-{node}")).map(|topic| topic.id)
 }
 
@@ -21,7 +21,7 @@ impl Registry for TopicsAsNodes {
     }
 }
 
-fn register(node: &TestNode) {
+pub(super) fn register(node: &TestNode) {
     let id = TopicId(life());
     let name = format!("node-{}", node.node);
     node.propose(Command::CreateTopic { id, name, partitions: 1, replication_factor: 1, config: vec![] }).unwrap();

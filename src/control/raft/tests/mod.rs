@@ -5,6 +5,7 @@ mod crash;
 mod cut;
 mod faults;
 mod formats;
+mod isolation;
 mod leases;
 mod storage;
 
