@@ -26,6 +26,10 @@
 //! leaves when they are durable. [`shard::cleaner`] keeps that partition, and every compacted one, short ([`log::cleaning`] has the rules). The client's side is in
 //! [`client`].
 //!
+//! # The metadata of a cluster
+//! Topics and whatever else all nodes must agree on are commands ([`cluster`]) that go through consensus ([`control::raft`]): any node proposes, the leader's log decides the
+//! order, and every node applies it.
+//!
 //! # The layers
 //! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.
 //!

@@ -74,7 +74,7 @@ pub const MAX_SHARDS: u32 = 1024;
 /// Largest id of a node: its shards' broker ids are 31 bits.
 pub const MAX_NODE_ID: u32 = (1 << 21) - 1;
 /// Nodes of one cluster.
-pub const MAX_NODES: usize = 1024;
+pub const MAX_NODES: usize = 1_000;
 /// Replicas of one partition.
 pub const MAX_REPLICAS: usize = 32;
 /// Partitions that the outcome of a command names one by one; of more it says only that they are many.
@@ -107,6 +107,36 @@ pub const CONTROL_REQUESTS: usize = 256;
 pub const SHARD_EVENTS: usize = 16;
 /// Longest wait until every shard has a new catalogue in force before its proposer is answered anyway, ms.
 pub const IN_FORCE_MS: u64 = 5_000;
+/// A file of the consensus log is followed by the next once it is so long, bytes.
+pub const CONSENSUS_SEGMENT: u64 = 1024 * 1024;
+/// Longest entry of the consensus log, bytes: a proposal of several commands, or a membership.
+pub const MAX_CONSENSUS_ENTRY: usize = 1024 * 1024;
+/// Entries that one message of consensus carries, bytes (a single larger one goes alone).
+pub const CONSENSUS_APPEND: usize = 2 * 1024 * 1024;
+/// Longest frame between nodes of the control plane, bytes.
+pub const MAX_CONSENSUS_FRAME: usize = 4 * 1024 * 1024;
+/// Longest frame before the other side is known, bytes.
+pub const MAX_CONSENSUS_HELLO: usize = 256;
+/// A snapshot travels in pieces of at most so many bytes.
+pub const CONSENSUS_CHUNK: usize = 512 * 1024;
+/// Longest snapshot of the metadata, bytes: a catalogue and the proposers.
+pub const MAX_CONSENSUS_SNAPSHOT: usize = MAX_CATALOGUE + 64 * 1024;
+/// Entries after which the next snapshot of the metadata is made.
+pub const CONSENSUS_SNAPSHOT_ENTRIES: u64 = 1_000;
+/// Bytes of entries in memory after which the next snapshot of the metadata is made, whatever their number.
+pub const CONSENSUS_SNAPSHOT_BYTES: u64 = 16 * 1024 * 1024;
+/// Entries that are kept behind a snapshot, for followers that are a little behind.
+pub const CONSENSUS_KEEP_ENTRIES: u64 = 500;
+/// Proposers whose last proposal is remembered; the least recent one is forgotten for the next. It must be long away by then: a proposal lives for seconds.
+pub const MAX_PROPOSERS: usize = 1_000;
+/// Groups of proposals of one node that wait for those before them.
+pub const CONSENSUS_PROPOSALS: usize = 256;
+/// Longest address of a node, bytes: a host name and a port.
+pub const MAX_NODE_ADDRESS: usize = 300;
+/// Connections of other nodes to the consensus port, at most.
+pub const CONSENSUS_CONNECTIONS: usize = 256;
+/// A frame between nodes of the control plane is to be complete after this long, s; a peer that sends slower is gone.
+pub const CONSENSUS_FRAME_S: u64 = 10;
 /// Threads on which a control-plane runtime may block for files.
 pub const CONTROL_BLOCKING_THREADS: usize = 2;
 /// Connections that the admin port serves at once; more wait in the kernel's backlog.
@@ -277,6 +307,12 @@ pub const GROUP_LEAST_WAIT_MS: i32 = 1_000;
 /// Records that a listener of a group holds for handlers that are not free yet, at most; more are not read.
 pub const LISTENER_WAITING: usize = 1_000;
 
+const _: () = {
+    assert!(CONSENSUS_APPEND + MAX_CONSENSUS_ENTRY + 64 * 1024 <= MAX_CONSENSUS_FRAME, "entries fit a frame");
+    assert!(MAX_COMMAND * 2 <= MAX_CONSENSUS_ENTRY, "a command fits an entry");
+    assert!(MAX_NODES * (MAX_NODE_ADDRESS + 32) + 4096 <= MAX_CONSENSUS_ENTRY, "a membership fits an entry");
+    assert!(CONSENSUS_CHUNK + MAX_NODES * (MAX_NODE_ADDRESS + 32) + 4096 <= MAX_CONSENSUS_FRAME, "a piece of a snapshot fits a frame");
+};
 const _: () = {
     assert!(MAX_GROUP_STRING + 64 <= STRING_MAX && MAX_GROUP_ID <= STRING_MAX, "a member id is a client id and a UUID");
     assert!(OFFSET_METADATA_MAX <= MAX_OFFSET_METADATA, "metadata fits a string of a record");

@@ -49,6 +49,8 @@ pub enum FileStep<'a> {
     SyncEnd,
     /// The file gets another name.
     Rename(&'a Path, &'a Path),
+    /// The file loses its name.
+    Remove(&'a Path),
     /// A command is durable and about to be answered.
     Committed(&'a Applied),
 }
@@ -66,7 +68,7 @@ impl Witness {
         Witness(Some(Arc::new(hears)))
     }
 
-    fn tell(&self, step: FileStep<'_>) {
+    pub(super) fn tell(&self, step: FileStep<'_>) {
         if let Some(hears) = &self.0 {
             hears(step);
         }

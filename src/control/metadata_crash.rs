@@ -16,7 +16,7 @@ const CLUSTER: [u8; 16] = [7; 16];
 
 /// A step, by file names.
 #[derive(Clone, PartialEq, Debug)]
-enum Step {
+pub(super) enum Step {
     Create(String),
     Write(String, u64, Vec<u8>),
     Written,
@@ -25,6 +25,7 @@ enum Step {
     SyncDir,
     Synced,
     Rename(String, String),
+    Remove(String),
     /// A topic was acknowledged.
     Acknowledge(String),
 }
@@ -33,7 +34,7 @@ fn name(path: &Path) -> String {
     path.file_name().unwrap().to_string_lossy().into_owned()
 }
 
-fn owned(step: FileStep<'_>) -> Option<Step> {
+pub(super) fn owned(step: FileStep<'_>) -> Option<Step> {
     Some(match step {
         FileStep::Create(path) => Step::Create(name(path)),
         FileStep::WriteStart { path, position, bytes } => Step::Write(name(path), position, bytes.to_vec()),
@@ -44,13 +45,14 @@ fn owned(step: FileStep<'_>) -> Option<Step> {
         FileStep::SyncEnd => Step::Synced,
         FileStep::Rename(from, to) => Step::Rename(name(from), name(to)),
         FileStep::Committed(Applied::TopicCreated(topic)) => Step::Acknowledge(topic.name.clone()),
+        FileStep::Remove(path) => Step::Remove(name(path)),
         FileStep::Committed(_) => return None,
     })
 }
 
 /// A directory: what a kill leaves of it, and what a loss of power leaves for certain.
 #[derive(Clone, Default)]
-struct Disk {
+pub(super) struct Disk {
     /// Content as written and as synced.
     files: Vec<(Vec<u8>, Vec<u8>)>,
     names: BTreeMap<String, usize>,
@@ -58,14 +60,14 @@ struct Disk {
     syncing: Option<Step>,
 }
 
-type Image = BTreeMap<String, Vec<u8>>;
+pub(super) type Image = BTreeMap<String, Vec<u8>>;
 
 impl Disk {
     fn content(&mut self, name: &str) -> &mut Vec<u8> {
         &mut self.files[self.names[name]].0
     }
 
-    fn take(&mut self, step: &Step) {
+    pub(super) fn take(&mut self, step: &Step) {
         match step {
             Step::Create(name) => {
                 // An existing one is cut to nothing by the next step.
@@ -89,23 +91,52 @@ impl Disk {
                 let file = self.names.remove(from).unwrap();
                 self.names.insert(to.clone(), file);
             }
+            Step::Remove(name) => {
+                self.names.remove(name);
+            }
             Step::Written | Step::Acknowledge(_) => {}
         }
     }
 
+    /// Parts of the write in hand over what was there `before`: its beginning, or only its end, because the blocks of a long one may be written in any order.
+    pub(super) fn torn_images(&self, before: &Disk, step: &Step) -> Vec<Image> {
+        let Step::Write(name, position, bytes) = step else { return Vec::new() };
+        let (at, end) = (*position as usize, *position as usize + bytes.len());
+        let old = before.files[before.names[name]].0.clone();
+        // In the middle, and early: of a block it is the beginning that has content.
+        let (half, early) = (at + bytes.len() / 2, at + bytes.len().min(64) / 2);
+        [(at..half, half), (half..end, end), (at..early, early), (early..end, end)]
+            .map(|(written, length)| {
+                let mut torn = self.clone();
+                let new = torn.content(name);
+                let mut content = old.clone();
+                content.resize(old.len().max(length), 0);
+                content[written.clone()].copy_from_slice(&new[written]);
+                *new = content;
+                torn.whole_images().swap_remove(0)
+            })
+            .into()
+    }
+
     /// What a crash right now may leave: everything; only what was synced; the names without what was not synced; half of the write in hand.
     fn images(&self, step: &Step) -> Vec<Image> {
+        let mut images = self.whole_images();
+        if let Step::Write(name, position, bytes) = step {
+            let mut torn = self.clone();
+            torn.content(name).truncate(*position as usize + bytes.len() / 2);
+            images.push(torn.whole_images().swap_remove(0));
+        }
+        images
+    }
+
+    /// The same, but for a write in hand.
+    pub(super) fn whole_images(&self) -> Vec<Image> {
         let image = |names: &BTreeMap<String, usize>, content: &dyn Fn(usize) -> Vec<u8>| -> Image {
             names.iter().map(|(name, file)| (name.clone(), content(*file))).collect()
         };
         let (written, synced) = (|file: usize| self.files[file].0.clone(), |file: usize| self.files[file].1.clone());
         let mut images = vec![image(&self.names, &written), image(&self.synced_names, &synced), image(&self.names, &synced)];
         images.push(image(&self.synced_names, &written));
-        if let Step::Write(name, position, bytes) = step {
-            let mut torn = self.clone();
-            torn.content(name).truncate(*position as usize + bytes.len() / 2);
-            images.push(image(&torn.names, &|file| torn.files[file].0.clone()));
-        }
         images
     }
 }

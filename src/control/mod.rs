@@ -1,7 +1,7 @@
 //! The control plane: two ordinary threads, each with a tokio runtime of its own, away from the shards' CPUs where there are more.
 //!
 //! `metadata` takes the shards' proposals in one order, makes them durable and tells every shard; `http` serves the admin port. They
-//! are apart because a scrape must not delay a proposal (later: a heartbeat). Neither touches record data.
+//! are apart because a scrape must not delay a proposal. Neither touches record data. `raft` is the catalogue of a cluster, with a thread of its own for elections and heartbeats.
 //! Not here: the state machine (`cluster`), the queues (`bridge`).
 
 use std::io;
@@ -22,6 +22,7 @@ pub mod http;
 pub mod metadata;
 #[cfg(test)]
 mod metadata_crash;
+pub mod raft;
 pub mod status;
 pub mod termination;
 

@@ -22,12 +22,14 @@ pub const GENERATION_TMP: &str = "generation.tmp";
 pub const CATALOGUE: &str = "catalogue";
 /// A catalogue that is being made, before it becomes [`CATALOGUE`].
 pub const CATALOGUE_TMP: &str = "catalogue.tmp";
+/// Directory of the consensus: log, votes, snapshots.
+pub const CONSENSUS_DIR: &str = "consensus";
 /// Space for a full disk.
 pub const RESERVE: &str = "reserve";
 
 /// Every name that belongs into the data directory while no opening is under way.
-pub(crate) const ROOT_NAMES: [&str; 10] =
-    [LOCK, META, GENERATION, CATALOGUE, RESERVE, JOURNAL_DIR, CHECKPOINT_DIR, TOPICS_DIR, QUARANTINE_DIR, "lost+found"];
+pub(crate) const ROOT_NAMES: [&str; 11] =
+    [LOCK, META, GENERATION, CATALOGUE, CONSENSUS_DIR, RESERVE, JOURNAL_DIR, CHECKPOINT_DIR, TOPICS_DIR, QUARANTINE_DIR, "lost+found"];
 
 /// A file with which a starting process tries what the file system can do.
 pub fn host_probe(process: u32) -> String {

@@ -39,6 +39,7 @@ fn event(step: &FileStep<'_>, data: &Path, trace: &Trace, last: &AtomicU64) -> O
         FileStep::SyncDirStart(path) => TraceEvent::SyncDirStart { id: next(), path: below(path) },
         FileStep::SyncEnd => TraceEvent::SyncEnd { id },
         FileStep::Rename(from, to) => TraceEvent::Rename { from: below(from), to: below(to) },
+        FileStep::Remove(path) => TraceEvent::Unlink { path: below(path) },
         FileStep::Committed(Applied::TopicCreated(topic) | Applied::TopicAltered(topic)) => {
             TraceEvent::Topic { topic: topic.id, partitions: topic.partitions }
         }

@@ -1,0 +1,230 @@
+//! `<data>/consensus`: files that are there whole or not at all, and small ones of two slots. All of it blocks.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::log_format::FormatError;
+use crate::control::metadata::{FileStep, Witness};
+use crate::limits::BLOCK;
+
+/// What is being made; a start removes it.
+const UNFINISHED: &str = ".tmp";
+
+/// Why the consensus can't be opened or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StorageError {
+    /// A file can't be read or written.
+    #[error("consensus file {}: {source}", path.display())]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It is damaged, or of another kind, version or node.
+    #[error("consensus file {}: {source}", path.display())]
+    Format {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: FormatError,
+    },
+    /// The files don't fit each other.
+    #[error("consensus directory {}: {what}", path.display())]
+    Inconsistent {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// An earlier write or sync failed, so nobody knows what is on disk.
+    #[error("the consensus files could not be written or synced; restart the broker")]
+    Poisoned,
+}
+
+/// The directory, with what hears of each step.
+#[derive(Clone, Debug)]
+pub struct Directory {
+    path: PathBuf,
+    witness: Witness,
+}
+
+/// An open file and its path.
+#[derive(Debug)]
+pub struct OpenFile {
+    file: File,
+    path: PathBuf,
+    witness: Witness,
+}
+
+impl Directory {
+    /// Opens it; makes it if it is not there, and removes what an earlier run left half made.
+    pub fn open(path: &Path, witness: Witness) -> Result<Directory, StorageError> {
+        let directory = Directory { path: path.into(), witness };
+        let failed = |source| StorageError::Io { path: path.into(), source };
+        if !path.try_exists().map_err(failed)? {
+            std::fs::create_dir_all(path).map_err(failed)?;
+            let above = path.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            File::open(above).and_then(|above| above.sync_all()).map_err(failed)?;
+        }
+        for name in directory.names()? {
+            if name.ends_with(UNFINISHED) {
+                directory.remove(&name)?;
+            }
+        }
+        Ok(directory)
+    }
+
+    /// Where a file of this name is.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.path.join(name)
+    }
+
+    /// What is in it, sorted.
+    pub fn names(&self) -> Result<Vec<String>, StorageError> {
+        let read = || -> io::Result<Vec<String>> {
+            let mut names = Vec::new();
+            for entry in std::fs::read_dir(&self.path)? {
+                names.push(entry?.file_name().to_string_lossy().into_owned());
+            }
+            names.sort();
+            Ok(names)
+        };
+        read().map_err(|source| StorageError::Io { path: self.path.clone(), source })
+    }
+
+    /// The whole of a file.
+    pub fn read(&self, name: &str, most: u64) -> Result<Vec<u8>, StorageError> {
+        let path = self.path(name);
+        let mut bytes = Vec::new();
+        let read = File::open(&path).and_then(|file| file.take(most + 1).read_to_end(&mut bytes));
+        match read {
+            Err(source) => Err(StorageError::Io { path, source }),
+            Ok(length) if length as u64 > most => {
+                Err(StorageError::Inconsistent { path, what: format!("it has more than {most} bytes, which is more than it can have") })
+            }
+            Ok(_) => Ok(bytes),
+        }
+    }
+
+    /// Makes a file that is there whole with these bytes, durably, or not at all; one of this name is replaced. Open for writing.
+    pub fn make(&self, name: &str, bytes: &[u8]) -> Result<OpenFile, StorageError> {
+        let (temporary, path) = (self.path(&format!("{name}{UNFINISHED}")), self.path(name));
+        let failed = |source| StorageError::Io { path: path.clone(), source };
+        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary).map_err(failed)?;
+        self.witness.tell(FileStep::Create(&temporary));
+        let mut new = OpenFile { file, path: temporary, witness: self.witness.clone() };
+        new.write(0, bytes)?;
+        new.sync()?;
+        std::fs::rename(&new.path, &path).map_err(failed)?;
+        self.witness.tell(FileStep::Rename(&new.path, &path));
+        new.path = path;
+        self.sync()?;
+        Ok(new)
+    }
+
+    /// Opens a file for writing.
+    pub fn open_file(&self, name: &str) -> Result<OpenFile, StorageError> {
+        let path = self.path(name);
+        match OpenOptions::new().write(true).open(&path) {
+            Ok(file) => Ok(OpenFile { file, path, witness: self.witness.clone() }),
+            Err(source) => Err(StorageError::Io { path, source }),
+        }
+    }
+
+    /// Removes a file durably: one that comes back after a crash may no longer fit the others.
+    pub fn remove(&self, name: &str) -> Result<(), StorageError> {
+        let path = self.path(name);
+        std::fs::remove_file(&path).map_err(|source| StorageError::Io { path: path.clone(), source })?;
+        self.witness.tell(FileStep::Remove(&path));
+        self.sync()
+    }
+
+    fn sync(&self) -> Result<(), StorageError> {
+        self.witness.tell(FileStep::SyncDirStart(&self.path));
+        File::open(&self.path).and_then(|d| d.sync_all()).map_err(|source| StorageError::Io { path: self.path.clone(), source })?;
+        self.witness.tell(FileStep::SyncEnd);
+        Ok(())
+    }
+}
+
+impl OpenFile {
+    /// Writes at a position; not durable before [`OpenFile::sync`].
+    pub fn write(&mut self, position: u64, bytes: &[u8]) -> Result<(), StorageError> {
+        self.witness.tell(FileStep::WriteStart { path: &self.path, position, bytes });
+        self.file.write_all_at(bytes, position).map_err(|source| self.failed(source))?;
+        self.witness.tell(FileStep::WriteEnd);
+        Ok(())
+    }
+
+    /// Cuts the file.
+    pub fn set_len(&mut self, length: u64) -> Result<(), StorageError> {
+        self.witness.tell(FileStep::SetLen(&self.path, length));
+        self.file.set_len(length).map_err(|source| self.failed(source))
+    }
+
+    /// Makes content and length durable.
+    pub fn sync(&mut self) -> Result<(), StorageError> {
+        self.witness.tell(FileStep::SyncStart(&self.path));
+        self.file.sync_data().map_err(|source| self.failed(source))?;
+        self.witness.tell(FileStep::SyncEnd);
+        Ok(())
+    }
+
+    fn failed(&self, source: io::Error) -> StorageError {
+        StorageError::Io { path: self.path.clone(), source }
+    }
+}
+
+#[cfg(test)]
+impl OpenFile {
+    /// Every write fails from now on.
+    pub(super) fn open_for_reading(&mut self) {
+        self.file = File::open(&self.path).unwrap();
+    }
+}
+
+/// A file of two slots of one block each, written in turn. The one that was synced last is never the one that is written, so one of them is whole at any moment.
+#[derive(Debug)]
+pub struct Slots {
+    file: OpenFile,
+    /// Which slot the last synced one is in.
+    last: u64,
+}
+
+impl Slots {
+    /// Makes the file with the same content in both slots.
+    pub fn make(directory: &Directory, name: &str, block: &[u8; BLOCK]) -> Result<Slots, StorageError> {
+        let file = directory.make(name, &[block.as_slice(), block.as_slice()].concat())?;
+        Ok(Slots { file, last: 1 })
+    }
+
+    /// Opens the file; the slots' content is given to `newest`, which says which of them counts.
+    pub fn open<T>(
+        directory: &Directory,
+        name: &str,
+        newest: impl FnOnce([&[u8]; 2]) -> Result<(usize, T), FormatError>,
+    ) -> Result<(Slots, T), StorageError> {
+        let bytes = directory.read(name, 2 * BLOCK as u64)?;
+        let (first, second) = bytes.split_at(bytes.len().min(BLOCK));
+        let (last, value) = newest([first, second]).map_err(|source| StorageError::Format { path: directory.path(name), source })?;
+        Ok((Slots { file: directory.open_file(name)?, last: last as u64 }, value))
+    }
+
+    /// Writes the next block durably, then the other slot with the same, unsynced: rot of one of them loses nothing then.
+    pub fn write_durably(&mut self, block: &[u8; BLOCK]) -> Result<(), StorageError> {
+        let (next, other) = (1 - self.last, self.last);
+        self.file.write(next * BLOCK as u64, block)?;
+        self.file.sync()?;
+        self.last = next;
+        self.file.write(other * BLOCK as u64, block)
+    }
+
+    /// Writes the next block and leaves it to the system when it gets to disk: for what may be lost.
+    pub fn write_unsynced(&mut self, block: &[u8; BLOCK]) -> Result<(), StorageError> {
+        self.last = 1 - self.last;
+        self.file.write(self.last * BLOCK as u64, block)
+    }
+}

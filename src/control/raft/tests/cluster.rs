@@ -1,0 +1,138 @@
+//! A cluster grows, loses nodes, and gets them back.
+
+use super::*;
+use crate::control::metadata::SingleNodeLog;
+use crate::request::Code;
+
+#[test]
+fn a_single_node_takes_its_catalogue_over_and_is_a_cluster_of_one() {
+    let mut node = TestNode::new(1);
+    let file = node.scratch.path().join("catalogue");
+    SingleNodeLog::create(&file, CLUSTER, &Witness::default()).unwrap();
+    let (log, _) = SingleNodeLog::open(&file, CLUSTER, Witness::default()).unwrap();
+    block_on(async {
+        log.propose(create(1)).await.unwrap();
+        log.propose(Command::AllocateProducerIds { count: 10 }).await.unwrap();
+    });
+    let before = log.view();
+    drop(log);
+    let begun = Instant::now();
+    node.start(Origin::Found { catalogue: Some(file.clone()) });
+    assert!(!file.exists(), "it must not be taken over a second time");
+    assert_eq!(*node.store().view(), *before, "it is there before anything is decided");
+    node.ready();
+    assert!(begun.elapsed() < Duration::from_secs(5), "a node that is alone waits for nobody: {:?}", begun.elapsed());
+    assert_eq!(node.propose(Command::AllocateProducerIds { count: 10 }), Ok(Applied::ProducerIds(10..20)));
+    assert_eq!(node.propose(create(1)).unwrap_err().code, Code::TopicExists);
+    let group: Vec<_> = (2..40).map(create).chain([create(2)]).collect();
+    let outcomes = block_on(node.store().propose_all(group));
+    assert!(outcomes[..38].iter().all(Result::is_ok) && outcomes[38].is_err(), "each has its own outcome");
+    assert_eq!(outcomes[0].as_ref().unwrap().view.topics().len(), 2, "and the state right after it");
+    let view = node.store().view();
+    for _ in 0..2 {
+        node.kill();
+        node.start(Origin::Return);
+        assert_eq!(*node.store().view(), *view, "what was committed is shown at once");
+        node.ready();
+    }
+    assert_eq!(voters(&node), [1]);
+}
+
+#[test]
+fn three_nodes_take_proposals_anywhere_and_go_on_without_their_leader() {
+    let mut nodes = three();
+    let seen: Vec<_> = nodes.iter().map(|node| node.store().subscribe()).collect();
+    for (n, node) in (1..).zip(&nodes) {
+        assert!(matches!(node.propose(create(n)), Ok(Applied::TopicCreated(_))));
+        assert!(has_topics(node, 1..=n), "a proposer sees its own change, and all before it");
+    }
+    assert_eq!(nodes[1].propose(create(1)).unwrap_err().code, Code::TopicExists);
+    all_alike(&nodes);
+    assert!(seen.iter().all(|view| view.borrow().topics().len() == 3));
+
+    for round in 0..3u8 {
+        let gone = leader(&nodes);
+        nodes[gone].kill();
+        let begun = Instant::now();
+        let other = (gone + 1) % 3;
+        nodes[other].propose(create(10 + 2 * round)).unwrap();
+        let paused = begun.elapsed();
+        println!("round {round}: the next change was there {} ms after the leader was gone", paused.as_millis());
+        assert!(paused < Duration::from_secs(8), "{paused:?}");
+        nodes[(gone + 2) % 3].propose(create(11 + 2 * round)).unwrap();
+        nodes[gone].start(found()).ready();
+        assert!(has_topics(&nodes[gone], 10..=11 + 2 * round), "it has caught up");
+        all_alike(&nodes);
+    }
+    // All three at once: everything that was acknowledged is on disk.
+    nodes.iter_mut().for_each(TestNode::kill);
+    for node in &mut nodes {
+        node.start(found());
+        assert!(has_topics(node, 1..=3), "what it knew to be committed is shown before anybody answers");
+    }
+    nodes.iter().for_each(TestNode::ready);
+    assert!(nodes.iter().all(|node| has_topics(node, (1..=3).chain(10..=15))));
+    all_alike(&nodes);
+}
+
+#[test]
+fn one_that_was_away_for_long_gets_a_snapshot_and_a_wiped_one_comes_back_as_another() {
+    let mut nodes = three_with(|node| node.snapshot_entries = 20);
+    nodes[2].kill();
+    let mut next = 0;
+    let mut grow = |nodes: &[TestNode]| {
+        for _ in 0..45 {
+            next += 1;
+            nodes[next as usize % 2].propose(create(next)).unwrap();
+        }
+        next
+    };
+    let last = grow(&nodes);
+    let files = |node: &TestNode| -> Vec<String> {
+        let names = std::fs::read_dir(node.directory()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        let mut names: Vec<_> = names.collect();
+        names.sort();
+        names
+    };
+    let snapshot_of = |node: &TestNode| files(node).into_iter().filter(|name| name.starts_with("snapshot-")).max();
+    eventually("snapshots are made", || snapshot_of(&nodes[0]) > Some("snapshot-00000000000000000020".into()));
+    nodes[2].start(found()).ready();
+    assert!(has_topics(&nodes[2], 1..=last));
+    assert!(snapshot_of(&nodes[2]) > Some("snapshot-00000000000000000020".into()), "it came as a snapshot: {:?}", files(&nodes[2]));
+    all_alike(&nodes);
+
+    let before = nodes[2].store().status().id;
+    nodes[2].wipe();
+    let origin = join(&nodes[0]);
+    nodes[2].start(origin).ready();
+    let after = nodes[2].store().status().id;
+    assert_ne!(before, after);
+    assert!(has_topics(&nodes[2], 1..=last));
+    eventually("the new life votes in the place of the old", || {
+        let members = nodes[0].store().status().members;
+        members.len() == 3 && members.iter().any(|(id, _, votes)| *id == after && *votes)
+    });
+    // Its vote counts: with one of the others gone it makes the majority.
+    let gone = leader(&nodes);
+    let gone = if gone == 2 { 0 } else { gone };
+    nodes[gone].kill();
+    nodes[2].propose(create(200)).unwrap();
+}
+
+#[test]
+fn a_fourth_node_learns_and_votes_when_one_is_removed() {
+    let mut nodes = three();
+    let mut fourth = TestNode::new(4);
+    fourth.start(join(&nodes[1])).ready();
+    fourth.propose(create(1)).unwrap();
+    assert_eq!(voters(&fourth), [1, 2, 3]);
+    let gone = leader(&nodes);
+    let removed = nodes[(gone + 1) % 3].node;
+    block_on(fourth.store().remove(removed)).unwrap();
+    nodes[(gone + 1) % 3].kill();
+    eventually("the fourth votes", || voters(&fourth).contains(&4) && !voters(&fourth).contains(&removed));
+    nodes[gone].kill();
+    fourth.propose(create(2)).unwrap();
+    let error = block_on(fourth.store().remove(17)).unwrap_err();
+    assert!(error.to_string().contains("no node 17"), "{error}");
+}
