@@ -269,6 +269,13 @@ fn a_group_is_listed_described_reset_and_deleted() {
     let last = ["group", "reset-offsets", "billing", "--to-offset", "99", "--execute"];
     assert_eq!(json(&last)["partitions"][0]["after"], 3, "as far as the partition goes");
 
+    for (flag, place, after) in
+        [("--to-timestamp", "2020-01-01T00:00Z", 0), ("--by-duration", "PT1H", 0), ("--to-datetime", "9999-01-01", 3)]
+    {
+        let plan = json(&["group", "reset-offsets", "billing", flag, place]);
+        assert_eq!(plan["partitions"][0]["after"], after, "{flag} {place}");
+    }
+
     assert!(broker.refused(&["group", "describe", "nobody"]).contains("there is no group"));
     assert!(broker.refused(&["group", "delete", "nobody"]).contains("no such group"));
     assert_eq!(broker.run(&["group", "delete", "billing"]), "deleted billing\n");

@@ -489,6 +489,25 @@ fn the_blocking_facade_does_the_same() {
     assert!(consumer.poll(Duration::from_millis(50)).is_none());
 }
 
+#[test]
+fn the_blocking_facade_looks_after_groups_too() {
+    use corelane::client::{ResetTo, blocking::BlockingClient};
+    let broker = Broker::start();
+    let client = BlockingClient::connect(&broker.address).unwrap();
+    let admin = client.admin();
+    admin.create_topic(NewTopic::new("t").partitions(1)).unwrap();
+    client.producer(|settings| settings).unwrap().send(ProducerRecord::to("t").value("v")).unwrap();
+    let plan = admin.plan_reset("g", &["t".to_owned()], ResetTo::Earliest).unwrap();
+    admin.reset_group("g", &plan).unwrap();
+    assert_eq!(admin.list_groups().unwrap().iter().map(|group| &*group.group).collect::<Vec<_>>(), ["g"]);
+    assert!(admin.describe_group("g").unwrap().members.is_empty());
+    let positions = admin.group_positions("g").unwrap();
+    assert_eq!(positions.iter().map(|p| (p.offset, p.end, p.lag)).collect::<Vec<_>>(), [(Some(0), 1, 1)]);
+    admin.delete_group("g").unwrap();
+    assert_eq!(admin.list_groups().unwrap(), []);
+    assert_eq!(admin.delete_records("t", 0, None).unwrap(), 1);
+}
+
 /// Where a partition's files are; the topic is the only one.
 fn partition_files(broker: &Broker, partition: u32) -> Vec<std::path::PathBuf> {
     let topics: Vec<_> = std::fs::read_dir(broker.data.path().join("data/topics")).unwrap().map(|entry| entry.unwrap().path()).collect();

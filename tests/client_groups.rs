@@ -363,6 +363,29 @@ async fn without_a_committed_offset_the_reset_decides() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_assigned_and_not_committed_is_behind_too() {
+    let place = Place::start();
+    let client = place.client().await;
+    topic(&client, "t", 2).await;
+    for partition in 0..2 {
+        let producer = client.producer().build().unwrap();
+        for _ in 0..5 {
+            producer.send(ProducerRecord::to("t").partition(partition).value("1")).await.unwrap();
+        }
+    }
+    client.admin().delete_records("t", 1, Some(2)).await.unwrap();
+    let reader = Reader::start(member(&client, "g").manual_commit().build().unwrap());
+    eventually("everything is read", || reader.assigned().len() == 2 && reader.read.lock().unwrap().len() == 8).await;
+    let positions = async || client.admin().group_positions("g").await.unwrap().into_iter().map(|p| (p.partition, p.offset, p.end, p.lag));
+    assert_eq!(positions().await.collect::<Vec<_>>(), [(0, None, 5, 5), (1, None, 5, 3)]);
+    let mut consumer = reader.stop().await;
+    consumer.commit_offsets(&[("t", 1, 4)]).await.unwrap();
+    assert_eq!(positions().await.collect::<Vec<_>>(), [(0, None, 5, 5), (1, Some(4), 5, 1)]);
+    consumer.close().await.unwrap();
+    assert_eq!(positions().await.collect::<Vec<_>>(), [(1, Some(4), 5, 1)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn native_and_librdkafka_members_share_a_group_and_its_offsets() {
     let place = Place::start();
     let client = place.client().await;

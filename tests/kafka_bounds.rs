@@ -198,3 +198,55 @@ fn no_answer_is_much_longer_than_its_request() {
     assert_eq!(asker.asked, all, "each API is asked for its longest answer");
     assert_eq!(broker.stop(), 0);
 }
+
+/// Groups that together are several times what a shard may hold of answers.
+#[test]
+fn many_large_groups_are_described_a_few_at_a_time() {
+    /// Bytes of a member's metadata, and of its assignment.
+    const LARGE: usize = 450 * 1024;
+    const GROUPS: usize = 12;
+    /// A shard of 32 MiB holds an eighth of it in answers.
+    const SHARE: usize = 4 << 20;
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "1", "--memory", "32M", "--group-initial-rebalance-delay-ms", "0"]);
+    let mut client = KafkaConnection::open(&broker.addresses[0]);
+    let names: Vec<GroupId> = (0..GROUPS).map(|n| GroupId(text(format!("large{n:02}")))).collect();
+    for name in &names {
+        let protocol =
+            join_group_request::JoinGroupRequestProtocol::default().with_name(text("range")).with_metadata(vec![1; LARGE].into());
+        let join = JoinGroupRequest::default().with_group_id(name.clone()).with_protocol_type(text("other"));
+        let join = join.with_session_timeout_ms(60_000).with_rebalance_timeout_ms(60_000).with_protocols(vec![protocol]);
+        let mut joined = JoinGroupResponse::default();
+        support::eventually("a member joins", || {
+            joined = client.ask(3, &join);
+            joined.error_code == 0
+        });
+        let assignment = sync_group_request::SyncGroupRequestAssignment::default().with_member_id(joined.member_id.clone());
+        let assignment = assignment.with_assignment(vec![2; LARGE].into());
+        let sync = SyncGroupRequest::default().with_group_id(name.clone()).with_generation_id(joined.generation_id);
+        let synced = client.ask(3, &sync.with_member_id(joined.member_id).with_assignments(vec![assignment]));
+        assert_eq!((synced.error_code, synced.assignment.len()), (0, LARGE));
+    }
+    let (mut asked, mut rounds) = (names, 0);
+    while !asked.is_empty() {
+        client.send(5, &DescribeGroupsRequest::default().with_groups(asked.clone()));
+        let (correlation, rest) = client.receive();
+        assert!(rest.len() < SHARE + 2 * LARGE, "an answer of {} bytes", rest.len());
+        let described = raw::answer_of::<DescribeGroupsRequest>(correlation, 5, rest).groups;
+        assert_eq!(described.len(), asked.len(), "each group is answered");
+        let is_whole = |of: &describe_groups_response::DescribedGroup| of.error_code == 0 && of.members[0].member_assignment.len() == LARGE;
+        assert!(described.iter().any(is_whole), "some are described each time");
+        asked = described
+            .into_iter()
+            .filter(|of| !is_whole(of))
+            .map(|of| (of.error_code, of.group_id))
+            .map(|(error, id)| {
+                assert_eq!(error, 14, "who asks again gets the others");
+                id
+            })
+            .collect();
+        rounds += 1;
+    }
+    assert!(rounds > 1);
+    assert_eq!(broker.stop(), 0);
+}

@@ -2,12 +2,13 @@
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::broker::BrokerArgs;
 use super::exit::{Exit, Failure, output_failed};
+use super::iso8601::{parse_duration, parse_time};
 use crate::client::{PlannedReset, ResetTo, assigned};
 use crate::request::group::{DescribedGroup, State};
 
@@ -71,12 +72,12 @@ pub struct ResetArgs {
     /// So many offsets on, or back if negative
     #[arg(long, group = "target", value_name = "N", allow_negative_numbers = true)]
     shift_by: Option<i64>,
-    /// To the first record at or after this time, ms since 1970-01-01 UTC
-    #[arg(long, group = "target", value_name = "MILLIS")]
+    /// To the first record at or after this time: as 2026-11-28T15:30:00.250+01:00 (UTC where it names no zone), or in ms since 1970-01-01 UTC
+    #[arg(long, visible_alias = "to-datetime", group = "target", value_name = "TIME", value_parser = parse_time, allow_negative_numbers = true)]
     to_timestamp: Option<i64>,
-    /// To the first record of the last so many seconds
-    #[arg(long, group = "target", value_name = "SECONDS")]
-    by_duration: Option<u64>,
+    /// To the first record of the last so many seconds, or of a duration as PT1H30M
+    #[arg(long, group = "target", value_name = "DURATION", value_parser = parse_duration)]
+    by_duration: Option<i64>,
     /// Do it
     #[arg(long)]
     execute: bool,
@@ -95,15 +96,15 @@ impl ResetArgs {
             self.to_offset.map(ResetTo::Offset),
             self.shift_by.map(ResetTo::Shift),
             self.to_timestamp.map(ResetTo::Time),
-            self.by_duration.map(|seconds| ResetTo::Time(before_now(seconds))),
+            self.by_duration.map(|ms| ResetTo::Time(before_now(ms))),
         ];
         chosen.into_iter().flatten().next().ok_or_else(|| Failure::new(Exit::Usage, "where to is not said".to_owned()))
     }
 }
 
-fn before_now(seconds: u64) -> i64 {
+fn before_now(ms: i64) -> i64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.saturating_sub(Duration::from_secs(seconds)).as_millis() as i64
+    (now.as_millis() as i64).saturating_sub(ms).max(0)
 }
 
 impl GroupCommand {
@@ -164,9 +165,8 @@ async fn describe(args: NameArgs) -> Result<String, Failure> {
     }
     let positions = admin.group_positions(&args.group).await?;
     if args.json {
-        let positions = positions
-            .iter()
-            .map(|p| json!({ "topic": p.topic, "partition": p.partition, "offset": p.offset, "end": p.end, "lag": p.lag() }));
+        let positions =
+            positions.iter().map(|p| json!({ "topic": p.topic, "partition": p.partition, "offset": p.offset, "end": p.end, "lag": p.lag }));
         return Ok(line(&json!({
             "group": &*group.group, "state": group.state.name(), "protocol": &*group.protocol,
             "members": members_json(&group), "positions": positions.collect::<Vec<_>>(),
@@ -191,7 +191,8 @@ async fn describe(args: NameArgs) -> Result<String, Failure> {
     text += &COLUMNS.map(|name| format!("{name:>14}")).concat();
     text.push('\n');
     for p in &positions {
-        let _ = writeln!(text, "{:<32}{:>14}{:>14}{:>14}{:>14}", p.topic, p.partition, p.offset, p.end, p.lag());
+        let offset = p.offset.map_or_else(|| "-".to_owned(), |offset| offset.to_string());
+        let _ = writeln!(text, "{:<32}{:>14}{offset:>14}{:>14}{:>14}", p.topic, p.partition, p.end, p.lag);
     }
     Ok(text)
 }

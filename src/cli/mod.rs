@@ -13,6 +13,7 @@ pub mod exit;
 pub mod format;
 pub mod group;
 pub mod inspect;
+mod iso8601;
 pub mod logging;
 pub mod produce;
 mod repair;

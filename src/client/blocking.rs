@@ -30,8 +30,10 @@ use tokio::sync::oneshot;
 
 use super::{
     Admin, Client, ClientBuilder, ClientError, ConsumeError, ConsumedBatch, Consumer, ConsumerBuilder, ConsumerRecord, DeliveryFuture,
-    NewTopic, ProduceError, Producer, ProducerBuilder, ProducerRecord, RecordMetadata, SeekTo, TopicChanges,
+    GroupPosition, NewTopic, PlannedReset, ProduceError, Producer, ProducerBuilder, ProducerRecord, RecordMetadata, ResetTo, SeekTo,
+    TopicChanges,
 };
+use crate::request::group::{DescribedGroup, ListedGroup};
 use crate::request::{Metadata, OffsetSpec, TopicDescription};
 use crate::types::{Offset, Timestamp};
 
@@ -286,5 +288,61 @@ impl BlockingAdmin {
     /// As there.
     pub fn offset(&self, topic: &str, partition: u32, spec: OffsetSpec) -> Result<(Offset, Timestamp), ClientError> {
         self.runtime.wait(self.admin.offset(topic, partition, spec))
+    }
+
+    /// As [`Admin::delete_records`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_records(&self, topic: &str, partition: u32, before: Option<Offset>) -> Result<Offset, ClientError> {
+        self.runtime.wait(self.admin.delete_records(topic, partition, before))
+    }
+
+    /// As [`Admin::list_groups`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn list_groups(&self) -> Result<Vec<ListedGroup>, ClientError> {
+        self.runtime.wait(self.admin.list_groups())
+    }
+
+    /// As [`Admin::describe_group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn describe_group(&self, group: &str) -> Result<DescribedGroup, ClientError> {
+        self.runtime.wait(self.admin.describe_group(group))
+    }
+
+    /// As [`Admin::group_positions`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn group_positions(&self, group: &str) -> Result<Vec<GroupPosition>, ClientError> {
+        self.runtime.wait(self.admin.group_positions(group))
+    }
+
+    /// As [`Admin::plan_reset`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn plan_reset(&self, group: &str, topics: &[String], to: ResetTo) -> Result<Vec<PlannedReset>, ClientError> {
+        self.runtime.wait(self.admin.plan_reset(group, topics, to))
+    }
+
+    /// As [`Admin::reset_group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn reset_group(&self, group: &str, plan: &[PlannedReset]) -> Result<(), ClientError> {
+        self.runtime.wait(self.admin.reset_group(group, plan))
+    }
+
+    /// As [`Admin::delete_group`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delete_group(&self, group: &str) -> Result<(), ClientError> {
+        self.runtime.wait(self.admin.delete_group(group))
     }
 }

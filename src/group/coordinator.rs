@@ -2,7 +2,7 @@
 
 use crate::request::group::{
     CommitOffsets, DescribedGroup, FetchOffsets, FetchedTopic, GroupAnswer, GroupError, Heartbeat, JoinGroup, LeaveGroup, Left,
-    ListedGroup, MemberMetadata, State, SyncGroup, TopicOutcome,
+    ListedGroup, MemberMetadata, State, SyncGroup,
 };
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use super::classic::ClassicGroup;
 use super::error::AppendFailure;
 use super::message::{Effect, Token, Waiter};
+use super::offsets;
 use super::outbox::{Deletion, Held, InFlight, Outbox, Purpose};
 use super::records::{Change, RecordError};
 use super::settings::{Now, Settings};
@@ -373,11 +374,7 @@ impl Coordinator {
     }
 
     fn refuse_commit(&mut self, waiter: Waiter, commit: &CommitOffsets, error: GroupError) {
-        let refused = |(topic, partitions): &(String, Vec<crate::request::group::CommitPartition>)| TopicOutcome {
-            topic: topic.clone(),
-            partitions: partitions.iter().map(|p| (p.partition, Err(error))).collect(),
-        };
-        self.out.answer(waiter, GroupAnswer::Commit(commit.topics.iter().map(refused).collect()));
+        self.out.answer(waiter, GroupAnswer::Commit(offsets::refused(commit, error)));
     }
 
     /// OffsetFetch: durable positions. Of a group that is not there none are known.

@@ -5,6 +5,7 @@
 use crate::request::group::{
     CommitOffsets, CommitPartition, FetchOffsets, FetchedOffset, FetchedTopic, GroupError, OffsetCommit, State, TopicOutcome,
 };
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::classic::ClassicGroup;
@@ -16,6 +17,9 @@ use super::settings::{Now, Settings};
 use super::timers::Timer;
 use crate::limits;
 use crate::types::Timestamp;
+
+/// Bytes of a position's key and value without group, topic and metadata, at least.
+const LEAST_OFFSET_RECORD: usize = 34;
 
 impl ClassicGroup {
     /// Whether these positions may be committed now, after Kafka's `ClassicGroup.validateOffsetCommit`.
@@ -47,6 +51,10 @@ impl ClassicGroup {
         if matches!(self.state(), State::Stable | State::PreparingRebalance) {
             self.renew_session(&commit.member.member_id, out, now);
         }
+        if self.bytes_of(commit) > out.settings.max_group_record {
+            // The log would refuse it. It is not made at all: group and topic are in the record of every partition, so it may be a hundred times as long as its request.
+            return (refused(commit, GroupError::InvalidCommitOffsetSize), None);
+        }
         let most = self.positions.len() + room;
         let expire_timestamp = commit.retention_ms.filter(|ms| *ms >= 0).map(|ms| now.wall.saturating_add(ms));
         let mut changes = Vec::new();
@@ -67,6 +75,14 @@ impl ClassicGroup {
         }
         let token = (!changes.is_empty()).then(|| out.append(changes, Purpose::Changes));
         (outcomes, token)
+    }
+
+    /// Of the keys and values of a commit's records.
+    fn bytes_of(&self, commit: &CommitOffsets) -> usize {
+        let of = |topic: &String, p: &CommitPartition| {
+            LEAST_OFFSET_RECORD + self.id.len() + topic.len() + p.metadata.as_deref().map_or(0, str::len)
+        };
+        commit.topics.iter().flat_map(|(topic, partitions)| partitions.iter().map(move |p| of(topic, p))).sum()
     }
 
     fn check_position(&self, topic: &str, asked: &CommitPartition, most: usize, settings: &Settings) -> Result<(), GroupError> {
@@ -123,17 +139,19 @@ impl ClassicGroup {
 
     /// Deletes positions of topics that no member reads.
     pub fn delete_offsets(&mut self, topics: &[(String, Vec<i32>)], out: &mut Outbox) -> (Vec<TopicOutcome>, Option<Token>) {
-        let mut gone = Vec::new();
+        // One that is named again needs no second tombstone.
+        let mut gone = BTreeSet::new();
         let mut outcomes = Vec::new();
         for (name, partitions) in topics {
             let outcome = if self.subscribes_to(name) { Err(GroupError::GroupSubscribedToTopic) } else { Ok(()) };
             if outcome.is_ok() {
+                let topic: Arc<str> = name.as_str().into();
                 let known = partitions.iter().filter(|p| self.positions.get(name, **p).is_some());
-                gone.extend(known.map(|p| (Arc::from(name.as_str()), *p)));
+                gone.extend(known.map(|p| (topic.clone(), *p)));
             }
             outcomes.push(TopicOutcome { topic: name.clone(), partitions: partitions.iter().map(|p| (*p, outcome)).collect() });
         }
-        (outcomes, self.bury(&gone, out))
+        (outcomes, self.bury(&Vec::from_iter(gone), out))
     }
 
     /// Sends tombstones of positions, in appends that the log can take; gives the last one's token.
@@ -226,6 +244,15 @@ impl ClassicGroup {
             _ => None,
         }
     }
+}
+
+/// Every partition of a commit with one error.
+pub(super) fn refused(commit: &CommitOffsets, error: GroupError) -> Vec<TopicOutcome> {
+    let of_topic = |(topic, partitions): &(String, Vec<CommitPartition>)| TopicOutcome {
+        topic: topic.clone(),
+        partitions: partitions.iter().map(|p| (p.partition, Err(error))).collect(),
+    };
+    commit.topics.iter().map(of_topic).collect()
 }
 
 fn committed(asked: &CommitPartition, now: Timestamp, expire_timestamp: Option<Timestamp>) -> OffsetCommit {

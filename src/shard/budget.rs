@@ -150,6 +150,16 @@ impl Building {
         Building { answers: budget.answers.clone(), bytes: 0 }
     }
 
+    /// Counts `bytes` more if there is room for them; what comes first into an answer has it as long as others do not fill the share.
+    pub fn take(&mut self, budget: &Budget, bytes: usize) -> bool {
+        let is_lone = self.bytes == 0 && !budget.answers_are_pressed();
+        let fits = is_lone || bytes <= budget.answer_room(self.bytes);
+        if fits {
+            self.add(bytes);
+        }
+        fits
+    }
+
     /// `bytes` more are in it.
     pub fn add(&mut self, bytes: usize) {
         self.bytes += bytes;
@@ -212,5 +222,16 @@ mod tests {
         assert_eq!(budget.answer_room(0), 4 << 20);
         drop(second);
         assert_eq!(budget.answers().get(), 0);
+    }
+
+    #[test]
+    fn what_comes_first_into_an_answer_has_room_unless_others_fill_the_share() {
+        let budget = Budget::new(64 << 20);
+        let (mut first, mut second) = (Building::new(&budget), Building::new(&budget));
+        assert!(first.take(&budget, 20 << 20), "longer than the share, and alone");
+        assert!(!first.take(&budget, 1) && !second.take(&budget, 1 << 20));
+        assert!(second.take(&budget, 1000), "a little is always answered");
+        drop(first);
+        assert!(second.take(&budget, 7 << 20) && !second.take(&budget, 2 << 20));
     }
 }

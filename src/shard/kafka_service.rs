@@ -2,7 +2,7 @@
 //!
 //! Topics go by name here: a name is that of the topic which this shard's view of the catalogue has at the moment.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use kafka_protocol::messages::list_offsets_request::ListOffsetsPartition;
@@ -18,6 +18,7 @@ use crate::limits;
 use crate::metrics::RequestKind;
 use crate::request::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::request::{Code, FoundOffset, ListOffset, MetadataRequest, OffsetSpec, Refusal, Request, Response};
+use crate::shard::budget::Building;
 use crate::shard::context::Context;
 use crate::shard::groups;
 use crate::shard::kafka_admin;
@@ -45,6 +46,8 @@ pub struct Asked<'a> {
     peer: &'a str,
     /// Bytes of words and settings that its answer may still hold.
     room: Cell<usize>,
+    /// What of groups is in its answer.
+    building: RefCell<Building>,
 }
 
 impl Asked<'_> {
@@ -78,7 +81,11 @@ impl Asked<'_> {
 
     /// Asks the coordinator of a group.
     pub async fn ask_group(&self, request: GroupRequest) -> GroupAnswer {
-        groups::ask(self.context, groups::from_client(request, self.peer)).await
+        // A request asks one thing after the other, so nobody else has it meanwhile.
+        let mut building = self.building.replace(Building::new(&self.context.store.budget));
+        let answer = groups::ask(self.context, groups::from_client(request, self.peer), &mut building).await;
+        self.building.replace(building);
+        answer
     }
 
     /// Counts a refusal of a group's coordinator; its code.
@@ -127,7 +134,8 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         return Ok(Vec::new());
     }
     let (context, peer, room) = (&exchange.context, exchange.peer.as_str(), Cell::new(limits::MAX_KAFKA_DETAILS));
-    let asked = Asked { context, start, head, body, peer, room };
+    let building = RefCell::new(Building::new(&context.store.budget));
+    let asked = Asked { context, start, head, body, peer, room, building };
     match head.api.key {
         ApiKey::ApiVersions => api_versions(&asked),
         ApiKey::Metadata => metadata(&asked).await,

@@ -13,6 +13,7 @@ use crate::metrics::{Counter, RequestKind};
 use crate::request::{
     AlterTopic, Code, CreateTopic, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicMetadata, TopicPartitions,
 };
+use crate::shard::budget::Building;
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
 use crate::shard::deletion::delete_records;
@@ -52,7 +53,12 @@ pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, peer: &str, correlatio
             }
             return respond(&context, &sender, correlation, &Response::Fetch(answer.results), answer.pieces);
         }
-        let response = answer(&context, request).await.unwrap_or_else(|refusal| {
+        let mut building = Building::new(&context.store.budget);
+        let answered = match request {
+            Request::Group(request) => Ok(Response::Group(groups::ask(&context, request, &mut building).await)),
+            request => answer(&context, request).await,
+        };
+        let response = answered.unwrap_or_else(|refusal| {
             context.metrics.count_error(refusal.code.value());
             Response::Refused(refusal)
         });
@@ -78,7 +84,7 @@ fn kind(request: &Request) -> RequestKind {
     }
 }
 
-/// Answers a request but produce and fetch.
+/// Answers a request but produce, fetch and those to the coordinators of groups.
 ///
 /// # Errors
 /// The whole request is refused.
@@ -97,11 +103,10 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::AlterTopic(request) => alter_topic(context, request).await,
         Request::ListOffsets(questions) => Ok(Response::ListOffsets(list_offsets(context, &questions).await)),
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
-        Request::Group(request) => Ok(Response::Group(groups::ask(context, request).await)),
         Request::FindCoordinator(groups) => Ok(Response::Coordinators(groups::coordinators(context, &groups).await)),
         Request::EpochEnds(questions) => Ok(Response::EpochEnds(epoch_ends(context, &questions).await)),
         Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
-        Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
+        Request::Group(_) | Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }
 }
 

@@ -8,10 +8,11 @@ use super::coordinator::Coordinator;
 use crate::client::admin::Admin;
 use crate::client::brokers::unexpected;
 use crate::client::error::ClientError;
+use crate::request::consumer_protocol::PROTOCOL_TYPE;
 use crate::request::group::{
     CommitOffsets, CommitPartition, DescribedGroup, GroupAnswer, GroupError, GroupRequest, ListedGroup, MemberRef, State,
 };
-use crate::request::{OffsetSpec, Response};
+use crate::request::{Code, OffsetSpec, Response};
 use crate::types::{Offset, Timestamp};
 
 /// Where a group is in one partition.
@@ -21,17 +22,12 @@ pub struct GroupPosition {
     pub topic: String,
     /// The partition.
     pub partition: u32,
-    /// The next offset to read, as committed.
-    pub offset: Offset,
+    /// The next offset to read, as committed; `None` for a partition that a member was given and has not committed yet.
+    pub offset: Option<Offset>,
     /// One past the partition's last committed offset.
     pub end: Offset,
-}
-
-impl GroupPosition {
-    /// Offsets that are not read yet; 0 where the position is behind the end.
-    pub fn lag(&self) -> Offset {
-        (self.end - self.offset).max(0)
-    }
+    /// Offsets that are not read yet, without a position all that are there; 0 where the position is behind the end.
+    pub lag: Offset,
 }
 
 /// Where a group is to be set to.
@@ -101,17 +97,46 @@ impl Admin {
         self.brokers().retrying(attempt).await
     }
 
-    /// Positions of a group with the ends of the partitions, by topic and partition.
+    /// Positions of a group, and partitions that its members were given and have no position in, with the ends of the partitions; by topic and partition.
     ///
     /// # Errors
     /// Its coordinator or the leader of a partition does not answer.
     pub async fn group_positions(&self, group: &str) -> Result<Vec<GroupPosition>, ClientError> {
-        let mut positions = Vec::new();
-        for (topic, partition, offset) in self.committed(group).await? {
-            let end = self.offset(&topic, partition, OffsetSpec::Latest).await?.0;
-            positions.push(GroupPosition { topic, partition, offset, end });
+        let mut offsets = self.assigned_to(group).await?;
+        offsets.extend(self.committed(group).await?.into_iter().map(|(topic, partition, offset)| ((topic, partition), Some(offset))));
+        let mut positions = Vec::with_capacity(offsets.len());
+        for ((topic, partition), offset) in offsets {
+            match self.position(topic, partition, offset).await {
+                Ok(position) => positions.push(position),
+                // Deleted meanwhile, and so is the position.
+                Err(error) if error.code() == Some(Code::UnknownTopicOrPartition) => {}
+                Err(error) => return Err(error),
+            }
         }
         Ok(positions)
+    }
+
+    async fn position(&self, topic: String, partition: u32, offset: Option<Offset>) -> Result<GroupPosition, ClientError> {
+        let end = self.offset(&topic, partition, OffsetSpec::Latest).await?.0;
+        let next = match offset {
+            Some(offset) => offset,
+            None => self.offset(&topic, partition, OffsetSpec::Earliest).await?.0,
+        };
+        Ok(GroupPosition { topic, partition, offset, end, lag: (end - next).max(0) })
+    }
+
+    /// Partitions that members have.
+    async fn assigned_to(&self, group: &str) -> Result<BTreeMap<(String, u32), Option<Offset>>, ClientError> {
+        let described = self.describe_group(group).await?;
+        let mut partitions = BTreeMap::new();
+        if *described.protocol_type != *PROTOCOL_TYPE {
+            return Ok(partitions);
+        }
+        for (topic, numbers) in described.members.iter().filter_map(|member| assigned(&member.assignment)).flatten() {
+            let numbers = numbers.into_iter().filter_map(|number| u32::try_from(number).ok());
+            partitions.extend(numbers.map(|number| ((topic.to_string(), number), None)));
+        }
+        Ok(partitions)
     }
 
     async fn committed(&self, group: &str) -> Result<Vec<(String, u32, Offset)>, ClientError> {

@@ -38,6 +38,36 @@ fn a_commit_that_the_log_does_not_take_changes_nothing() {
     assert_eq!(bench.coordinator.group_count(), 1, "a group that never came to be is forgotten");
 }
 
+/// Group and topic are in each partition's record, in a request they are there once.
+#[test]
+fn a_commit_of_more_records_than_the_log_takes_is_refused_before_they_are_made() {
+    let settings = Settings { max_group_record: 10_000, ..Settings::default() };
+    let (mut bench, group, topic) = (Bench::with(settings), "g".repeat(500), "t".repeat(200));
+    let of = |count: i32| {
+        let one = |partition| CommitPartition { partition, offset: 1, leader_epoch: None, metadata: None };
+        CommitOffsets { topics: vec![(topic.clone(), (0..count).map(one).collect())], ..simple(&group, 1) }
+    };
+    let waiter = bench.commit(&of(20));
+    assert_eq!((bench.committed(waiter), bench.appends.len()), (Err(GroupError::InvalidCommitOffsetSize), 0));
+    assert_eq!((bench.coordinator.group_count(), bench.coordinator.position_count()), (0, 0));
+    let waiter = bench.commit(&of(13));
+    bench.land();
+    assert_eq!((bench.committed(waiter), bench.coordinator.position_count()), (Ok(()), 13));
+}
+
+#[test]
+fn a_position_that_is_deleted_twice_in_a_request_has_one_tombstone() {
+    let mut bench = Bench::new();
+    bench.commit(&simple("g", 5));
+    bench.land();
+    let before = bench.log.len();
+    let waiter = bench.delete_offsets("g", &[("t", &[0, 0, 7]), ("t", &[0])]);
+    bench.land();
+    assert_eq!(bench.log.len() - before, 1);
+    let Some(GroupAnswer::DeleteOffsets(Ok(outcomes))) = bench.answer(waiter) else { panic!("an answer") };
+    assert_eq!(outcomes.iter().map(|topic| topic.partitions.len()).collect::<Vec<_>>(), [3, 1], "each is answered");
+}
+
 #[test]
 fn commits_are_taken_by_state_and_generation_as_in_kafka() {
     let mut bench = Bench::new();

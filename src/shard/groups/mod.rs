@@ -28,9 +28,11 @@ use crate::group::{Settings, partition_of};
 use crate::limits;
 use crate::metrics::Counter;
 use crate::request::group::{
-    CommitOffsets, CommitPartition, GroupAnswer, GroupError, GroupRequest, JoinRefused, ListedGroup, State, TopicOutcome,
+    CommitOffsets, CommitPartition, DescribedGroup, DescribedMember, FetchedOffset, FetchedTopic, GroupAnswer, GroupError, GroupRequest,
+    JoinRefused, ListedGroup, State, TopicOutcome,
 };
 use crate::request::{Broker, Code, CreateTopic, Request, Response};
+use crate::shard::budget::Building;
 use crate::shard::context::Context;
 use crate::shard::event::Event;
 use crate::shard::service;
@@ -167,45 +169,62 @@ pub fn from_client(request: GroupRequest, peer: &str) -> GroupRequest {
 }
 
 /// Asks the coordinator of a group, here or on another shard. Requests about several groups are asked of the coordinators of each.
-pub async fn ask(context: &Rc<Context>, request: GroupRequest) -> GroupAnswer {
+///
+/// What an answer holds that its request does not is counted in `building`, and left out where the shard has no room for it: the client is told to ask again, as of a
+/// coordinator that is loading. Clients that describe many groups ask again for those that were left out only.
+pub async fn ask(context: &Rc<Context>, request: GroupRequest, building: &mut Building) -> GroupAnswer {
     match request {
         GroupRequest::List(states) => GroupAnswer::List(list(context, &states, |_| true).await),
         GroupRequest::Describe(groups) => {
             let mut described = Vec::with_capacity(groups.len());
-            for (group, answer) in ask_each(context, groups, GroupRequest::Describe).await {
-                match answer {
-                    Ok(GroupAnswer::Describe(one)) => described.extend(one),
-                    answer => described.push((group, Err(error_of(answer)))),
-                }
+            for group in groups {
+                let outcome = match pass_on(context, &group, GroupRequest::Describe(vec![group.clone()])).await {
+                    Ok(GroupAnswer::Describe(mut one)) if one.len() == 1 => one.remove(0).1,
+                    answer => Err(error_of(answer)),
+                };
+                let mut fits = |of: &DescribedGroup| building.take(&context.store.budget, described_bytes(of));
+                let outcome = outcome.and_then(|of| if fits(&of) { Ok(of) } else { Err(GroupError::CoordinatorLoadInProgress) });
+                described.push((group, outcome));
             }
             GroupAnswer::Describe(described)
         }
         GroupRequest::Delete(groups) => {
             let mut deleted = Vec::with_capacity(groups.len());
-            for (group, answer) in ask_each(context, groups, GroupRequest::Delete).await {
-                match answer {
+            for group in groups {
+                match pass_on(context, &group, GroupRequest::Delete(vec![group.clone()])).await {
                     Ok(GroupAnswer::DeleteGroups(one)) => deleted.extend(one),
                     answer => deleted.push((group, Err(error_of(answer)))),
                 }
             }
             GroupAnswer::DeleteGroups(deleted)
         }
+        GroupRequest::FetchOffsets(fetch) => match ask_one(context, fetch.group.clone(), GroupRequest::FetchOffsets(fetch)).await {
+            GroupAnswer::FetchOffsets(Ok(topics)) if !building.take(&context.store.budget, fetched_bytes(&topics)) => {
+                GroupAnswer::FetchOffsets(Err(GroupError::CoordinatorLoadInProgress))
+            }
+            answer => answer,
+        },
         GroupRequest::Commit(commit) => commit_known(context, commit).await,
         request => ask_one(context, group_of(&request).to_owned(), request).await,
     }
 }
 
-async fn ask_each(
-    context: &Rc<Context>,
-    groups: Vec<String>,
-    request: impl Fn(Vec<String>) -> GroupRequest,
-) -> Vec<(String, Result<GroupAnswer, GroupError>)> {
-    let mut answers = Vec::with_capacity(groups.len());
-    for group in groups {
-        let answer = pass_on(context, &group, request(vec![group.clone()])).await;
-        answers.push((group, answer));
-    }
-    answers
+/// Bytes of a described group in an answer, about.
+fn described_bytes(of: &DescribedGroup) -> usize {
+    const OF_MEMBER: usize = 64;
+    let bytes = |m: &DescribedMember| {
+        let strings = m.member_id.len() + m.instance_id.as_deref().map_or(0, str::len) + m.client_id.len() + m.client_host.len();
+        OF_MEMBER + strings + m.metadata.len() + m.assignment.len()
+    };
+    OF_MEMBER + of.group.len() + of.protocol_type.len() + of.protocol.len() + of.members.iter().map(bytes).sum::<usize>()
+}
+
+/// Bytes of positions in an answer, about.
+fn fetched_bytes(topics: &[FetchedTopic]) -> usize {
+    const OF_POSITION: usize = 32;
+    let words = |p: &FetchedOffset| p.outcome.as_ref().ok().and_then(Option::as_ref).map_or(0, |commit| commit.metadata.len());
+    let bytes = |t: &FetchedTopic| t.topic.len() + t.partitions.iter().map(|p| OF_POSITION + words(p)).sum::<usize>();
+    topics.iter().map(bytes).sum()
 }
 
 fn error_of(answer: Result<GroupAnswer, GroupError>) -> GroupError {
