@@ -53,9 +53,11 @@ fn header_blocks_of_version_1() {
     header("v1/journal", JournalHeader { cluster: CLUSTER, file: 12, size: 1 << 25 });
     header("v1/segment", SEGMENT);
     header("v1/index", IndexHeader(SEGMENT));
-    header("v2/catalogue", CatalogueHeader { cluster: CLUSTER });
-    let first = fixture("v1/catalogue", &[]);
-    assert_eq!(file_header::decode::<CatalogueHeader>(&first).unwrap(), CatalogueHeader { cluster: CLUSTER }, "version 1 is read for ever");
+    header("v3/catalogue", CatalogueHeader { cluster: CLUSTER });
+    for earlier in ["v1/catalogue", "v2/catalogue"] {
+        let header = file_header::decode::<CatalogueHeader>(&fixture(earlier, &[])).unwrap();
+        assert_eq!(header, CatalogueHeader { cluster: CLUSTER }, "{earlier} is read for ever");
+    }
     header("v1/reserve", ReserveHeader);
 }
 
