@@ -75,7 +75,6 @@ struct FollowerState {
     replica: Replica,
     /// `None` while its node is away.
     node_epoch: Option<u64>,
-    connected: bool,
     phase: Phase,
     session: u32,
     /// Next offset to ship.
@@ -141,6 +140,8 @@ pub struct Leader {
     /// A later record names another leader or epoch.
     is_deposed: bool,
     followers: Vec<FollowerState>,
+    /// Nodes with a connection, those without a replica too: one may get a replica later, and nobody would tell of its connection again.
+    connected: Vec<NodeId>,
     pending: Option<Pending>,
     /// No proposal before this: the one before was refused.
     propose_after: Millis,
@@ -195,6 +196,7 @@ impl Leader {
             min_insync: view.min_insync,
             is_deposed: false,
             followers: Vec::new(),
+            connected: Vec::new(),
             pending: None,
             propose_after: 0,
             lease_until: 0,
@@ -350,10 +352,13 @@ impl Leader {
         self.advance(now, effects);
     }
 
-    /// The connection to a node is there, or gone with all that was in it.
+    /// The connection to a node is there, or gone with all that was in it. To be told of every node, whether it has a replica (yet) or not.
     pub fn handle_connection(&mut self, node: NodeId, connected: bool, now: Millis, effects: &mut Vec<Effect>) {
+        self.connected.retain(|known| *known != node);
+        if connected {
+            self.connected.push(node);
+        }
         let Some(at) = self.position(node) else { return };
-        self.followers[at].connected = connected;
         match connected {
             true => self.open(at, now, effects),
             false => self.followers[at].close(),
@@ -561,11 +566,11 @@ impl Leader {
             Phase::Opening | Phase::Cutting => true,
             Phase::Shipping => !follower.in_flight.is_empty(),
         };
-        waits && follower.connected && self.epoch_journaled
+        waits && self.epoch_journaled
     }
 
     fn open(&mut self, at: usize, now: Millis, effects: &mut Vec<Effect>) {
-        if !self.epoch_journaled || self.is_deposed || !self.followers[at].connected {
+        if !self.epoch_journaled || self.is_deposed || !self.connected.contains(&self.followers[at].replica.node) {
             return;
         }
         let follower = &mut self.followers[at];
@@ -590,11 +595,10 @@ impl Leader {
             match known {
                 Some(same) if same.replica == *replica && same.node_epoch == node_epoch => self.followers.push(same),
                 other => {
-                    let (session, connected) = other.map_or((0, false), |f| (f.session, f.connected));
+                    let session = other.map_or(0, |f| f.session);
                     self.followers.push(FollowerState {
                         replica: *replica,
                         node_epoch,
-                        connected,
                         phase: Phase::Closed,
                         session,
                         next: 0,
