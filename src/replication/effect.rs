@@ -72,7 +72,7 @@ pub enum Effect {
 /// A log as a machine begins with it, or leaves it to the next one: after a start, or when the role changes.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct LogState {
-    /// First readable offset.
+    /// First offset of the first batch that is there.
     pub log_start: Offset,
     /// One past the last record.
     pub log_end: Offset,

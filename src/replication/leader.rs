@@ -304,11 +304,22 @@ impl Leader {
         self.advance(now, effects);
     }
 
-    /// Retention or a deletion has raised the log's start.
-    pub fn handle_log_start(&mut self, start: Offset) {
+    /// The log begins at `start` now, the first offset of a batch (what a deletion hides inside of one is the shell's matter). A follower that still needs what went is opened anew,
+    /// and begins its log there.
+    pub fn handle_log_start(&mut self, start: Offset, now: Millis, effects: &mut Vec<Effect>) {
         assert!(start <= self.log.watermark, "log start {start} is past the watermark {}", self.log.watermark);
         self.log.log_start = self.log.log_start.max(start);
         self.log.epochs.raise_log_start(start);
+        for at in 0..self.followers.len() {
+            self.reopen_below_start(at, now, effects);
+        }
+    }
+
+    fn reopen_below_start(&mut self, at: usize, now: Millis, effects: &mut Vec<Effect>) {
+        let follower = &self.followers[at];
+        if matches!(follower.phase, Phase::Cutting | Phase::Shipping) && follower.next < self.log.log_start {
+            self.open(at, now, effects);
+        }
     }
 
     /// The lease of this node goes until `until`, counted from when the heartbeat was sent, never from when its answer came.
@@ -411,6 +422,7 @@ impl Leader {
         if ack.durable_end == log_end {
             follower.progress_at = now;
         }
+        self.reopen_below_start(at, now, effects);
         self.advance(now, effects);
         self.propose(now, effects);
     }

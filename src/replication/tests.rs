@@ -221,6 +221,29 @@ fn what_is_shipped_is_of_one_epoch_and_in_the_window() {
 }
 
 #[test]
+fn a_follower_that_needs_what_went_is_opened_anew() {
+    let mut led = Led::new(|_| {});
+    led.aligned(2, 100);
+    led.aligned(3, 100);
+    led.record.reassign(&[1, 2, 3, 4]).unwrap();
+    led.leader.handle_connection(4, true, 2, &mut led.effects);
+    led.tell(2);
+    assert!(
+        matches!(led.effects.last(), Some(Effect::Send { to: 4, message: Message::Open(_) })),
+        "it was connected before it had a replica"
+    );
+    led.aligned(4, 50);
+    led.effects.clear();
+    led.leader.handle_log_start(60, 3, &mut led.effects);
+    let Some(Effect::Send { to: 4, message: Message::Open(open) }) = led.effects.pop() else { panic!("{:?}", led.effects) };
+    assert!(led.effects.is_empty() && open.stream.session == 2);
+    let epochs = Epochs { stream: open.stream, log_end: 50, epochs: state(50, 0, &[(0, 0)], 5).epochs, watermark: 0 };
+    led.leader.handle_epochs(4, &epochs, 3, &mut led.effects);
+    let cut = Truncate { stream: open.stream, to: 60, restart: true };
+    assert_eq!(led.effects, [Effect::Send { to: 4, message: Message::Truncate(cut) }]);
+}
+
+#[test]
 fn a_follower_that_lies_is_not_believed() {
     let mut led = Led::new(|_| {});
     led.aligned(2, 100);

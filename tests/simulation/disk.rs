@@ -217,6 +217,12 @@ impl Disk {
         group
     }
 
+    /// A replica ends: what is on its way to the disk is of no concern to the one that comes after it.
+    pub fn forget(&mut self, partition: PartitionId) {
+        self.open.retain(|op| op.partition != partition);
+        self.in_flight.iter_mut().for_each(|group| group.retain(|op| op.partition != partition));
+    }
+
     /// Power is gone. `survives` says whether the group that was being written is whole.
     pub fn crash(&mut self, survives: bool) {
         self.open.clear();

@@ -244,7 +244,7 @@ impl World {
             Heal::Retain if self.now < LOAD_MS => {
                 self.stats.retentions += 1;
                 for id in self.nodes.keys().copied().collect::<Vec<_>>() {
-                    self.with_node(id, |node, _| (0..2).for_each(|partition| node.retain(partition)));
+                    self.with_node(id, |node, around| (0..2).for_each(|partition| node.retain(partition, around)));
                 }
             }
             Heal::Retain => {}

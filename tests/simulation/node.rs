@@ -267,6 +267,7 @@ impl Node {
             let Some(replica) = meta.record.replica(self.id) else {
                 // It was moved away.
                 self.replicas.remove(id);
+                self.disk.forget(*id);
                 self.disk.logs.remove(id);
                 continue;
             };
@@ -352,6 +353,7 @@ impl Node {
             return;
         };
         around.stats.quarantines += 1;
+        self.disk.forget(id);
         let disk = self.disk.log(id);
         disk.log.restart(0);
         disk.rotten.clear();
@@ -580,15 +582,20 @@ impl Node {
     }
 
     /// Retention: whole segments below the watermark go, all but the last ones.
-    pub fn retain(&mut self, id: PartitionId) {
+    pub fn retain(&mut self, id: PartitionId, around: &mut Around<'_>) {
+        let now = around.now;
         let Some(Replica { role: Role::Leader(leader), log, .. }) = self.replicas.get_mut(&id) else { return };
         let watermark = leader.log().watermark;
         let bases: Vec<Offset> =
             log.batches.iter().filter(|batch| batch.opens_segment && batch.base <= watermark).map(|batch| batch.base).collect();
         let Some(start) = bases.len().checked_sub(3).map(|at| bases[at]) else { return };
-        leader.handle_log_start(start);
         log.raise_start(start);
         self.disk.write(Op { partition: id, entry: Entry::LogStart(start), watermark });
+        self.drive(id, around, |role, effects| {
+            if let Role::Leader(leader) = role {
+                leader.handle_log_start(start, now, effects);
+            }
+        });
     }
 }
 
