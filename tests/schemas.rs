@@ -4,7 +4,8 @@ use std::path::Path;
 use std::process::Command;
 
 /// Each schema that code is made of, and the directory of that code.
-const SCHEMAS: [(&str, &str); 2] = [("native", "src/wire/generated"), ("catalogue", "src/cluster/generated")];
+const SCHEMAS: [(&str, &str); 3] =
+    [("native", "src/wire/generated"), ("catalogue", "src/cluster/generated"), ("replication", "src/replication/generated")];
 
 #[test]
 #[ignore = "needs flatc 25.12.19, named by the variable FLATC"]

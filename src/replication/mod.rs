@@ -4,15 +4,20 @@
 //! partition, a [`PartitionRecord`]; leaders and followers never elect.
 //!
 //! Events go into a [`Leader`] or a [`Follower`], [`Effect`]s come out, [`Message`]s go between them. A role ends with `into_log`, and the next one begins with that
-//! [`LogState`]. One stream per pair of shards carries the messages of many partitions; the machines are per partition and know nothing of that. There is no message and no timer for a
+//! [`LogState`]. [`codec`] has their frames. One stream per pair of shards carries the messages of many partitions; the machines are per partition and know nothing of that. There is no message and no timer for a
 //! partition in which nothing happens.
 //!
-//! Not here: the commands that carry a record's changes and the nodes that they speak of (`cluster`), frames (`wire`), sockets and disks (`shard`).
+//! Not here: the commands that carry a record's changes and the nodes that they speak of (`cluster`), sockets and disks (`shard`).
 
+pub mod codec;
 mod effect;
 pub mod epochs;
 mod error;
 mod follower;
+#[allow(unsafe_code, missing_docs, clippy::all, clippy::undocumented_unsafe_blocks, rustdoc::all, unused_imports, dead_code)]
+#[rustfmt::skip]
+#[path = "generated/replication_generated.rs"]
+mod generated;
 mod leader;
 pub mod message;
 pub mod record;
