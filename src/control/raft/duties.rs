@@ -170,7 +170,7 @@ async fn fence_silent(node: Arc<Node>, term: u64, sequence: u64) {
         }
     }
     {
-        // Heard in the meantime: it is not silent any more, and was not told so yet either.
+        // Heard in the meantime: it may have been told so, and is left alone. Nothing is awaited from here to the mark, so no heartbeat comes between.
         let still = silent(&node);
         if fenced.iter().any(|which| !still.contains(which)) || fenced.is_empty() {
             return;

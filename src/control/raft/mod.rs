@@ -7,7 +7,7 @@
 //!
 //! One thread with one tokio runtime has all of it ([`ClusterStore`]); files are written and synced on blocking threads. Who reads this for the first time goes
 //! [`store`] (what the rest of the node sees), [`proposer`], [`machine`] (applies entries), [`log_store`] and [`votes`] (what is synced before the
-//! library is told so), [`network`] and [`service`] (both ends of the consensus port), [`duties`] (what only the leader does).
+//! library is told so), [`peer`] and [`service`] (both ends of the consensus port), [`duties`] (what only the leader does).
 //!
 //! # Invariants
 //! - An entry or a vote is synced before the library hears of it. A failed write or sync poisons: nothing more is taken until a restart has read the files again.
