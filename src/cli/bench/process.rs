@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn own_use_rises() {
         let before = Usage::own().unwrap();
-        assert!(before.peak_rss >= before.rss && before.rss > 0);
+        assert!(before.rss > 0);
         let mut sum = 0_u64;
         let mut used = before;
         while used.cpu_seconds - before.cpu_seconds < 0.02 {
@@ -107,6 +107,8 @@ mod tests {
             used = Usage::own().unwrap();
         }
         assert!(used.since(before).cpu_seconds > 0.0, "{sum}");
+        // The kernel gives both one after the other, and other threads go on meanwhile: of one moment the peak may be the smaller one.
+        assert!(used.peak_rss >= before.rss);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::control::metadata::SingleNodeLog;
+use crate::control::metadata::tests::registration;
 use crate::request::Code;
 
 #[test]
@@ -9,7 +10,7 @@ fn a_single_node_takes_its_catalogue_over_and_is_a_cluster_of_one() {
     let mut node = TestNode::new(1);
     let file = node.scratch.path().join("catalogue");
     SingleNodeLog::create(&file, CLUSTER, &Witness::default()).unwrap();
-    let (log, _) = SingleNodeLog::open(&file, CLUSTER, Witness::default()).unwrap();
+    let (log, _) = SingleNodeLog::open(&file, &registration(1, CLUSTER), Witness::default()).unwrap();
     block_on(async {
         log.propose(create(1)).await.unwrap();
         log.propose(Command::AllocateProducerIds { count: 10 }).await.unwrap();
