@@ -59,6 +59,7 @@ struct Cut {
 }
 
 /// The machine. One per followed partition; an idle one costs its memory only.
+#[derive(Debug)]
 pub struct Follower {
     identity: ReplicaIdentity,
     log: LogState,

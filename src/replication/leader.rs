@@ -71,6 +71,7 @@ enum Phase {
 }
 
 /// A follower as its leader knows it.
+#[derive(Debug)]
 struct FollowerState {
     replica: Replica,
     /// `None` while its node is away.
@@ -92,6 +93,7 @@ struct FollowerState {
 }
 
 /// A proposal without a known outcome.
+#[derive(Debug)]
 struct Pending {
     change: IsrChange,
     proposed_at: Millis,
@@ -128,6 +130,7 @@ pub struct Shipped {
 }
 
 /// The machine. One per led partition; an idle one costs its memory only.
+#[derive(Debug)]
 pub struct Leader {
     node: NodeId,
     epoch: LeaderEpoch,

@@ -37,6 +37,7 @@ pub struct Around<'a> {
     pub planted: Planted,
 }
 
+#[derive(Debug)]
 enum Role {
     None,
     Leader(Box<Leader>),
@@ -122,6 +123,18 @@ impl Node {
         self.replicas.get(&partition).map(|replica| &replica.log)
     }
 
+    /// The machine of a replica, for the report of a run that ends badly.
+    pub fn describe(&self, partition: PartitionId) -> String {
+        let role = self.replicas.get(&partition).map(|replica| &replica.role);
+        format!(
+            "node {} (up: {}, node epoch {:?}, lost in {:?}): {role:?}",
+            self.id,
+            self.up,
+            self.node_epoch,
+            self.disk.logs.get(&partition).and_then(|disk| disk.lost_in)
+        )
+    }
+
     pub fn watermark(&self, partition: PartitionId) -> Option<Offset> {
         match &self.replicas.get(&partition)?.role {
             Role::None => None,
@@ -158,8 +171,11 @@ impl Node {
                     leader.poll(now, effects);
                 }
             });
-            if let Some(incarnation) = self.disk.logs.get(&id).and_then(|disk| disk.lost_in) {
-                around.out.push((METADATA, Payload::Lost { partition: id, incarnation }));
+        }
+        // Told until it is heard: the first word may have been lost, or the node with it.
+        for (id, disk) in &self.disk.logs {
+            if let Some(incarnation) = disk.lost_in {
+                around.out.push((METADATA, Payload::Lost { partition: *id, incarnation }));
             }
         }
         // A role that had to wait for a cut.

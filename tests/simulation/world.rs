@@ -171,7 +171,10 @@ impl World {
                 break;
             }
             if self.now >= HEALED_BY_MS {
-                let text = self.why_not_converged();
+                let mut text = self.why_not_converged();
+                for partition in self.metadata.partitions.keys() {
+                    self.nodes.values().for_each(|node| text += &format!("\n  partition {partition}, {}", node.describe(*partition)));
+                }
                 self.oracle.violate(format!("{} s after the last fault: {text}", (HEALED_BY_MS - LOAD_MS) / 1000));
                 break;
             }
