@@ -192,7 +192,7 @@ impl Disk {
     }
 
     pub fn log(&mut self, partition: PartitionId) -> &mut DiskLog {
-        self.logs.entry(partition).or_insert_with(DiskLog::new)
+        self.logs.entry(partition).or_default()
     }
 
     pub fn write(&mut self, op: Op) {

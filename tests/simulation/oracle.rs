@@ -62,13 +62,11 @@ impl Oracle {
             return self.violations.push(text);
         }
         let from = if whole { 0 } else { committed.len().saturating_sub(LOOK_BACK) };
-        for offset in from.max(log.first() as usize)..committed.len() {
-            if log.record(offset as Offset) != Some(committed[offset]) {
-                let text = format!(
-                    "partition {partition}: node {node}, {why}, has {:?} at {offset}, {:?} is committed",
-                    log.record(offset as Offset),
-                    committed[offset]
-                );
+        let first = from.max(log.first() as usize);
+        for (offset, expected) in committed.iter().enumerate().skip(first) {
+            let found = log.record(offset as Offset);
+            if found != Some(*expected) {
+                let text = format!("partition {partition}: node {node}, {why}, has {found:?} at {offset}, {expected:?} is committed");
                 return self.violations.push(text);
             }
         }

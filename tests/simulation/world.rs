@@ -167,7 +167,9 @@ impl World {
                 self.heal_everything();
             }
             self.handle(sequence, event);
-            if !self.oracle.violations.is_empty() || (healed && self.now > LOAD_MS + 3000 && self.now % 100 == 0 && self.has_converged()) {
+            if !self.oracle.violations.is_empty()
+                || (healed && self.now > LOAD_MS + 3000 && self.now.is_multiple_of(100) && self.has_converged())
+            {
                 break;
             }
             if self.now >= HEALED_BY_MS {
@@ -236,7 +238,7 @@ impl World {
         let (now, planted) = (self.now, self.planted);
         let mut around = Around { now, out: &mut out, oracle: &mut self.oracle, stats: &mut self.stats, planted };
         event(node, &mut around);
-        let starts = node.disk.start_group().then(|| (node.boot, node.slow_disk_until > now));
+        let starts = node.disk.start_group().then_some((node.boot, node.slow_disk_until > now));
         for (to, payload) in out {
             self.send(id, to, payload);
         }
