@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::checker::report;
-use crate::planted::{BUGS, Bug, Planted};
+use crate::planted::{BUGS, Bug, Planted, UNSEEN};
 use crate::stats::{NEEDED, Stats};
 use crate::world::{Outcome, World};
 
@@ -30,11 +30,11 @@ pub fn command(arguments: &[String]) -> ExitCode {
             "--seed" => number().map(|n| seed = Some(n)),
             "--seeds" => number().map(|n| seeds = n),
             "--from" => number().map(|n| from = n),
-            "--bug" => BUGS.iter().find(|bug| value.as_deref() == Some(bug.name)).map(|found| bug = Some(found)),
+            "--bug" => BUGS.iter().chain(UNSEEN).find(|bug| value.as_deref() == Some(bug.name)).map(|found| bug = Some(found)),
             _ => None,
         };
         if known.is_none() {
-            let names: Vec<_> = BUGS.iter().map(|bug| bug.name).collect();
+            let names: Vec<_> = BUGS.iter().chain(UNSEEN).map(|bug| bug.name).collect();
             eprintln!("{USAGE}{}", names.join(", "));
             return ExitCode::from(2);
         }
