@@ -19,14 +19,14 @@ impl Catalogue {
     }
 
     pub(super) fn replica_lost(&mut self, partition: &TopicPartition, replica: Replica) -> Result<Applied, Refusal> {
-        self.change(partition, |record, _, nodes| {
+        self.change(partition, |record, topic, nodes| {
             let node = replica.node;
             let present = record.replica(node).ok_or_else(|| refusal(partition, &RecordRefusal::NotReplica(node)))?;
             if present.incarnation != replica.incarnation {
                 let stale = RecordRefusal::StaleIncarnation { node, expected: present.incarnation, actual: replica.incarnation };
                 return Err(refusal(partition, &stale));
             }
-            record.replica_lost(node, |node| nodes.is_live(node));
+            record.replica_lost(node, topic.min_insync(), |node| nodes.is_live(node));
             Ok(())
         })
     }

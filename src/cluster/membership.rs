@@ -57,7 +57,7 @@ impl Catalogue {
             Some(before) if before.registration.incarnation != registration.incarnation => self.update(
                 |record| record.replica(id).is_some(),
                 None,
-                |record, _, nodes| record.replica_lost(id, |node| nodes.is_live(node)),
+                |record, topic, nodes| record.replica_lost(id, topic.min_insync(), |node| nodes.is_live(node)),
             ),
             Some(before) => {
                 // What a run acknowledged it acknowledged at the durability that was in force then.
@@ -67,7 +67,7 @@ impl Catalogue {
                     None,
                     |record, topic, nodes| match clean || topic.durability(durability) == Durability::Durable {
                         true => record.node_registered(id, topic.min_insync(), |node| nodes.is_live(node)),
-                        false => stopped_uncleanly(record, id, nodes),
+                        false => stopped_uncleanly(record, id, topic.min_insync(), nodes),
                     },
                 )
             }
@@ -221,8 +221,8 @@ pub(super) fn settle(record: &mut PartitionRecord, min_insync: usize, nodes: &Pr
 
 /// A replica of a topic below `durable` is there again after an unclean stop: what it acknowledged last may be gone. Where it was the last one that had everything,
 /// it is what there is: the durability that was asked for says that this may happen, so it leads, and its epoch is marked.
-fn stopped_uncleanly(record: &mut PartitionRecord, node: NodeId, nodes: &Present<'_>) -> bool {
-    let changed = record.replica_lost(node, |node| nodes.is_live(node));
+fn stopped_uncleanly(record: &mut PartitionRecord, node: NodeId, min_insync: usize, nodes: &Present<'_>) -> bool {
+    let changed = record.replica_lost(node, min_insync, |node| nodes.is_live(node));
     if record.leader.is_none() && record.isr.is_empty() && record.eligible.is_empty() {
         record.elect_unclean(node, |node| nodes.is_live(node)).expect("nobody leads, and nobody else may");
     }

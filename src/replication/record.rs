@@ -193,18 +193,18 @@ impl PartitionRecord {
         self.leave(&[node], min_insync);
         self.settle_eligible(min_insync);
         if led {
-            self.elect(|candidate| candidate != node && live(candidate));
+            self.elect(min_insync, |candidate| candidate != node && live(candidate));
         }
         self.version += 1;
         true
     }
 
     /// A node is there (again): it leads if nobody does and it may. True if anything changed.
-    pub fn node_back(&mut self, node: NodeId, live: impl Fn(NodeId) -> bool) -> bool {
+    pub fn node_back(&mut self, node: NodeId, min_insync: usize, live: impl Fn(NodeId) -> bool) -> bool {
         if self.leader.is_some() || !self.may_lead(node) {
             return false;
         }
-        self.elect(live);
+        self.elect(min_insync, live);
         self.version += 1;
         true
     }
@@ -220,8 +220,7 @@ impl PartitionRecord {
         self.leave(&[node], min_insync);
         self.settle_eligible(min_insync);
         if led || may_begin {
-            self.elect(live);
-            self.settle_eligible(min_insync);
+            self.elect(min_insync, live);
         }
         self.version += 1;
         true
@@ -229,20 +228,19 @@ impl PartitionRecord {
 
     /// The replica on `node` has lost something that it had acknowledged, or all of it: it has a new incarnation, and is neither in sync nor eligible.
     /// True if the node has a replica.
-    pub fn replica_lost(&mut self, node: NodeId, live: impl Fn(NodeId) -> bool) -> bool {
+    pub fn replica_lost(&mut self, node: NodeId, min_insync: usize, live: impl Fn(NodeId) -> bool) -> bool {
         let Some(replica) = self.replicas.iter_mut().find(|replica| replica.node == node) else { return false };
         replica.incarnation = self.version + 1;
         self.isr.retain(|member| *member != node);
         self.eligible.retain(|eligible| *eligible != node);
         if self.leader == Some(node) {
-            self.elect(|candidate| candidate != node && live(candidate));
+            self.elect(min_insync, |candidate| candidate != node && live(candidate));
         }
         self.version += 1;
         true
     }
 
-    /// `min.insync.replicas` is another one now. True if anything changed. Also for behind an election from the eligible: were the number lowered while nobody
-    /// led, the one that begins to lead alone would move the watermark, with others eligible that do not have what comes.
+    /// `min.insync.replicas` is another one now. True if anything changed.
     pub fn min_insync_changed(&mut self, min_insync: usize) -> bool {
         let before = self.eligible.len();
         self.settle_eligible(min_insync);
@@ -313,7 +311,7 @@ impl PartitionRecord {
         self.eligible.retain(|eligible| target.contains(eligible));
         self.settle_eligible(min_insync);
         if self.leader.is_some_and(|leader| !target.contains(&leader)) {
-            self.elect(live);
+            self.elect(min_insync, live);
         }
         self.version += 1;
         true
@@ -323,12 +321,16 @@ impl PartitionRecord {
         self.isr.contains(&node) || self.eligible.contains(&node)
     }
 
-    /// In the order of preference: a live member of the ISR, else a live eligible one, else nobody.
-    fn elect(&mut self, live: impl Fn(NodeId) -> bool) {
+    /// In the order of preference: a live member of the ISR, else a live eligible one, else nobody. If `min.insync.replicas` was lowered while nobody led, the one that
+    /// begins alone moves the watermark, and others that stayed eligible would be elected later without what it acknowledged: so they go with the election.
+    fn elect(&mut self, min_insync: usize, live: impl Fn(NodeId) -> bool) {
         let mut nodes = self.replicas.iter().map(|replica| replica.node).filter(|node| live(*node));
         let found = nodes.clone().find(|node| self.isr.contains(node)).or_else(|| nodes.find(|node| self.eligible.contains(node)));
         match found {
-            Some(node) => self.lead(node),
+            Some(node) => {
+                self.lead(node);
+                self.settle_eligible(min_insync);
+            }
             None => {
                 self.leader = None;
                 self.leader_epoch += 1;
@@ -390,8 +392,8 @@ mod tests {
         assert_eq!((record.leader, &record.isr[..], &record.eligible[..]), (Some(3), &[3][..], &[2][..]));
         assert!(record.node_away(3, 2, |_| false));
         assert_eq!((record.leader, record.leader_epoch, record.isr.len(), &record.eligible[..]), (None, 3, 0, &[2, 3][..]));
-        assert!(!record.node_back(1, |node| node == 1), "it left while the watermark could move");
-        assert!(record.node_back(2, |node| node == 2));
+        assert!(!record.node_back(1, 2, |node| node == 1), "it left while the watermark could move");
+        assert!(record.node_back(2, 2, |node| node == 2));
         assert_eq!((record.leader, &record.isr[..], &record.eligible[..]), (Some(2), &[2][..], &[3][..]));
         record.change_isr(&join(&record, 1), 2, |_| Some(7)).unwrap();
         assert_eq!((&record.isr[..], &record.eligible[..]), (&[2, 1][..], &[][..]), "the watermark may move again");
@@ -432,11 +434,11 @@ mod tests {
         record.node_away(2, 3, ALL);
         assert_eq!(record.eligible, [2]);
         let old = join(&record, 2);
-        assert!(record.replica_lost(2, ALL));
+        assert!(record.replica_lost(2, 3, ALL));
         assert!(record.eligible.is_empty() && record.replica(2).unwrap().incarnation == 2);
         let stale = IsrChange { version: record.version, ..old };
         assert!(matches!(record.change_isr(&stale, 3, |_| Some(7)), Err(RecordRefusal::StaleIncarnation { .. })));
-        assert!(record.replica_lost(1, ALL) && record.leader == Some(3));
+        assert!(record.replica_lost(1, 3, ALL) && record.leader == Some(3));
     }
 
     #[test]
@@ -477,7 +479,7 @@ mod tests {
         record.node_away(2, 2, |_| false);
         assert!(!record.min_insync_changed(1) && record.eligible == [1, 2]);
         let mut back = record.clone();
-        assert!(back.node_back(1, |node| node == 1) && back.min_insync_changed(1));
+        assert!(back.node_back(1, 1, |node| node == 1));
         assert!(record.node_registered(1, 1, |node| node == 1));
         for record in [back, record] {
             assert_eq!((record.leader, &record.isr[..], &record.eligible[..]), (Some(1), &[1][..], &[][..]));

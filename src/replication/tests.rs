@@ -166,7 +166,7 @@ fn another_life_of_a_replica_is_another_replica() {
     led.aligned(2, 100);
     led.aligned(3, 100);
     let old = led.stream(3);
-    led.record.replica_lost(3, |_| true);
+    led.record.replica_lost(3, 2, |_| true);
     led.record.isr.push(3);
     led.tell(5);
     led.leader.handle_appended(110, 110, 6);

@@ -173,12 +173,12 @@ impl Cluster {
         state.node_epochs[at] += 1;
         state.live[at] = true;
         if state.nodes[at].wiped && self.keeps(Rule::LossDeclared) {
-            state.record.replica_lost(id, others);
+            state.record.replica_lost(id, MIN_INSYNC, others);
         } else {
             state.record.node_away(id, MIN_INSYNC, others);
             self.keep_eligible(&mut state.record, &eligible);
             let live = state.live;
-            state.record.node_back(id, |node| live[node as usize]);
+            state.record.node_back(id, MIN_INSYNC, |node| live[node as usize]);
         }
         let incarnation = state.incarnation(at);
         let node = &mut state.nodes[at];

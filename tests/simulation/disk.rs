@@ -123,7 +123,7 @@ impl Log {
 }
 
 /// A partition on disk.
-#[derive(Clone, Default, Debug)]
+#[derive(Clone, Debug)]
 pub struct DiskLog {
     pub log: Log,
     pub promised: LeaderEpoch,
@@ -134,11 +134,14 @@ pub struct DiskLog {
     pub lost_in: Option<u32>,
 }
 
-impl DiskLog {
-    pub fn new() -> DiskLog {
-        DiskLog { log: Log::new(), promised: -1, ..DiskLog::default() }
+/// A replica that was just made: it has promised nothing.
+impl Default for DiskLog {
+    fn default() -> DiskLog {
+        DiskLog { log: Log::new(), promised: -1, watermark: 0, rotten: BTreeSet::new(), lost_in: None }
     }
+}
 
+impl DiskLog {
     /// The log as a machine begins with it after a start.
     pub fn state(&self) -> LogState {
         let end = self.log.end();

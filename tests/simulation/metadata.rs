@@ -133,7 +133,7 @@ impl Metadata {
         meta.disk = Some(disk);
         for id in &ids {
             if is_wiped {
-                self.change(*id, |record, _, live| record.replica_lost(node, live));
+                self.change(*id, |record, min_insync, live| record.replica_lost(node, min_insync, live));
             }
             if self.partitions[id].record.leader == Some(node) && !self.planted.epoch_goes_on {
                 // It restarted before anybody saw that it was away: it may lead again, in another epoch.
@@ -146,7 +146,7 @@ impl Metadata {
         meta.node_epoch = Some(node_epoch);
         meta.expires = now + LEASE_MS;
         for id in &ids {
-            self.change(*id, |record, _, live| record.node_back(node, live));
+            self.change(*id, |record, min_insync, live| record.node_back(node, min_insync, live));
         }
         Some(node_epoch)
     }
@@ -168,9 +168,9 @@ impl Metadata {
 
     /// The replica in this life has lost something.
     pub fn lost(&mut self, partition: PartitionId, node: NodeId, incarnation: u32) {
-        self.change(partition, |record, _, live| {
+        self.change(partition, |record, min_insync, live| {
             if record.replica(node).is_some_and(|replica| replica.incarnation == incarnation) {
-                record.replica_lost(node, live);
+                record.replica_lost(node, min_insync, live);
             }
         });
     }
