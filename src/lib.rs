@@ -50,7 +50,7 @@
 //! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
 //! - No external coordinator, and no garbage collector.
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
-//! - Not yet: replication, transactions, TLS and access control.
+//! - Not yet: more than one node ([`docs::replication`] has the parts that are there), transactions, TLS and access control.
 
 pub mod batch;
 #[cfg(feature = "server")]

@@ -9,6 +9,9 @@ pub mod durability {}
 #[doc = include_str!("on_disk.md")]
 pub mod on_disk {}
 
+#[doc = include_str!("replication.md")]
+pub mod replication {}
+
 #[doc = include_str!("adoption.md")]
 pub mod adoption {}
 
@@ -31,4 +34,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0006-how-a-log-is-cleaned.md")]
     pub mod how_a_log_is_cleaned {}
+
+    #[doc = include_str!("decisions/0007-consensus-and-its-files.md")]
+    pub mod consensus_and_its_files {}
 }
