@@ -6,7 +6,6 @@ use std::net::TcpStream;
 use super::super::store::{self, StartError};
 use super::super::wire::{self, Hello, Identity, MembershipRefusal, PROTOCOL};
 use super::*;
-use crate::request::Code;
 
 #[test]
 fn strangers_are_refused_with_the_reason() {
@@ -73,13 +72,13 @@ fn rubbish_on_the_port_harms_nobody() {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
         let _ = stream.read_to_end(&mut Vec::new());
     }
-    founder.propose(create(1)).unwrap();
+    founder.decide(create(1));
 }
 
 #[test]
 fn without_a_majority_proposals_are_refused_in_time_and_reads_go_on() {
     let mut nodes = three_with(|node| node.timing.proposal = Duration::from_secs(3));
-    nodes[0].propose(create(1)).unwrap();
+    nodes[0].decide(create(1));
     let leads = leader(&nodes);
     for at in (0..3).filter(|at| *at != leads) {
         nodes[at].kill();
@@ -89,13 +88,13 @@ fn without_a_majority_proposals_are_refused_in_time_and_reads_go_on() {
         let refusal = nodes[leads].propose(create(n)).unwrap_err();
         assert_eq!(refusal.code, Code::Unavailable, "{refusal}");
         let took = begun.elapsed();
-        assert!((Duration::from_secs(2)..Duration::from_secs(5)).contains(&took), "{took:?}");
+        assert!((Duration::from_secs(2)..LONG).contains(&took), "{took:?}");
     }
     assert!(has_topics(&nodes[leads], [1]));
     eventually("its lease has ended", || !nodes[leads].store().lease().borrow().holds(Instant::now()));
     let other = (leads + 1) % 3;
     nodes[other].start(found()).ready();
-    nodes[other].propose(create(5)).unwrap();
+    nodes[other].decide(create(5));
     nodes[(leads + 2) % 3].start(found()).ready();
     all_alike(&nodes);
 }

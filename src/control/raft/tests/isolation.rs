@@ -8,7 +8,6 @@ use std::thread;
 use super::super::wire::{self, Hello};
 use super::leases::{TopicsAsNodes, register, topic_of};
 use super::*;
-use crate::request::Code;
 
 /// The node that is cut off from all others; 0: none. A node's gate looks at who comes, because all others come through it.
 static CUT_OFF: AtomicU32 = AtomicU32::new(0);
@@ -83,7 +82,7 @@ fn a_leader_that_is_cut_off_loses_its_lease_before_it_is_fenced() {
     assert!(registered(cut) && cut.store().status().leads, "it does not know yet");
     for other in others {
         assert!(topic_of(&other.store().view(), other.node).is_some(), "those that are heard stay");
-        other.propose(create(10 + other.node as u8)).unwrap();
+        other.decide(create(10 + other.node as u8));
     }
 
     CUT_OFF.store(0, Relaxed);

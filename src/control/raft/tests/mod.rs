@@ -20,7 +20,7 @@ use super::store::StartError;
 use super::{ClusterStore, Consensus, ConsensusSettings, Origin, Timing};
 use crate::cluster::{Applied, Command};
 use crate::control::metadata::{MetadataStore, Witness};
-use crate::request::Refusal;
+use crate::request::{Code, Refusal};
 use crate::types::TopicId;
 
 const CLUSTER: [u8; 16] = [9; 16];
@@ -127,6 +127,21 @@ impl TestNode {
 
     fn propose(&self, command: Command) -> Result<Applied, Refusal> {
         block_on(self.store().propose(command)).map(|committed| committed.applied)
+    }
+
+    /// A topic is made, as soon as there is a leader: on a busy machine an election may take longer than a proposal lives, and one that was given up may have been
+    /// applied all the same.
+    fn decide(&self, topic: Command) {
+        let mut tries = 0;
+        eventually("a topic is made", || {
+            tries += 1;
+            match self.propose(topic.clone()) {
+                Ok(_) => true,
+                Err(refusal) if refusal.code == Code::Unavailable => false,
+                Err(refusal) if refusal.code == Code::TopicExists && tries > 1 => true,
+                Err(refusal) => panic!("{refusal}"),
+            }
+        });
     }
 }
 
