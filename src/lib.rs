@@ -27,8 +27,9 @@
 //! [`client`].
 //!
 //! # The metadata of a cluster
-//! Topics and whatever else all nodes must agree on are commands ([`cluster`]) that go through consensus ([`control::raft`]): any node proposes, the leader's log decides the
-//! order, and every node applies it.
+//! Topics and whatever else all nodes must agree on are commands ([`cluster`]) to one state machine, kept behind [`control::metadata::MetadataStore`]. `corelane serve` runs one node, whose
+//! commands go through a log of its own ([`control::metadata::SingleNodeLog`]); [`control::raft`] is the same door with consensus behind it: any node proposes, the leader's log decides the order,
+//! every node applies it. What a leader ships and a follower takes is decided in [`replication`] and done to the log in [`shard::replica`]; [`docs::replication`] says what is not joined yet.
 //!
 //! # The layers
 //! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.

@@ -66,24 +66,10 @@ impl LostProducers {
 mod tests {
     use super::*;
     use crate::limits::PRODUCER_BATCHES;
-    use crate::log::producers::Sequence;
+    use crate::log::producers::{self, Sequence};
 
     fn batch(producer_id: ProducerId, base_sequence: i32, base_offset: Offset) -> BatchHeader {
-        BatchHeader {
-            base_offset,
-            batch_length: 49,
-            leader_epoch: 0,
-            magic: 2,
-            crc: 0,
-            attributes: 0,
-            last_offset_delta: 0,
-            base_timestamp: 5,
-            max_timestamp: 5,
-            producer_id,
-            producer_epoch: 0,
-            base_sequence,
-            record_count: 1,
-        }
+        producers::tests::batch(producer_id, 0, base_sequence, 1, base_offset)
     }
 
     fn segment(base: Offset, end: Offset) -> SegmentInfo {

@@ -247,10 +247,11 @@ impl Producer {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn batch(id: ProducerId, epoch: ProducerEpoch, first: i32, count: i32, base_offset: Offset) -> BatchHeader {
+    /// The header of a batch of `count` records.
+    pub(crate) fn batch(id: ProducerId, epoch: ProducerEpoch, first: i32, count: i32, base_offset: Offset) -> BatchHeader {
         BatchHeader {
             base_offset,
             batch_length: 49,

@@ -613,34 +613,17 @@ impl PartitionCell {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::batch::{BatchHeader, HEADER_LEN};
+    use crate::batch::HEADER_LEN;
     use crate::log::checkpoint::PartitionState;
+    use crate::log::producers::tests::batch;
     use crate::log::segment::FIRST_POSITION;
     use crate::partition::Plan;
     use crate::types::TopicId;
 
-    fn header(base_offset: Offset) -> BatchHeader {
-        BatchHeader {
-            base_offset,
-            batch_length: 49,
-            leader_epoch: 0,
-            magic: 2,
-            crc: 0,
-            attributes: 0,
-            last_offset_delta: 0,
-            base_timestamp: 5,
-            max_timestamp: 5,
-            producer_id: -1,
-            producer_epoch: -1,
-            base_sequence: -1,
-            record_count: 1,
-        }
-    }
-
     /// Adopts a batch at `base_offset`, in the machine and in flight.
     fn adopt(cell: &PartitionCell, base_offset: Offset, direct: &Rc<DirectWrite>) {
         let plan = Plan { base_offset, end_offset: base_offset + 1, segment: base_offset, position: FIRST_POSITION, len: 100 };
-        cell.machine.borrow_mut().adopt(&plan, &[0; HEADER_LEN], &header(base_offset), 0);
+        cell.machine.borrow_mut().adopt(&plan, &[0; HEADER_LEN], &batch(-1, -1, -1, 1, base_offset), 0);
         cell.track(Tracked {
             base_offset,
             end_offset: base_offset + 1,
