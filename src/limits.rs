@@ -69,6 +69,26 @@ pub const PRODUCER_BATCHES: usize = 16;
 pub const MAX_TOPIC_NAME: usize = 249;
 /// Largest number of partitions of one topic.
 pub const MAX_PARTITIONS: u32 = 100_000;
+/// Bytes that wait to be sent on one connection for replication, of all its partitions together; and bytes of messages that a shard has received and not looked at.
+pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
+/// Bytes of batches in one frame between nodes, unless a single batch has more.
+pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
+/// Messages in one frame between nodes.
+pub const MAX_LINK_MESSAGES: usize = 1024;
+/// Longest frame between nodes: one batch that is not shipped as a segment, and the header.
+pub const MAX_LINK_FRAME: usize = ADOPT_APPEND + 2 * MAX_FRAME_HEADER;
+/// Connections for replication that a shard accepts.
+pub const MAX_LINKS: usize = 4096;
+/// A connection for replication with nothing to say says so after this long, ms.
+pub const LINK_BEAT_MS: u64 = 1000;
+/// One that has heard nothing for so long is ended, ms.
+pub const LINK_DEAD_MS: u64 = 3500;
+/// Connecting, and each side's part of the handshake, may take this long, ms.
+pub const LINK_CONNECT_MS: u64 = 2000;
+/// First pause before a connection is tried again, ms; it doubles up to [`LINK_PAUSE_MOST_MS`].
+pub const LINK_PAUSE_MS: u64 = 50;
+/// Longest of those pauses, ms.
+pub const LINK_PAUSE_MOST_MS: u64 = 1000;
 /// Largest number of shards of a node: the advertised id is node id * 1024 + shard.
 pub const MAX_SHARDS: u32 = 1024;
 /// Largest id of a node: its shards' broker ids are 31 bits.

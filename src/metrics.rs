@@ -80,6 +80,10 @@ enumerated! {
         CleanerRecordsRemoved = "cleaner_records_removed", "Records that the cleaner left out because a later one has their key.";
         CleanerTombstonesRemoved = "cleaner_tombstones_removed", "Tombstones that the cleaner left out after their time.";
         SegmentsRewritten = "segments_rewritten", "Segments that the cleaner replaced.";
+        ReplicationBytesSent = "replication_bytes_sent", "Bytes of batches shipped to followers.";
+        ReplicationBytesReceived = "replication_bytes_received", "Bytes of batches taken from leaders.";
+        ReplicationRefused = "replication_refused", "Messages and connections of other nodes that were refused.";
+        ReplicationTruncations = "replication_truncations", "Logs cut back to where they agree with their leader's.";
         Checkpoints = "checkpoints", "Checkpoints made durable.";
         Stalls = "executor_stalls", "Times that a task kept the executor longer than its limit.";
         StallNs = "executor_stall_ns", "Time spent in those, ns.";

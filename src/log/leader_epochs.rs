@@ -8,10 +8,16 @@ use crate::types::{LeaderEpoch, Offset};
 /// Where an epoch begins.
 pub type EpochStart = (LeaderEpoch, Offset);
 
+/// The start of an epoch of which only its number is known: the replica takes nothing from an older leader any more. The first batch of it says where it begins.
+pub const UNKNOWN_START: Offset = Offset::MAX;
+
 /// Records from `start` on are of `epoch`, up to where the next entry begins. An epoch that is known changes nothing, nor does one that could have no record. Earlier epochs
 /// that begin at `start` or later have no record: they go without a trace. Whether anything changed.
 pub fn note(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, start: Offset) -> bool {
     let at = epochs.partition_point(|(known, _)| *known < epoch);
+    if start < UNKNOWN_START && epochs.get(at) == Some(&(epoch, UNKNOWN_START)) {
+        epochs.remove(at);
+    }
     if epochs.get(at).is_some_and(|(known, begun)| *known == epoch || *begun <= start) {
         return false;
     }
@@ -22,7 +28,7 @@ pub fn note(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, start: Offset) -> 
 
 /// The log was cut at `end`: epochs that begin there or later have no record any more.
 pub fn cut(epochs: &mut Vec<EpochStart>, end: Offset) {
-    epochs.retain(|(_, start)| *start < end);
+    epochs.retain(|(_, start)| *start < end || *start == UNKNOWN_START);
 }
 
 /// Between which epochs that of a record at `offset` is: the one that the records around it are of at least, and, if a later one is known, that one and where it begins.
@@ -52,5 +58,11 @@ mod tests {
         assert_eq!(epochs, [(2, 0), (5, 100), (9, 150)]);
         cut(&mut epochs, 100);
         assert_eq!(epochs, [(2, 0)]);
+        assert!(note(&mut epochs, 11, UNKNOWN_START) && !note(&mut epochs, 11, UNKNOWN_START));
+        assert!(note(&mut epochs, 9, 120), "records of an older epoch may still come");
+        cut(&mut epochs, 110);
+        assert_eq!(epochs, [(2, 0), (11, UNKNOWN_START)], "a promise has nothing to do with what is cut");
+        assert!(note(&mut epochs, 11, 110));
+        assert_eq!(epochs, [(2, 0), (11, 110)]);
     }
 }

@@ -30,6 +30,7 @@ use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
 use crate::shard::mesh::mesh;
 use crate::shard::net::listen;
+use crate::shard::replication::Lease;
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
@@ -128,6 +129,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
 
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
+    let lease = Lease::begin();
     let mut threads = Vec::new();
     let before = kick::Known::now().map_err(|e| failed("/proc", &e))?;
     let mut journals = share_of(&recovered, ring, shards);
@@ -152,6 +154,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             journal_ids: (next_journal_id + u64::from(shard.shard), u64::from(shards)),
             identity: identity.clone(),
             listener,
+            replication: None,
+            lease: lease.clone(),
             mesh,
             control,
             view: view.clone(),

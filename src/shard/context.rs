@@ -17,6 +17,7 @@ use crate::shard::event::Event;
 use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
 use crate::shard::net::Sender;
+use crate::shard::replication::{Lease, Replication};
 use crate::shard::store::Store;
 use crate::types::{Durability, ProducerId, TopicPartition, is_internal_topic};
 
@@ -49,6 +50,8 @@ pub struct Context {
     pub auto_create_topics: bool,
     /// The coordinators of consumer groups.
     pub groups: Groups,
+    /// The other nodes.
+    pub replication: Replication,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -120,6 +123,7 @@ impl Context {
         durability: Durability,
         auto_create_topics: bool,
         groups: crate::group::Settings,
+        lease: Lease,
         metrics: Arc<ShardMetrics>,
     ) -> Rc<Context> {
         Rc::new(Context {
@@ -131,6 +135,7 @@ impl Context {
             durability,
             auto_create_topics,
             groups: Groups::new(groups),
+            replication: Replication::new(lease),
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),

@@ -103,7 +103,7 @@ impl Store {
         });
         let mut cursor = start.ok_or_else(|| no_batch(cell, offset))?;
         while cursor.offset < offset {
-            let part = self.read_part(cell, cursor, 1).await?.ok_or_else(|| no_batch(cell, offset))?;
+            let part = self.read_part(cell, cursor, Offset::MAX, 1).await?.ok_or_else(|| no_batch(cell, offset))?;
             cursor = FollowerCursor { offset: part.end_offset, running_hash: part.running_hash };
         }
         if cursor.offset == offset { Ok(cursor) } else { Err(no_batch(cell, offset)) }
@@ -121,7 +121,7 @@ impl Store {
     ) -> Result<Vec<FollowerPart>, FollowerReadError> {
         let (mut parts, mut taken, mut at) = (Vec::new(), 0, *cursor);
         while taken < max_bytes {
-            let part = match self.read_part(cell, at, max_bytes - taken).await {
+            let part = match self.read_part(cell, at, Offset::MAX, max_bytes - taken).await {
                 Ok(Some(part)) if taken == 0 || taken + part.bytes <= max_bytes => part,
                 Ok(_) => break,
                 // What is there already is good; the next read hears of it.
@@ -136,11 +136,30 @@ impl Store {
         Ok(parts)
     }
 
+    /// The next batches of one segment, of at most `max_bytes` but at least one, none of which ends after `until`; the cursor is behind them then. `None` where there is none.
+    ///
+    /// # Errors
+    /// As [`Store::read_for_follower`].
+    pub async fn read_part_until(
+        self: &Rc<Store>,
+        cell: &Rc<PartitionCell>,
+        cursor: &mut FollowerCursor,
+        until: Offset,
+        max_bytes: usize,
+    ) -> Result<Option<FollowerPart>, FollowerReadError> {
+        let part = self.read_part(cell, *cursor, until, max_bytes).await?;
+        if let Some(part) = &part {
+            *cursor = FollowerCursor { offset: part.end_offset, running_hash: part.running_hash };
+        }
+        Ok(part)
+    }
+
     /// Batches of one segment from one place: memory, or one read.
     async fn read_part(
         self: &Rc<Store>,
         cell: &Rc<PartitionCell>,
         at: FollowerCursor,
+        until: Offset,
         room: usize,
     ) -> Result<Option<FollowerPart>, FollowerReadError> {
         if let Some(refusal) = cell.not_served() {
@@ -151,13 +170,13 @@ impl Store {
         if info.adopted {
             return self.read_adopted(cell, &info, at).await;
         }
-        if let Some(part) = read_tail(cell, &info, at, room) {
+        if let Some(part) = read_tail(cell, &info, at, until, room) {
             return part.map(Some);
         }
         write_behind::bring_in(self, cell, at.offset).await?;
         let run = self.reader.run(cell, at.offset).await?;
         self.reader.read_ahead(self, cell, &run);
-        let range = run.from(at.offset, room, info.end_offset);
+        let range = run.from(at.offset, room, info.end_offset.min(until));
         let (mut end, mut hash) = (at.offset, at.running_hash);
         for batch in BatchIter::new(run.part(&range)) {
             let (header, bytes) = batch.map_err(|error| cell.refusal(Code::Storage, error))?;
@@ -215,7 +234,13 @@ fn no_batch(cell: &PartitionCell, offset: Offset) -> FollowerReadError {
 }
 
 /// Batches of a segment from memory, at least one; none if the next one is not there.
-fn read_tail(cell: &PartitionCell, info: &SegmentInfo, at: FollowerCursor, room: usize) -> Option<Result<FollowerPart, FollowerReadError>> {
+fn read_tail(
+    cell: &PartitionCell,
+    info: &SegmentInfo,
+    at: FollowerCursor,
+    until: Offset,
+    room: usize,
+) -> Option<Result<FollowerPart, FollowerReadError>> {
     let tail = cell.tail.borrow();
     let mut part = FollowerPart {
         segment: info.base_offset,
@@ -226,7 +251,7 @@ fn read_tail(cell: &PartitionCell, info: &SegmentInfo, at: FollowerCursor, room:
         pieces: Vec::new(),
         bytes: 0,
     };
-    for chunk in tail.from(at.offset)?.take_while(|chunk| chunk.segment == info.base_offset) {
+    for chunk in tail.from(at.offset)?.take_while(|chunk| chunk.segment == info.base_offset && chunk.end_offset <= until) {
         if chunk.base_offset != part.end_offset {
             return Some(Err(no_batch(cell, at.offset)));
         }

@@ -46,6 +46,7 @@ pub mod pending;
 pub mod produce;
 pub mod reader;
 pub mod replica;
+pub mod replication;
 pub mod reserve;
 pub mod ring;
 pub mod role;

@@ -37,6 +37,10 @@ pub struct PartitionCell {
     pub metrics: Arc<TopicMetrics>,
     /// Notified when the watermark moves, the partition's role changes, or it goes.
     pub committed: Event,
+    /// Notified when a batch was appended.
+    pub appended: Event,
+    /// As many replicas are in sync as the topic asks for: what is produced now can be committed.
+    pub enough_replicas: Cell<bool>,
     /// Notified when the device has more of the log ([`PartitionCell::level_end`], the durable end).
     pub reached: Event,
     role: Cell<Role>,
@@ -193,6 +197,8 @@ impl PartitionCell {
         role: Role,
     ) -> Rc<PartitionCell> {
         Rc::new(PartitionCell {
+            appended: Event::default(),
+            enough_replicas: Cell::new(true),
             reached: Event::default(),
             role: Cell::new(role),
             told_watermark: Cell::new(machine.ladder().committed()),
@@ -411,6 +417,7 @@ impl PartitionCell {
             direct,
             completion,
         });
+        self.appended.notify();
         if self.settings.get().durability == Durability::Memory {
             self.advance(0, 0);
         }

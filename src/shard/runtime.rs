@@ -21,6 +21,7 @@ use crate::shard::disk::Disk;
 use crate::shard::journal::{Journal, JournalIdentity};
 use crate::shard::mesh::Mesh;
 use crate::shard::net::adopt_listener;
+use crate::shard::replication::{self, Lease};
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
@@ -73,6 +74,10 @@ pub struct ShardParts {
     pub identity: Arc<NodeIdentity>,
     /// The listening socket.
     pub listener: std::net::TcpListener,
+    /// The socket for other nodes' shards, of a node that is in a cluster.
+    pub replication: Option<std::net::TcpListener>,
+    /// Until when this node may acknowledge; one for all shards.
+    pub lease: Lease,
     /// The other shards.
     pub mesh: Mesh,
     /// The control plane.
@@ -120,6 +125,7 @@ struct Opened {
     context: Rc<Context>,
     checkpoints: Rc<Checkpoints>,
     listener: glommio::net::TcpListener,
+    replication: Option<glommio::net::TcpListener>,
 }
 
 async fn open(parts: ShardParts) -> io::Result<Opened> {
@@ -144,22 +150,23 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
         durability,
         auto_create_topics,
         parts.groups,
+        parts.lease,
         parts.metrics,
     );
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
-        let epoch = parts.view.leader_epoch(&image.state.partition);
-        topics::open(&context, &topic, image.state, Some(image.remainder), epoch);
+        topics::open_recovered(&context, &topic, image.state, image.remainder, &parts.view);
     }
-    Ok(Opened { context, checkpoints, listener: adopt_listener(parts.listener) })
+    Ok(Opened { context, checkpoints, listener: adopt_listener(parts.listener), replication: parts.replication.map(adopt_listener) })
 }
 
 async fn serve(opened: Opened) -> Result<(), String> {
-    let Opened { context, checkpoints, listener } = opened;
+    let Opened { context, checkpoints, listener, replication } = opened;
     let store = context.store.clone();
     let stopping = Rc::new(Cell::new(false));
     let journal = spawn_journal(&context);
     groups::follow_catalogue(&context, &[]);
+    topics::begin(&context);
     let mut tasks = vec![
         glommio::spawn_local(write_behind::run(store.clone())),
         glommio::spawn_local(checkpoint::run(store.clone(), checkpoints.clone(), stopping.clone())),
@@ -171,6 +178,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
         glommio::spawn_local(accept(context.clone(), listener)),
         glommio::spawn_local(watch_stalls(context.clone())),
     ];
+    tasks.extend(replication.map(|listener| glommio::spawn_local(replication::accept(context.clone(), listener))));
     tasks.push(glommio::spawn_local({
         let store = store.clone();
         async move {
@@ -199,6 +207,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
         Ok(()) => drain(&context, &checkpoints, &stopping).await,
         failed => failed,
     };
+    context.replication.stop();
     store.journal.stop();
     store.ring.stop();
     for task in tasks {

@@ -9,10 +9,12 @@ use crate::log::checkpoint::PartitionState;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
 use crate::partition::Partition;
+use crate::replication::{NodeId, PartitionRecord};
 use crate::request::Code;
 use crate::shard::context::Context;
 use crate::shard::groups;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::replication;
 use crate::shard::role::Role;
 use crate::shard::store::now_ms;
 use crate::types::{TopicId, TopicPartition};
@@ -23,10 +25,17 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
     for topic in &changes.deleted {
         drop_topic(context, topic).await;
     }
+    let records = view.partitions_changed_since(&context.view.borrow());
     for topic in changes.created.iter().chain(&changes.altered) {
         open_topic(context, topic, &view);
     }
-    *context.view.borrow_mut() = view;
+    for id in &records {
+        if let Some(topic) = view.topic_by_id(&id.topic) {
+            follow_record(context, topic, id, &view);
+        }
+    }
+    *context.view.borrow_mut() = view.clone();
+    replication::follow_metadata(context, &view, &records);
     let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
     groups::follow_catalogue(context, &deleted);
 }
@@ -40,9 +49,44 @@ pub fn open_topic(context: &Rc<Context>, topic: &Topic, view: &CatalogueView) {
         }
         match context.store.partition(&id) {
             Some(cell) => cell.settings.set(context.settings(topic)),
-            None => open(context, topic, PartitionState::new(id), None, view.leader_epoch(&id)),
+            None => follow_record(context, topic, &id, view),
         }
     }
+}
+
+/// Opens a partition of this shard of which this node has become a replica. Without a record of it the node is alone.
+fn follow_record(context: &Rc<Context>, topic: &Topic, id: &TopicPartition, view: &CatalogueView) {
+    if !context.is_mine(id) || context.store.partition(id).is_some() {
+        return;
+    }
+    let node = context.identity.node;
+    match view.partition(id) {
+        None => open(context, topic, PartitionState::new(*id), None, view.leader_epoch(id)),
+        Some(record) if record.replica(node).is_none() => {}
+        Some(record) if is_alone(record, node) => open(context, topic, PartitionState::new(*id), None, record.leader_epoch),
+        Some(_) => open_replica(context, topic, PartitionState::new(*id), None),
+    }
+}
+
+/// Whether a node has the only replica, and leads.
+pub fn is_alone(record: &PartitionRecord, node: NodeId) -> bool {
+    record.leader == Some(node) && record.target.is_none() && record.replicas.len() == 1
+}
+
+/// Opens a partition as recovered, of which this node has a replica.
+pub fn open_recovered(context: &Rc<Context>, topic: &Topic, state: PartitionState, remainder: Vec<u8>, view: &CatalogueView) {
+    let id = state.partition;
+    match view.partition(&id) {
+        Some(record) if !is_alone(record, context.identity.node) => open_replica(context, topic, state, Some(remainder)),
+        _ => open(context, topic, state, Some(remainder), view.leader_epoch(&id)),
+    }
+}
+
+/// Takes on the roles that the metadata gives, once the tasks of the shard run.
+pub fn begin(context: &Rc<Context>) {
+    let view = context.view.borrow().clone();
+    let partitions: Vec<_> = context.store.partitions().iter().map(|cell| cell.id).collect();
+    replication::follow_metadata(context, &view, &partitions);
 }
 
 /// Opens a partition, new or as recovered.
@@ -74,6 +118,7 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
     let mut gone = Vec::new();
     for partition in 0..topic.partitions {
         let id = TopicPartition { topic: topic.id, partition };
+        context.replication.forget(&id);
         if let Some(cell) = context.store.remove(&id) {
             cell.close(cell.refusal(Code::UnknownTopicOrPartition, "it was deleted"));
             context.store.add_state_entry(&cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());

@@ -220,8 +220,8 @@ impl Partition {
         let most = match later {
             // One that reaches into a later epoch is of none.
             Some((_, start)) if header.next_offset() > start => least - 1,
-            Some((epoch, _)) => present.min(epoch - 1),
-            None => present,
+            Some((epoch, start)) if start < leader_epochs::UNKNOWN_START => present.min(epoch - 1),
+            Some(_) | None => present,
         };
         match (least..=most).contains(&actual) {
             true => Ok(actual),

@@ -1,0 +1,206 @@
+//! Carries out what a machine asks for, and reads what is to be shipped.
+
+use std::rc::Rc;
+
+use bytes::Bytes;
+
+use crate::cluster::Command;
+use crate::limits::MAX_LINK_PAYLOAD;
+use crate::log::leader_epochs::UNKNOWN_START;
+use crate::metrics::Counter;
+use crate::partition::ReplicaAppend;
+use crate::replication::{Effect, IsrChange, Message, NodeId, RecordRefusal, Shipped, ToShip};
+use crate::request::Code;
+use crate::shard::deletion::raise_log_start;
+use crate::shard::follower_read::FollowerPart;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::replication::replica::{Input, Life, Machine};
+use crate::shard::role::Role;
+use crate::shard::truncation::Truncation;
+use crate::types::Offset;
+
+impl Life {
+    /// Carries effects out, in their order; what they bring about may ask for more. `payload`: bytes of the message that is being handled.
+    pub(super) async fn execute(&mut self, effects: &mut Vec<Effect>, payload: &Bytes) {
+        while !effects.is_empty() {
+            for effect in std::mem::take(effects) {
+                self.carry_out(effect, payload, effects).await;
+            }
+        }
+    }
+
+    async fn carry_out(&mut self, effect: Effect, payload: &Bytes, more: &mut Vec<Effect>) {
+        let (store, cell) = (self.context.store.clone(), self.replica.cell.clone());
+        let now = self.context.replication.now();
+        let epoch = cell.machine.borrow().epoch();
+        match effect {
+            Effect::Send { to, message } => self.send(to, message),
+            Effect::JournalEpoch { epoch, start } => {
+                if let Err(error) = store.begin_epoch(&cell, epoch, start.unwrap_or(UNKNOWN_START)).await {
+                    return self.give_up(&format!("epoch {epoch}: {error}"));
+                }
+                match &mut self.machine {
+                    Some(Machine::Leader(leader)) => {
+                        leader.handle_epoch_journaled(epoch, now, more);
+                        cell.set_role(Role::Leader(epoch));
+                    }
+                    Some(Machine::Follower(follower)) => {
+                        cell.set_role(Role::Follower(epoch));
+                        follower.handle_epoch_journaled(epoch, more);
+                    }
+                    None => {}
+                }
+            }
+            Effect::Append { base_offset, opens_segment, .. } => {
+                let Some(Machine::Follower(follower)) = &self.machine else { return };
+                let segment = segment_of(&cell, base_offset, opens_segment);
+                let epoch = follower.stream().map_or(-1, |stream| stream.leader_epoch);
+                let running_hash = follower.log().running_hash.unwrap_or_default();
+                let append = ReplicaAppend { epoch, segment, running_hash, batches: payload };
+                self.context.metrics.add(Counter::ReplicationBytesReceived, payload.len() as u64);
+                let known = follower.log().watermark;
+                if let Err(error) = store.place_replica(&cell, &append, known).await {
+                    self.give_up(&format!("batches at offset {base_offset}: {error}"));
+                }
+            }
+            Effect::Truncate { to, unclean } => {
+                self.context.metrics.add(Counter::ReplicationTruncations, 1);
+                match store.truncate(&cell, Truncation { offset: to, epoch, epoch_start: UNKNOWN_START, unclean }).await {
+                    Ok(()) => self.truncated(to, more),
+                    Err(error) => self.give_up(&format!("a cut at offset {to}: {error}")),
+                }
+            }
+            Effect::Restart { at: 0 } => {
+                match store.truncate(&cell, Truncation { offset: 0, epoch, epoch_start: UNKNOWN_START, unclean: true }).await {
+                    Ok(()) => self.truncated(0, more),
+                    Err(error) => self.give_up(&format!("a new beginning: {error}")),
+                }
+            }
+            // The store has no log that begins elsewhere: that takes the hash of what is not there, which comes with the first segment that is shipped whole.
+            Effect::Restart { at } => self.give_up(&format!("the leader's log begins at offset {at}, this replica lacks what is before")),
+            Effect::LogStart { to } => {
+                if let Err(refusal) = raise_log_start(&self.context, &cell, to).await {
+                    tracing::warn!(partition = %self.id, to, %refusal, "the log's start stays");
+                }
+            }
+            Effect::Watermark { to } => {
+                cell.set_watermark(to);
+            }
+            Effect::ProposeIsr(change) => self.propose(change),
+            Effect::Refuse { from, refusal } => {
+                self.context.metrics.add(Counter::ReplicationRefused, 1);
+                tracing::warn!(partition = %self.id, from, %refusal, "a message of replication was refused");
+            }
+        }
+    }
+
+    fn truncated(&mut self, to: i64, more: &mut Vec<Effect>) {
+        let hash = self.replica.cell.machine.borrow().running_hash();
+        if let Some(Machine::Follower(follower)) = &mut self.machine {
+            follower.handle_truncated(to, Some(hash), more);
+        }
+    }
+
+    /// Something that the store should have done failed: what the machine knows of the log does not hold any more. It begins anew from what is there with the next
+    /// state of the metadata, and its leader opens another stream.
+    fn give_up(&mut self, what: &str) {
+        tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
+        self.machine = None;
+        self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));
+    }
+
+    fn send(&self, to: NodeId, message: Message) {
+        let leads = matches!(self.machine, Some(Machine::Leader(_)));
+        let known =
+            if leads { self.followers.iter().find(|(node, _)| *node == to) } else { self.leader.as_ref().filter(|(node, _)| *node == to) };
+        if let Some((_, outbox)) = known {
+            outbox.push(self.id, message, Vec::new());
+        }
+    }
+
+    fn propose(&self, change: IsrChange) {
+        let (context, replica, partition, version) = (self.context.clone(), self.replica.clone(), self.id, change.version);
+        glommio::spawn_local(async move {
+            if let Err(refusal) = context.control.propose(Command::ChangeIsr { partition, change }).await {
+                tracing::debug!(%partition, %refusal, "a change of the ISR was refused");
+                let told = match refusal.code {
+                    Code::InvalidUpdateVersion => RecordRefusal::StaleVersion { expected: version, actual: version },
+                    Code::NotLeader => RecordRefusal::NotLeader { node: context.identity.node, epoch: -1 },
+                    _ => RecordRefusal::Invalid("consensus refused it"),
+                };
+                replica.tell(Input::ProposalRefused(version, told));
+            }
+        })
+        .detach();
+    }
+
+    /// Ships to each follower what it lacks, as far as its window and its connection have room.
+    pub(super) async fn ship(&mut self) {
+        for (node, outbox) in self.followers.clone() {
+            loop {
+                let Some(Machine::Leader(leader)) = &mut self.machine else { return };
+                if !outbox.has_room() {
+                    self.replica.come_back(&outbox);
+                    break;
+                }
+                let Some(wanted) = leader.next_to_ship(node) else {
+                    if let Some(append) = leader.next_watermark(node) {
+                        outbox.push(self.id, Message::Append(append), Vec::new());
+                    }
+                    break;
+                };
+                let Some((hash_before, part)) = self.read(node, &wanted).await else { break };
+                let shipped = Shipped {
+                    base_offset: wanted.from,
+                    end_offset: part.end_offset,
+                    bytes: part.bytes as u32,
+                    hash_before,
+                    hash_after: part.running_hash,
+                    opens_segment: part.segment == part.base_offset,
+                };
+                let Some(Machine::Leader(leader)) = &mut self.machine else { return };
+                if let Some(append) = leader.handle_shipped(node, &wanted, &shipped, self.context.replication.now()) {
+                    self.context.metrics.add(Counter::ReplicationBytesSent, part.bytes as u64);
+                    outbox.push(self.id, Message::Append(append), part.pieces);
+                }
+            }
+        }
+    }
+
+    /// Reads what a follower lacks: batches of one segment and one epoch, and the running hash before them.
+    async fn read(&mut self, node: NodeId, wanted: &ToShip) -> Option<(u64, FollowerPart)> {
+        let (store, cell) = (self.context.store.clone(), self.replica.cell.clone());
+        let known = self.cursors.iter().find(|(other, cursor)| *other == node && cursor.offset == wanted.from).map(|(_, cursor)| *cursor);
+        let read = async {
+            let mut cursor = match known {
+                Some(cursor) => cursor,
+                None => store.follower_cursor(&cell, wanted.from).await?,
+            };
+            let before = cursor.running_hash;
+            // What is sent at once is of one epoch: the next one begins a message of its own.
+            let most = wanted.bytes.min(MAX_LINK_PAYLOAD as u64) as usize;
+            let part = store.read_part_until(&cell, &mut cursor, wanted.until, most).await?;
+            Ok::<_, crate::shard::follower_read::FollowerReadError>(part.map(|part| (cursor, before, part)))
+        };
+        match read.await {
+            Ok(Some((cursor, before, part))) => {
+                self.cursors.retain(|(other, _)| *other != node);
+                self.cursors.push((node, cursor));
+                Some((before, part))
+            }
+            Ok(None) => None,
+            Err(error) => {
+                tracing::warn!(partition = %self.id, from = wanted.from, %error, "the log can't be read for a follower");
+                None
+            }
+        }
+    }
+}
+
+/// The segment that batches of a leader belong to: one that begins with them, or the last one that has records here. One that was opened here without a record is none
+/// that the leader knows of.
+pub(super) fn segment_of(cell: &Rc<PartitionCell>, base_offset: Offset, opens_segment: bool) -> Offset {
+    let machine = cell.machine.borrow();
+    let last = machine.segments().iter().rev().find(|segment| segment.base_offset < base_offset);
+    last.filter(|_| !opens_segment).map_or(base_offset, |segment| segment.base_offset)
+}

@@ -1,0 +1,168 @@
+//! Replication as a shard does it: connections to the shards of other nodes, and a task for each replicated partition.
+//!
+//! ```text
+//! this shard leads:   replica task ──> link to (node, shard) ──> their replica task appends, acknowledges
+//! it follows:         replica task <── accepted connection  <── their replica task ships
+//! ```
+//! A link carries all partitions that this shard leads and that shard of the other node follows. Who leads what is told by the metadata ([`Replication::follow_metadata`]).
+//!
+//! Not here: the rules ([`crate::replication`]), the log ([`crate::shard::replica`]).
+
+mod accepting;
+mod connection;
+mod effects;
+mod link;
+mod metadata;
+mod outbox;
+mod replica;
+
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::cluster::CatalogueView;
+use crate::replication::{Millis, NodeId};
+use crate::shard::context::Context;
+use crate::shard::role::Role;
+use crate::shard::topics::is_alone;
+use crate::types::TopicPartition;
+
+use link::Link;
+use replica::{Input, Replica, Waiting};
+
+pub use accepting::accept;
+
+/// Until when this node may acknowledge, told by the control plane: milliseconds since [`Lease::begin`]. One for all shards.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    begun: Instant,
+    until: Arc<AtomicU64>,
+}
+
+impl Default for Lease {
+    fn default() -> Lease {
+        Lease::begin()
+    }
+}
+
+impl Lease {
+    /// None yet; the clock of all leases of this process begins.
+    pub fn begin() -> Lease {
+        Lease { begun: Instant::now(), until: Arc::default() }
+    }
+
+    /// It goes until `moment`.
+    pub fn extend(&self, moment: Instant) {
+        let until = moment.saturating_duration_since(self.begun).as_millis() as u64;
+        self.until.fetch_max(until, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> Millis {
+        self.begun.elapsed().as_millis() as u64
+    }
+}
+
+/// A shard and its connections.
+#[derive(Default)]
+pub struct Replication {
+    lease: Lease,
+    replicas: RefCell<HashMap<TopicPartition, Rc<Replica>>>,
+    links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
+    waiting: Rc<Waiting>,
+}
+
+impl Replication {
+    /// Of a node with that lease.
+    pub fn new(lease: Lease) -> Replication {
+        Replication { lease, ..Replication::default() }
+    }
+
+    /// The machines' clock.
+    pub fn now(&self) -> Millis {
+        self.lease.now()
+    }
+
+    /// Until when this node may acknowledge.
+    pub fn lease_until(&self) -> Millis {
+        self.lease.until.load(Ordering::Relaxed)
+    }
+
+    /// A moment of the machines' clock.
+    pub fn moment(&self, at: Millis) -> Instant {
+        self.lease.begun + Duration::from_millis(at)
+    }
+
+    /// The replica of a partition.
+    fn replica(&self, id: &TopicPartition) -> Option<Rc<Replica>> {
+        self.replicas.borrow().get(id).cloned()
+    }
+
+    /// The partition is no replica any more.
+    pub fn forget(&self, id: &TopicPartition) {
+        if let Some(replica) = self.replicas.borrow_mut().remove(id) {
+            replica.end();
+        }
+    }
+
+    /// The shard ends: every task of it does.
+    pub fn stop(&self) {
+        self.replicas.borrow_mut().drain().for_each(|(_, replica)| replica.end());
+        self.links.borrow_mut().drain().for_each(|(_, link)| link.end());
+    }
+}
+
+/// Acts by a state of the metadata: replicas of this shard hear of it, and links go to where followers are.
+pub fn follow_metadata(context: &Rc<Context>, view: &Arc<CatalogueView>, changed: &[TopicPartition]) {
+    let node = context.identity.node;
+    for id in changed.iter().filter(|id| view.shard_on(node, id) == Some(context.mesh.shard())) {
+        let Some(cell) = context.store.partition(id) else { continue };
+        let known = context.replication.replica(id);
+        if known.is_none() && cell.role() == Role::Alone && view.partition(id).is_none_or(|record| is_alone(record, node)) {
+            continue;
+        }
+        let replica = known.unwrap_or_else(|| {
+            let replica = Replica::new(cell, context.replication.waiting.clone());
+            context.replication.replicas.borrow_mut().insert(*id, replica.clone());
+            glommio::spawn_local(replica.clone().run(context.clone())).detach();
+            replica
+        });
+        replica.tell(Input::Metadata(view.clone()));
+    }
+    follow_links(context, view);
+}
+
+/// A link for each shard of another node that follows a partition led here.
+fn follow_links(context: &Rc<Context>, view: &Arc<CatalogueView>) {
+    let node = context.identity.node;
+    let mut wanted: HashMap<(NodeId, u32), HashSet<TopicPartition>> = HashMap::new();
+    for id in context.replication.replicas.borrow().keys() {
+        let Some(record) = view.partition(id).filter(|record| record.leader == Some(node)) else { continue };
+        for other in record.replicas.iter().map(|replica| replica.node).filter(|other| *other != node) {
+            let is_live = view.node(other).is_some_and(|node| node.is_live());
+            if let Some(shard) = view.shard_on(other, id).filter(|_| is_live) {
+                wanted.entry((other, shard)).or_default().insert(*id);
+            }
+        }
+    }
+    let mut links = context.replication.links.borrow_mut();
+    links.retain(|to, link| {
+        let stays = wanted.contains_key(to) && view.node(to.0).is_some_and(|node| node.epoch == link.node_epoch);
+        if !stays {
+            link.end();
+        }
+        stays
+    });
+    for (to, partitions) in wanted {
+        let Some(other) = view.node(to.0) else { continue };
+        let Some(endpoint) = other.replication_endpoint(to.1) else { continue };
+        let link = links.entry(to).or_insert_with(|| {
+            let link = Link::new(to, other.epoch, endpoint);
+            glommio::spawn_local(link.clone().run(context.clone())).detach();
+            link
+        });
+        link.set_partitions(context, partitions);
+    }
+}

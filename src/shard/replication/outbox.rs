@@ -1,0 +1,144 @@
+//! What is on its way to another node: messages of many partitions, put together into frames.
+//!
+//! Whoever has something to say adds it; the outbox's own task runs after them and sends what has come together since as one frame. So a hundred partitions that moved at the
+//! same moment cost one frame and one call. Batches are the pieces of the tail, or of what was read from disk: nothing is copied.
+//!
+//! A connection with nothing to say sends a beat twice in a while, and one that has heard nothing for a while is ended: a partition in which nothing happens costs nothing.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use flatbuffers::FlatBufferBuilder;
+
+use crate::limits::{LINK_BEAT_MS, LINK_DEAD_MS, LINK_WINDOW, MAX_LINK_MESSAGES, MAX_LINK_PAYLOAD};
+use crate::replication::Message;
+use crate::replication::codec::{self, Frame, PartitionMessage};
+use crate::shard::event::Event;
+use crate::shard::net::{Outgoing, Sender};
+use crate::types::TopicPartition;
+
+/// A message with the bytes that go with it.
+struct Item {
+    message: PartitionMessage,
+    pieces: Vec<Outgoing>,
+}
+
+/// The sending side of a connection between two shards of two nodes.
+pub struct Outbox {
+    items: RefCell<VecDeque<Item>>,
+    /// Bytes of the items' pieces.
+    bytes: Cell<usize>,
+    work: Event,
+    sender: Rc<Sender>,
+    sent_at: Cell<Instant>,
+    received_at: Cell<Instant>,
+}
+
+impl Outbox {
+    /// Sends through `sender`, whose connection has just come about.
+    pub fn new(sender: Rc<Sender>) -> Rc<Outbox> {
+        let now = Instant::now();
+        Rc::new(Outbox {
+            items: RefCell::default(),
+            bytes: Cell::new(0),
+            work: Event::default(),
+            sender,
+            sent_at: Cell::new(now),
+            received_at: Cell::new(now),
+        })
+    }
+
+    /// Adds a message.
+    pub fn push(&self, partition: TopicPartition, message: Message, pieces: Vec<Outgoing>) {
+        if self.is_closed() {
+            return;
+        }
+        let len: usize = pieces.iter().map(Outgoing::len).sum();
+        let payload_len = u32::try_from(len).expect("a message's bytes are bounded");
+        self.bytes.set(self.bytes.get() + len);
+        self.items.borrow_mut().push_back(Item { message: PartitionMessage { partition, message, payload_len }, pieces });
+        self.work.notify();
+    }
+
+    /// Whether more bytes may be added: what waits is bounded for all partitions of the connection together.
+    pub fn has_room(&self) -> bool {
+        self.bytes.get() + self.sender.queued_bytes() < LINK_WINDOW
+    }
+
+    /// Waits until there is room, or the connection is over.
+    pub async fn wait_for_room(&self) {
+        while !self.has_room() && !self.is_closed() {
+            self.sender.wait_below(LINK_WINDOW / 2).await;
+            if self.bytes.get() >= LINK_WINDOW {
+                glommio::yield_if_needed().await;
+            }
+        }
+    }
+
+    /// Something was received.
+    pub fn heard(&self) {
+        self.received_at.set(Instant::now());
+    }
+
+    /// Ends the connection.
+    pub fn close(&self) {
+        self.sender.close();
+        self.work.notify();
+    }
+
+    /// Whether the connection is over.
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// The task that sends; ends with the connection.
+    pub async fn run(self: Rc<Outbox>) {
+        let mut builder = FlatBufferBuilder::new();
+        while !self.is_closed() {
+            let ticket = self.work.ticket();
+            while let Some((items, pieces)) = self.next_frame() {
+                self.send(&Frame::Messages(items), pieces, &mut builder);
+            }
+            self.sender.flush();
+            let beat_at = self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS);
+            if self.work.wait_until(ticket, beat_at).await {
+                continue;
+            }
+            if self.received_at.get().elapsed() > Duration::from_millis(LINK_DEAD_MS) {
+                return self.close();
+            }
+            if self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS) <= Instant::now() {
+                self.send(&Frame::Beat, Vec::new(), &mut builder);
+            }
+        }
+        self.items.borrow_mut().clear();
+    }
+
+    fn send(&self, frame: &Frame, pieces: Vec<Outgoing>, builder: &mut FlatBufferBuilder<'_>) {
+        let mut head = Vec::new();
+        codec::encode(frame, pieces.iter().map(Outgoing::len).sum(), builder, &mut head);
+        self.sender.queue(Outgoing::Owned(head));
+        pieces.into_iter().for_each(|piece| self.sender.queue(piece));
+        self.sent_at.set(Instant::now());
+    }
+
+    /// The next messages that fit one frame: at least one, whatever its size.
+    fn next_frame(&self) -> Option<(Vec<PartitionMessage>, Vec<Outgoing>)> {
+        let mut items = self.items.borrow_mut();
+        let (mut messages, mut pieces, mut len) = (Vec::new(), Vec::new(), 0);
+        while let Some(next) = items.front() {
+            let with_next = len + next.message.payload_len as usize;
+            if !messages.is_empty() && (with_next > MAX_LINK_PAYLOAD || messages.len() == MAX_LINK_MESSAGES) {
+                break;
+            }
+            let item = items.pop_front()?;
+            len = with_next;
+            messages.push(item.message);
+            pieces.extend(item.pieces);
+        }
+        self.bytes.set(self.bytes.get() - len);
+        (!messages.is_empty()).then_some((messages, pieces))
+    }
+}

@@ -1,0 +1,282 @@
+//! One replicated partition on its shard: a task that feeds its machine and carries out what the machine asks for.
+//!
+//! ```text
+//! metadata, messages, connections ──> inbox ─┐
+//! the device has more of the log ────────────┼─> machine (leader or follower) ──> effects: journal, append, cut, send, watermark, propose
+//! an append, a lease, a timeout ─────────────┘            │
+//!                                                         └─> what to ship ──> reads the log ──> the follower's outbox
+//! ```
+//! Everything of a partition happens in its task, one after the other, so the machine sees each thing after all that came before it. The task sleeps while nothing happens.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::cluster::CatalogueView;
+use crate::limits::LINK_WINDOW;
+use crate::metrics::Counter;
+use crate::partition::ReplicaAppend;
+use crate::replication::message::Refused;
+use crate::replication::{Effect, Follower, Leader, Message, NodeId, RecordRefusal, Refusal};
+use crate::shard::context::Context;
+use crate::shard::event::{Event, wait_any};
+use crate::shard::follower_read::FollowerCursor;
+use crate::shard::partition_cell::PartitionCell;
+use crate::shard::replication::effects::segment_of;
+use crate::shard::replication::outbox::Outbox;
+use crate::types::TopicPartition;
+
+/// A task that waits for nothing in particular looks again after so long.
+const IDLE: Duration = Duration::from_secs(3600);
+
+/// What comes to a partition.
+pub enum Input {
+    /// The metadata changed.
+    Metadata(Arc<CatalogueView>),
+    /// From another node, with the message's bytes and where an answer goes.
+    Message {
+        /// Who sent it.
+        from: NodeId,
+        /// What.
+        message: Message,
+        /// The batches of an APPEND.
+        payload: Bytes,
+        /// The connection that it came on.
+        on: Rc<Outbox>,
+    },
+    /// The connection to a follower came about, or has ended.
+    Connection(NodeId, Option<Rc<Outbox>>),
+    /// Consensus refused a proposal that was made on this version of the record.
+    ProposalRefused(u32, RecordRefusal),
+}
+
+/// What it is at present.
+pub(super) enum Machine {
+    Leader(Leader),
+    Follower(Follower),
+}
+
+/// A replicated partition.
+pub struct Replica {
+    /// The partition as the store has it.
+    pub cell: Rc<PartitionCell>,
+    inbox: RefCell<VecDeque<Input>>,
+    wake: Event,
+    is_over: Cell<bool>,
+    waiting: Rc<Waiting>,
+}
+
+/// Bytes of messages that replicas of a shard have not looked at yet: connections are not read while they are too many.
+#[derive(Default)]
+pub struct Waiting {
+    bytes: Cell<usize>,
+    fewer: Event,
+}
+
+impl Waiting {
+    fn add(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() + bytes);
+    }
+
+    fn sub(&self, bytes: usize) {
+        self.bytes.set(self.bytes.get() - bytes);
+        self.fewer.notify();
+    }
+
+    /// Waits until they are few enough.
+    pub async fn room(&self) {
+        loop {
+            let ticket = self.fewer.ticket();
+            if self.bytes.get() <= LINK_WINDOW {
+                return;
+            }
+            self.fewer.wait(ticket).await;
+        }
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        while self.next_input().is_some() {}
+    }
+}
+
+impl Replica {
+    /// One that has not heard of the metadata yet; its task is [`Replica::run`].
+    pub fn new(cell: Rc<PartitionCell>, waiting: Rc<Waiting>) -> Rc<Replica> {
+        Rc::new(Replica { cell, inbox: RefCell::default(), wake: Event::default(), is_over: Cell::new(false), waiting })
+    }
+
+    /// Something for it.
+    pub fn tell(&self, input: Input) {
+        if let Input::Message { payload, .. } = &input {
+            self.waiting.add(payload.len());
+        }
+        self.inbox.borrow_mut().push_back(input);
+        self.wake.notify();
+    }
+
+    /// The partition is no replica any more, or the shard ends.
+    pub fn end(&self) {
+        self.is_over.set(true);
+        self.wake.notify();
+    }
+
+    /// The task.
+    pub async fn run(self: Rc<Replica>, context: Rc<Context>) {
+        let mut life = Life {
+            replica: self.clone(),
+            id: self.cell.id,
+            context,
+            machine: None,
+            followers: Vec::new(),
+            leader: None,
+            cursors: Vec::new(),
+        };
+        while !self.is_over.get() {
+            let tickets = [&self.wake, &self.cell.reached, &self.cell.appended].map(|event| (event, event.ticket()));
+            life.work().await;
+            let deadline = life.next_timeout();
+            if !self.inbox.borrow().is_empty() {
+                continue;
+            }
+            wait_any(&tickets, deadline).await;
+        }
+    }
+
+    /// Looks again once a full connection has room.
+    pub(super) fn come_back(self: &Rc<Replica>, outbox: &Rc<Outbox>) {
+        let (replica, outbox) = (self.clone(), outbox.clone());
+        glommio::spawn_local(async move {
+            outbox.wait_for_room().await;
+            replica.wake.notify();
+        })
+        .detach();
+    }
+
+    fn next_input(&self) -> Option<Input> {
+        let input = self.inbox.borrow_mut().pop_front();
+        if let Some(Input::Message { payload, .. }) = &input {
+            self.waiting.sub(payload.len());
+        }
+        input
+    }
+}
+
+/// What the task owns.
+pub(super) struct Life {
+    pub(super) replica: Rc<Replica>,
+    pub(super) id: TopicPartition,
+    pub(super) context: Rc<Context>,
+    pub(super) machine: Option<Machine>,
+    /// Connections to followers.
+    pub(super) followers: Vec<(NodeId, Rc<Outbox>)>,
+    /// Where the log is read for each follower.
+    pub(super) cursors: Vec<(NodeId, FollowerCursor)>,
+    /// The connection on which the leader speaks.
+    pub(super) leader: Option<(NodeId, Rc<Outbox>)>,
+}
+
+impl Life {
+    async fn work(&mut self) {
+        let mut effects = Vec::new();
+        self.see_log(&mut effects);
+        self.execute(&mut effects, &Bytes::new()).await;
+        while let Some(input) = self.replica.next_input() {
+            let payload = self.handle(input, &mut effects).await;
+            self.execute(&mut effects, &payload).await;
+            self.see_log(&mut effects);
+            self.execute(&mut effects, &Bytes::new()).await;
+        }
+        if let Some(Machine::Leader(leader)) = &mut self.machine {
+            leader.poll(self.context.replication.now(), &mut effects);
+        }
+        self.execute(&mut effects, &Bytes::new()).await;
+        self.ship().await;
+    }
+
+    fn next_timeout(&self) -> Instant {
+        match &self.machine {
+            Some(Machine::Leader(leader)) => leader.next_timeout().map(|at| self.context.replication.moment(at)),
+            _ => None,
+        }
+        .unwrap_or_else(|| Instant::now() + IDLE)
+    }
+
+    /// What the log has come to since the machine looked.
+    fn see_log(&mut self, effects: &mut Vec<Effect>) {
+        let now = self.context.replication.now();
+        let (end, hash, level_end) = {
+            let machine = self.replica.cell.machine.borrow();
+            (machine.ladder().appended(), machine.running_hash(), self.replica.cell.level_end())
+        };
+        match &mut self.machine {
+            Some(Machine::Leader(leader)) => {
+                if end > leader.log().log_end {
+                    leader.handle_appended(end, hash, now);
+                }
+                leader.handle_lease(self.context.replication.lease_until(), now, effects);
+                leader.handle_durable(level_end.min(end), now, effects);
+            }
+            Some(Machine::Follower(follower)) => follower.handle_durable(level_end.min(follower.log().log_end), effects),
+            None => {}
+        }
+    }
+
+    async fn handle(&mut self, input: Input, effects: &mut Vec<Effect>) -> Bytes {
+        let now = self.context.replication.now();
+        match input {
+            Input::Metadata(view) => self.follow_metadata(&view, effects),
+            Input::Connection(node, outbox) => {
+                self.followers.retain(|(other, _)| *other != node);
+                let is_there = outbox.is_some();
+                self.followers.extend(outbox.map(|outbox| (node, outbox)));
+                if let Some(Machine::Leader(leader)) = &mut self.machine {
+                    leader.handle_connection(node, is_there, now, effects);
+                }
+            }
+            Input::ProposalRefused(version, refusal) => {
+                if let Some(Machine::Leader(leader)) = &mut self.machine {
+                    leader.handle_proposal_refused(version, &refusal, now, effects);
+                }
+            }
+            Input::Message { from, message, payload, on } => {
+                if !self.is_sound(from, &message, &payload, &on) {
+                    return Bytes::new();
+                }
+                match &mut self.machine {
+                    Some(Machine::Leader(leader)) => leader.handle_message(from, &message, now, effects),
+                    Some(Machine::Follower(follower)) => {
+                        self.leader = Some((from, on));
+                        follower.handle_message(from, &message, effects);
+                    }
+                    // The leader knows of the record already, this node does not yet: it opens the stream again in a while.
+                    None => {}
+                }
+                return payload;
+            }
+        }
+        Bytes::new()
+    }
+
+    /// Whether the batches of an APPEND that goes on where the log ends are what their leader says. The machine is told of sound ones only.
+    fn is_sound(&self, from: NodeId, message: &Message, payload: &Bytes, on: &Outbox) -> bool {
+        let Message::Append(append) = message else { return true };
+        let machine = self.replica.cell.machine.borrow();
+        if payload.is_empty() || append.base_offset != machine.ladder().appended() || append.stream.leader_epoch != machine.epoch() {
+            return true;
+        }
+        let segment = segment_of(&self.replica.cell, append.base_offset, append.opens_segment);
+        let checked = ReplicaAppend { epoch: append.stream.leader_epoch, segment, running_hash: append.hash_after, batches: payload };
+        let Err(error) = machine.check_replica(&checked) else { return true };
+        tracing::warn!(partition = %self.id, from, %error, "batches of the leader are refused");
+        self.context.metrics.add(Counter::ReplicationRefused, 1);
+        let refusal = Refusal::RunningHash { offset: append.end_offset, expected: append.hash_after, actual: 0 };
+        on.push(self.id, Message::Refused(Refused { stream: append.stream, refusal }), Vec::new());
+        false
+    }
+}
