@@ -484,6 +484,8 @@ codes! {
     UnsupportedCompression = 76, false;
     /// The node was registered anew since, or is fenced.
     StaleBrokerEpoch = 77, false;
+    /// A new leader does not know yet where its predecessor's committed records end.
+    OffsetNotAvailable = 78, true;
     /// The preferred leader is not in sync, or not there.
     PreferredLeaderNotAvailable = 80, true;
     /// Nobody who may lead is there.

@@ -1,5 +1,6 @@
 //! Brings the partitions of a shard in line with the catalogue.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -25,7 +26,8 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
     for topic in &changes.deleted {
         drop_topic(context, topic).await;
     }
-    let records = view.partitions_changed_since(&context.view.borrow());
+    let before = context.view.borrow().clone();
+    let records = view.partitions_changed_since(&before);
     for topic in changes.created.iter().chain(&changes.altered) {
         open_topic(context, topic, &view);
     }
@@ -35,7 +37,10 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
         }
     }
     *context.view.borrow_mut() = view.clone();
-    replication::follow_metadata(context, &view, &records);
+    let altered =
+        changes.altered.iter().flat_map(|topic| (0..topic.partitions).map(|partition| TopicPartition { topic: topic.id, partition }));
+    let concerned = records.into_iter().chain(altered).collect::<BTreeSet<_>>();
+    replication::follow_metadata(context, &view, &before, concerned);
     let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
     groups::follow_catalogue(context, &deleted);
 }
@@ -85,8 +90,8 @@ pub fn open_recovered(context: &Rc<Context>, topic: &Topic, state: PartitionStat
 /// Takes on the roles that the metadata gives, once the tasks of the shard run.
 pub fn begin(context: &Rc<Context>) {
     let view = context.view.borrow().clone();
-    let partitions: Vec<_> = context.store.partitions().iter().map(|cell| cell.id).collect();
-    replication::follow_metadata(context, &view, &partitions);
+    let partitions = context.store.partitions().iter().map(|cell| cell.id).collect();
+    replication::follow_metadata(context, &view, &view, partitions);
 }
 
 /// Opens a partition, new or as recovered.

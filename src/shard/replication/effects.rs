@@ -36,7 +36,12 @@ impl Life {
         match effect {
             Effect::Send { to, message } => self.send(to, message),
             Effect::JournalEpoch { epoch, start } => {
-                if let Err(error) = store.begin_epoch(&cell, epoch, start.unwrap_or(UNKNOWN_START)).await {
+                let begun = match cell.role() {
+                    // Others are to follow in the epoch in which this node led alone.
+                    Role::Alone => store.confirm_epoch(&cell).await,
+                    _ => store.begin_epoch(&cell, epoch, start.unwrap_or(UNKNOWN_START)).await,
+                };
+                if let Err(error) = begun {
                     return self.give_up(&format!("epoch {epoch}: {error}"));
                 }
                 match &mut self.machine {
@@ -106,6 +111,7 @@ impl Life {
     fn give_up(&mut self, what: &str) {
         tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
         self.machine = None;
+        self.replica.cell.set_role(Role::Unassigned);
         self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));
     }
 

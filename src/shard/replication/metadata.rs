@@ -31,15 +31,21 @@ impl Life {
             }
             _ => {}
         }
-        let log = match self.machine.take() {
+        let was_alone = self.replica.cell.role() == Role::Alone;
+        let mut log = match self.machine.take() {
             Some(Machine::Leader(leader)) => leader.into_log(),
             Some(Machine::Follower(follower)) => follower.into_log(),
             None => self.log_state(),
         };
         self.cursors.clear();
-        // What was promised was journaled in this run or found when the store was opened. Who leads next says so by opening a stream.
-        let promised = log.promised;
-        self.replica.cell.set_role(if promised < 0 || leads { Role::Unassigned } else { Role::Follower(promised) });
+        self.replica.cell.latest_is_known.set(false);
+        if was_alone && leads && log.promised == record.leader_epoch {
+            // It leads already, in this run, and others are to follow now: the same leadership goes on.
+            log.promised -= 1;
+        } else {
+            // What was promised was journaled in this run or found when the store was opened. Who leads next says so by opening a stream.
+            self.replica.cell.set_role(if log.promised < 0 || leads { Role::Unassigned } else { Role::Follower(log.promised) });
+        }
         if !leads {
             let mut follower = Follower::new(identity, log);
             follower.handle_record(identity, record.unclean_epoch);
@@ -68,7 +74,7 @@ impl Life {
         let entries = machine.epochs().iter().filter(|(_, start)| *start < ladder.appended());
         let entries = entries.map(|(epoch, start)| EpochStart { epoch: *epoch, start: *start }).collect();
         LogState {
-            log_start: machine.log_start(),
+            log_start: machine.first_offset(),
             log_end: ladder.appended(),
             durable_end: self.replica.cell.level_end().min(ladder.appended()),
             watermark: ladder.committed(),

@@ -196,6 +196,10 @@ impl Life {
             leader.poll(self.context.replication.now(), &mut effects);
         }
         self.execute(&mut effects, &Bytes::new()).await;
+        if let Some(Machine::Leader(leader)) = &self.machine {
+            self.replica.cell.latest_is_known.set(leader.may_acknowledge(self.context.replication.now()));
+        }
+        self.replica.cell.expire(Instant::now());
         self.ship().await;
     }
 
@@ -204,6 +208,9 @@ impl Life {
             Some(Machine::Leader(leader)) => leader.next_timeout().map(|at| self.context.replication.moment(at)),
             _ => None,
         }
+        .into_iter()
+        .chain(self.replica.cell.expires_at())
+        .min()
         .unwrap_or_else(|| Instant::now() + IDLE)
     }
 
@@ -221,6 +228,10 @@ impl Life {
                 }
                 leader.handle_lease(self.context.replication.lease_until(), now, effects);
                 leader.handle_durable(level_end.min(end), now, effects);
+                let first = self.replica.cell.machine.borrow().first_offset().min(leader.log().watermark);
+                if first > leader.log().log_start {
+                    leader.handle_log_start(first, now, effects);
+                }
             }
             Some(Machine::Follower(follower)) => follower.handle_durable(level_end.min(follower.log().log_end), effects),
             None => {}
