@@ -394,7 +394,8 @@ impl Leader {
         follower.phase = Phase::Cutting;
         follower.next = to;
         follower.exchanged_at = now;
-        effects.push(Effect::Send { to: from, message: Message::Truncate(Truncate { stream: epochs.stream, to, restart }) });
+        let cut = Truncate { stream: epochs.stream, to, restart, hash_before: 0 };
+        effects.push(Effect::Send { to: from, message: Message::Truncate(cut) });
     }
 
     /// ACK from a follower.

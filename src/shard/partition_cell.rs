@@ -321,6 +321,13 @@ impl PartitionCell {
         self.told_watermark.set(self.told_watermark.get().min(end));
     }
 
+    /// The log has no record any more and goes on at `at`.
+    pub fn restart(&self, at: Offset) {
+        self.cuts.set(self.cuts.get() + 1);
+        self.level_end.set(at);
+        self.told_watermark.set(at);
+    }
+
     /// Commits what was told to be, as far as this node has it, and answers who waited for that.
     fn commit_told(&self) -> bool {
         let level = self.settings.get().durability;

@@ -107,6 +107,50 @@ impl Store {
         result
     }
 
+    /// Forgets the whole log, durably: it goes on at `at` with `running_hash`, where the leader's begins. What is in segments goes.
+    ///
+    /// # Errors
+    /// When this node leads, the partition is gone, or the disk fails.
+    pub async fn restart(self: &Rc<Store>, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        cell.enter().await;
+        let result = self.restart_alone(cell, at, running_hash).await;
+        cell.leave();
+        result
+    }
+
+    async fn restart_alone(self: &Rc<Store>, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        self.expect_replica(cell)?;
+        self.wait_in_flight(cell).await?;
+        cell.wait_outside().await;
+        cell.enter_flush().await;
+        let result = self.begin_anew(cell, at, running_hash).await;
+        cell.leave_flush();
+        self.room.notify();
+        result
+    }
+
+    async fn begin_anew(&self, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        self.expect_replica(cell)?;
+        // From here to the entry there is no pause: a checkpoint has both or neither.
+        self.budget.sub_unflushed(cell.unflushed_bytes());
+        let gone = cell.machine.borrow_mut().restart(at, running_hash);
+        let plan = Plan { base_offset: at, end_offset: at, segment: at, position: 0, len: 0 };
+        let sequence = self.journal.add(&self.entry(cell, EntryKind::Restart, &plan), Urgency::Sync, None, |_| ()).sequence;
+        self.forget_entries(cell, cell.tail.borrow_mut().truncate(Offset::MIN));
+        *cell.remainder.borrow_mut() = None;
+        gone.iter().for_each(|segment| cell.drop_files(segment.base_offset));
+        cell.restart(at);
+        self.reader.forget_cut(cell.id, Offset::MIN, Offset::MIN);
+        self.mark("restart");
+        self.wait_durable_or_fail(cell, sequence).await?;
+        cell.committed.notify();
+        if let Err(error) = self.remove_cut(cell, &gone).await {
+            self.fail(format!("segments of {}, which begins anew, can't be removed: {error}", cell.id));
+            return Err(cell.refusal(Code::Storage, error).into());
+        }
+        Ok(())
+    }
+
     async fn wait_in_flight(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
         loop {
             let ticket = cell.reached.ticket();

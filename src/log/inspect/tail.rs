@@ -101,6 +101,7 @@ impl Tail {
                     self.headers.insert((entry.segment, position), reference.header);
                 }
             }
+            EntryKind::Restart => self.headers.clear(),
             EntryKind::Truncate => self.headers.retain(|at, _| *at < (entry.segment, entry.position)),
             _ => {}
         }
@@ -111,6 +112,10 @@ impl Tail {
         match entry.kind {
             EntryKind::Append => check_batches(&payload[entry.carried as usize..], |_, _| Ok(())),
             EntryKind::LargeReference => self.refer(entry, payload, true).map(drop),
+            EntryKind::Restart => {
+                self.references.clear();
+                Ok(())
+            }
             EntryKind::Truncate => {
                 self.references.retain(|reference| (reference.segment, reference.position) < (entry.segment, entry.position));
                 Ok(())
@@ -168,6 +173,15 @@ impl Tail {
             }
             EntryKind::Truncate => {
                 self.truncate(entry);
+                Ok(())
+            }
+            EntryKind::Restart => {
+                self.references.clear();
+                self.state.segments.clear();
+                let at = entry.end_offset;
+                (self.state.log_start, self.state.log_end) = (at, at);
+                (self.state.flushed_segment, self.state.flushed_position) = (at, 0);
+                self.state.running_hash = entry.running_hash;
                 Ok(())
             }
             EntryKind::LogStart => {

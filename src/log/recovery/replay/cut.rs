@@ -69,6 +69,24 @@ impl Replay {
         Ok(())
     }
 
+    /// The log has no record any more and goes on at another offset. Whatever was wrong with it before is of no concern.
+    pub(super) fn restart(&mut self, entry: &EntryHeader) {
+        let at = entry.end_offset;
+        self.references.clear();
+        self.indexes.clear();
+        self.placement.restart(at);
+        self.cut_off.segments.extend(self.state.segments.drain(..).map(|segment| segment.base_offset));
+        self.cut_off.lost_producers.clear();
+        (self.state.flushed_segment, self.state.flushed_position) = (at, 0);
+        (self.state.log_start, self.state.log_end, self.state.high_watermark) = (at, at, at);
+        self.state.running_hash = entry.running_hash;
+        self.state.max_timestamp = entry.max_timestamp;
+        self.state.groups = None;
+        leader_epochs::cut(&mut self.state.epochs, Offset::MIN);
+        leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, leader_epochs::UNKNOWN_START);
+        self.producers.truncate_to(Offset::MIN);
+    }
+
     /// A truncation that the checkpoint has seen: what was placed, indexed or to be proven by now at or after the cut was of another past. What
     /// is flushed is of the log as it is now.
     pub(super) fn forget_seen(&mut self, segment: Offset, position: u64) {
