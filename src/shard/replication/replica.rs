@@ -229,6 +229,7 @@ impl Life {
                 leader.handle_lease(self.context.replication.lease_until(), now, effects);
                 leader.handle_durable(level_end.min(end), now, effects);
                 let first = self.replica.cell.machine.borrow().first_offset().min(leader.log().watermark);
+                leader.handle_readable_from(self.replica.cell.machine.borrow().log_start());
                 if first > leader.log().log_start {
                     leader.handle_log_start(first, now, effects);
                 }
