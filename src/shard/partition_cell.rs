@@ -251,6 +251,7 @@ impl PartitionCell {
         // The appends stay in flight: what is not durable yet must not be flushed.
         self.refuse_waiting(&refusal);
         self.committed.notify();
+        self.reached.notify();
     }
 
     fn refuse_waiting(&self, refusal: &Refusal) {
@@ -321,8 +322,14 @@ impl PartitionCell {
         self.told_watermark.set(self.told_watermark.get().min(end));
     }
 
-    /// The log has no record any more and goes on at `at`.
+    /// Whether it was damaged: what is here is not to be trusted.
+    pub fn is_damaged(&self) -> bool {
+        self.gone.borrow().as_ref().is_some_and(|refusal| refusal.code == Code::Quarantined)
+    }
+
+    /// The log has no record any more and goes on at `at`. Damage went with the records.
     pub fn restart(&self, at: Offset) {
+        self.gone.borrow_mut().take_if(|refusal| refusal.code == Code::Quarantined);
         self.cuts.set(self.cuts.get() + 1);
         self.level_end.set(at);
         self.told_watermark.set(at);

@@ -9,6 +9,7 @@ use crate::limits;
 use crate::log::checkpoint::PartitionState;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
+use crate::metrics::Gauge;
 use crate::partition::Partition;
 use crate::replication::{NodeId, PartitionRecord};
 use crate::request::Code;
@@ -111,6 +112,7 @@ fn insert(context: &Rc<Context>, topic: &Topic, machine: Partition, remainder: O
     let (settings, metrics, disk) = (context.settings(topic), context.metrics.topic(&topic.name), context.store.disk.clone());
     let cell = PartitionCell::in_role(&topic.name, machine, settings, remainder, metrics, disk, role);
     if quarantined {
+        context.metrics.raise(Gauge::PartitionsQuarantined, 1);
         let words = "it was damaged; see the log of the start and `corelane inspect verify`";
         cell.close(cell.refusal(Code::Quarantined, words));
     }

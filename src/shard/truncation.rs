@@ -118,8 +118,13 @@ impl Store {
         result
     }
 
+    /// Of a damaged log, too: nothing of it is used.
+    fn expect_restartable(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
+        if cell.is_damaged() && !cell.role().leads() { Ok(()) } else { self.expect_replica(cell) }
+    }
+
     async fn restart_alone(self: &Rc<Store>, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
-        self.expect_replica(cell)?;
+        self.expect_restartable(cell)?;
         self.wait_in_flight(cell).await?;
         cell.wait_outside().await;
         cell.enter_flush().await;
@@ -130,7 +135,9 @@ impl Store {
     }
 
     async fn begin_anew(&self, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
-        self.expect_replica(cell)?;
+        self.expect_restartable(cell)?;
+        // Files that were lost track of may be a reason for damage, so nothing is left of what is there, whether it is known or not.
+        let was_damaged = cell.is_damaged();
         // From here to the entry there is no pause: a checkpoint has both or neither.
         self.budget.sub_unflushed(cell.unflushed_bytes());
         let gone = cell.machine.borrow_mut().restart(at, running_hash);
@@ -144,11 +151,23 @@ impl Store {
         self.mark("restart");
         self.wait_durable_or_fail(cell, sequence).await?;
         cell.committed.notify();
-        if let Err(error) = self.remove_cut(cell, &gone).await {
+        let removed = match was_damaged {
+            true => self.remove_all_files(cell).await,
+            false => self.remove_cut(cell, &gone).await,
+        };
+        if let Err(error) = removed {
             self.fail(format!("segments of {}, which begins anew, can't be removed: {error}", cell.id));
             return Err(cell.refusal(Code::Storage, error).into());
         }
         Ok(())
+    }
+
+    async fn remove_all_files(&self, cell: &PartitionCell) -> io::Result<()> {
+        let directory = paths::partition_dir(cell.id);
+        for name in self.disk.list(&directory).await? {
+            self.disk.remove(&format!("{directory}/{name}")).await?;
+        }
+        self.disk.sync_dir(&directory).await
     }
 
     async fn wait_in_flight(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {

@@ -324,6 +324,7 @@ impl Partition {
     /// Forgets all records: the log goes on at `at`, where the leader's begins, with the running hash that the leader has there. Returns the segments that go.
     pub fn restart(&mut self, at: Offset, running_hash: u64) -> Vec<SegmentInfo> {
         self.ladder = Ladder::at(at);
+        self.quarantined = false;
         self.log_start = at;
         self.running_hash = running_hash;
         self.max_timestamp = -1;

@@ -1,8 +1,11 @@
 //! What the metadata makes of a replica: leader, follower, or nothing yet.
 
-use crate::cluster::CatalogueView;
+use std::time::Instant;
+
+use crate::cluster::{CatalogueView, Command};
+use crate::metrics::{Counter, Gauge};
 use crate::replication::{Effect, EpochStart, EpochTable, Follower, Leader, LeaderSettings, LogState, MetadataView, ReplicaIdentity};
-use crate::shard::replication::replica::{Life, Machine};
+use crate::shard::replication::replica::{Input, Life, Machine, REPORT_AGAIN};
 use crate::shard::role::Role;
 
 impl Life {
@@ -13,6 +16,9 @@ impl Life {
             return;
         };
         let Some(replica) = record.replica(node) else { return };
+        if self.replica.cell.is_damaged() {
+            return;
+        }
         let now = self.context.replication.now();
         let node_epoch = |node| view.node(node).filter(|node| node.is_live()).map(|node| node.epoch);
         let min_insync = usize::from(topic.config.min_insync_replicas);
@@ -64,6 +70,48 @@ impl Life {
                 tracing::warn!(partition = %self.id, %refusal, "this node can't lead in this epoch");
                 self.machine = Some(Machine::Follower(Follower::new(identity, log)));
             }
+        }
+    }
+
+    /// A damaged replica is another one from now on: first consensus knows that it lost something, then it begins anew, and gets everything from its leader again. The only
+    /// replica that may have all records stays as it is, and is served by nobody.
+    pub(super) async fn see_damage(&mut self) {
+        let cell = self.replica.cell.clone();
+        if !cell.is_damaged() {
+            self.lost = None;
+            return;
+        }
+        self.machine = None;
+        cell.set_role(Role::Unassigned);
+        let (node, view) = (self.context.identity.node, self.context.view.borrow().clone());
+        let Some(record) = view.partition(&self.id) else { return };
+        let Some(replica) = record.replica(node) else { return };
+        match self.lost {
+            Some((incarnation, _)) if incarnation != replica.incarnation => self.begin_anew().await,
+            Some((_, told_at)) if told_at.elapsed() < REPORT_AGAIN => {}
+            _ if record.isr.iter().all(|member| *member == node) => self.lost = None,
+            _ => {
+                self.lost = Some((replica.incarnation, Instant::now()));
+                let (context, partition) = (self.context.clone(), self.id);
+                glommio::spawn_local(async move {
+                    let told = context.control.propose(Command::ReplicaLost { partition, replica }).await;
+                    tracing::warn!(%partition, heard = told.is_ok(), "this replica is damaged: it leaves the ISR");
+                })
+                .detach();
+            }
+        }
+    }
+
+    async fn begin_anew(&mut self) {
+        self.lost = None;
+        match self.context.store.restart(&self.replica.cell, 0, 0).await {
+            Ok(()) => {
+                self.context.metrics.lower(Gauge::PartitionsQuarantined, 1);
+                self.context.metrics.add(Counter::ReplicasRestored, 1);
+                tracing::warn!(partition = %self.id, "a damaged replica is empty now and gets its records from the leader again");
+                self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));
+            }
+            Err(error) => tracing::error!(partition = %self.id, %error, "a damaged replica can't begin anew"),
         }
     }
 
