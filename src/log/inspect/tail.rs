@@ -101,7 +101,7 @@ impl Tail {
                     self.headers.insert((entry.segment, position), reference.header);
                 }
             }
-            EntryKind::Restart => self.headers.clear(),
+            EntryKind::Restart | EntryKind::PartitionDropped => self.headers.clear(),
             EntryKind::Truncate => self.headers.retain(|at, _| *at < (entry.segment, entry.position)),
             _ => {}
         }
@@ -112,7 +112,7 @@ impl Tail {
         match entry.kind {
             EntryKind::Append => check_batches(&payload[entry.carried as usize..], |_, _| Ok(())),
             EntryKind::LargeReference => self.refer(entry, payload, true).map(drop),
-            EntryKind::Restart => {
+            EntryKind::Restart | EntryKind::PartitionDropped => {
                 self.references.clear();
                 Ok(())
             }
@@ -196,8 +196,8 @@ impl Tail {
                 Ok(())
             }
             EntryKind::PartitionDropped => {
-                self.stopped = true;
-                self.state.segments.clear();
+                self.references.clear();
+                self.state = PartitionState::new(self.state.partition);
                 Ok(())
             }
             EntryKind::Replace => {

@@ -476,7 +476,11 @@ impl ShardReplay<'_> {
                 EntryKind::Checkpoint => self.noted = self.noted.max(u64::try_from(entry.base_offset).unwrap_or(0)),
                 EntryKind::DurableMark => {}
                 // What was damaged is gone since, and another replica's records came in its place.
-                EntryKind::Restart if sequence > self.checkpoint && recovery.quarantined.contains_key(&partition) => {
+                EntryKind::Restart | EntryKind::PartitionDropped
+                    if self.catalogue.contains(&partition)
+                        && sequence > self.checkpoint
+                        && recovery.quarantined.contains_key(&partition) =>
+                {
                     recovery.quarantined.remove(&partition);
                     let mut replay = Replay::new(PartitionState::new(partition), self.request.now_ms);
                     let outcome = replay.apply(files, &entry, payload, &source);

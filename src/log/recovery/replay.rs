@@ -123,7 +123,7 @@ impl Replay {
         if entry.kind == EntryKind::Truncate {
             self.forget_seen(entry.segment, entry.position);
         }
-        if entry.kind == EntryKind::Restart {
+        if matches!(entry.kind, EntryKind::Restart | EntryKind::PartitionDropped) {
             self.forget_seen(Offset::MIN, 0);
         }
         let Some(header) = self.segment_header(entry.segment) else { return Ok(()) };
@@ -205,7 +205,9 @@ impl Replay {
             EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
             EntryKind::Replace => self.replace(files, entry, payload),
             EntryKind::PartitionDropped => {
-                Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it"))
+                // The catalogue has it again: this node has become its replica anew.
+                self.drop_all();
+                Ok(())
             }
             EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),
         }?;
@@ -216,7 +218,7 @@ impl Replay {
     /// After a cut the log itself only goes on with a truncation to what is left.
     fn counts_after_cut(&mut self, entry: &EntryHeader) -> bool {
         let shortens = entry.kind == EntryKind::Truncate && entry.end_offset <= self.state.log_end;
-        let truncates = shortens || entry.kind == EntryKind::Restart;
+        let truncates = shortens || matches!(entry.kind, EntryKind::Restart | EntryKind::PartitionDropped);
         self.cut = !truncates;
         truncates || matches!(entry.kind, EntryKind::Epoch | EntryKind::LogStart | EntryKind::Replace)
     }
@@ -228,7 +230,7 @@ impl Replay {
         let goes_on = match entry.kind {
             EntryKind::Truncate => false,
             // It does not go on from anything.
-            EntryKind::Restart => true,
+            EntryKind::Restart | EntryKind::PartitionDropped => true,
             // Their own checks follow, the running hash included.
             _ if adds => entry.base_offset == self.state.log_end,
             _ => entry.end_offset == self.state.log_end && entry.running_hash == self.state.running_hash,

@@ -72,6 +72,8 @@ pub struct Replication {
     replicas: RefCell<HashMap<TopicPartition, Rc<Replica>>>,
     links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
     waiting: Rc<Waiting>,
+    /// Partitions whose files are being removed: a replica of the same partition begins after that.
+    pub dropping: RefCell<HashSet<TopicPartition>>,
 }
 
 impl Replication {
