@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! shard i --ControlRequest--> control     proposals, each with a queue of one for its reply
+//! shard i --MembershipRequest-> control   who decides about the metadata; apart, so that a slow answer holds up no proposal
 //! shard i <---ShardEvent----- control     the catalogue whenever it changes; drain
 //! ```
 //!
@@ -18,6 +19,7 @@ use async_channel::{Receiver, Sender, bounded};
 
 use crate::cluster::{Applied, CatalogueView, Command, Committed};
 use crate::limits;
+use crate::request::cluster::ConsensusState;
 use crate::request::{Code, Refusal};
 use crate::types::ProducerId;
 
@@ -28,6 +30,23 @@ pub struct ControlRequest {
     pub command: Command,
     /// Where the outcome goes; a proposer that has gone is no fault.
     pub reply: Sender<Result<Committed, Refusal>>,
+}
+
+/// What a shard asks about the members of the consensus.
+#[derive(Debug)]
+pub enum MembershipRequest {
+    /// How it is.
+    Status {
+        /// Where the answer goes.
+        reply: Sender<ConsensusState>,
+    },
+    /// A node is to be no member any more.
+    Remove {
+        /// Which.
+        node: u32,
+        /// Where the outcome goes.
+        reply: Sender<Result<(), Refusal>>,
+    },
 }
 
 /// What the control plane tells a shard.
@@ -55,6 +74,7 @@ pub struct InForce(
 #[derive(Clone, Debug)]
 pub struct ShardEnd {
     requests: Sender<ControlRequest>,
+    membership: Sender<MembershipRequest>,
     events: Receiver<ShardEvent>,
 }
 
@@ -62,19 +82,21 @@ pub struct ShardEnd {
 #[derive(Clone, Debug)]
 pub struct ControlEnd {
     requests: Receiver<ControlRequest>,
+    membership: Receiver<MembershipRequest>,
     events: Vec<Sender<ShardEvent>>,
 }
 
 /// The bridge of a node: the control plane's end, and one for each shard.
 pub fn bridge(shards: usize) -> (ControlEnd, Vec<ShardEnd>) {
     let (request_sender, requests) = bounded(limits::CONTROL_REQUESTS);
+    let (membership_sender, membership) = bounded(limits::CONTROL_REQUESTS);
     let (events, ends) = (0..shards)
         .map(|_| {
             let (sender, events) = bounded(limits::SHARD_EVENTS);
-            (sender, ShardEnd { requests: request_sender.clone(), events })
+            (sender, ShardEnd { requests: request_sender.clone(), membership: membership_sender.clone(), events })
         })
         .unzip();
-    (ControlEnd { requests, events }, ends)
+    (ControlEnd { requests, membership, events }, ends)
 }
 
 impl ShardEnd {
@@ -94,6 +116,20 @@ impl ShardEnd {
         }
     }
 
+    /// How the consensus is.
+    pub async fn consensus(&self) -> Result<ConsensusState, Refusal> {
+        let (reply, answer) = bounded(1);
+        self.membership.send(MembershipRequest::Status { reply }).await.map_err(|_| stopping())?;
+        answer.recv().await.map_err(|_| stopping())
+    }
+
+    /// Makes a node no member of the consensus any more; one that is none already is no fault.
+    pub async fn remove_member(&self, node: u32) -> Result<(), Refusal> {
+        let (reply, outcome) = bounded(1);
+        self.membership.send(MembershipRequest::Remove { node, reply }).await.map_err(|_| stopping())?;
+        outcome.recv().await.map_err(|_| stopping())?
+    }
+
     /// The next event; [`ShardEvent::Drain`] for ever once the control plane is gone.
     pub async fn next_event(&self) -> ShardEvent {
         self.events.recv().await.unwrap_or(ShardEvent::Drain)
@@ -109,6 +145,11 @@ impl ControlEnd {
     /// The next request, if one waits already.
     pub fn waiting_request(&self) -> Option<ControlRequest> {
         self.requests.try_recv().ok()
+    }
+
+    /// The next request about members; `None` once every shard is gone.
+    pub async fn next_membership_request(&self) -> Option<MembershipRequest> {
+        self.membership.recv().await.ok()
     }
 
     /// Tells every shard of a catalogue, and waits until it is in force on all (one that has gone doesn't count).

@@ -99,6 +99,22 @@ pub const MAX_NODE_ID: u32 = (1 << 21) - 1;
 pub const MAX_NODES: usize = 1_000;
 /// Replicas of one partition.
 pub const MAX_REPLICAS: usize = 32;
+/// Partitions that one answer about the cluster names: whoever wants more asks for the next page.
+pub const STATUS_PARTITIONS: u32 = 20_000;
+/// Moves that one step of a rebalance begins.
+pub const REBALANCE_STEP: usize = 500;
+/// Moves that come later and are named.
+pub const NAMED_MOVES: usize = 10_000;
+/// Partitions of which one request asks for the log of a replica.
+pub const REPLICA_LOGS: usize = 1_000;
+/// Segments of all logs in one answer.
+pub const REPLICA_LOG_SEGMENTS: usize = 500_000;
+/// How often it is looked whether leaders are elsewhere than they belong, ms.
+pub const BALANCE_LOOK_MS: u64 = 2_000;
+/// Looks in a row that must find some before they are moved.
+pub const BALANCE_LOOKS: u32 = 5;
+/// Leaderships that are moved at once to preferred leaders.
+pub const BALANCED_LEADERS: u32 = 1_000;
 /// Partitions that the outcome of a command names one by one; of more it says only that they are many.
 pub const MAX_NAMED_PARTITIONS: usize = 1_000;
 /// A record of partitions in a snapshot of the catalogue is closed at about this many bytes.

@@ -16,6 +16,7 @@
 //! | `group/` | consumer groups | pure and tokio |
 //! | `large` | values too large to hold, both ways | tokio |
 //! | `admin` | topics and offsets | tokio |
+//! | `cluster` | operating a cluster | tokio |
 //! | `blocking` | the same for programs without async | std |
 //!
 //! Nothing here depends on the broker's code.
@@ -25,6 +26,7 @@ mod admin;
 mod backoff;
 pub mod blocking;
 mod brokers;
+mod cluster;
 mod connection;
 mod consumer;
 mod delivery;
