@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::BytesMut;
 use corelane::client::{Client, ProducerRecord};
-use corelane::request::{Appended, Broker, Metadata, PartitionMetadata, ProduceResult, Request, Response, TopicMetadata, TopicPartitions};
+use corelane::request::{
+    Appended, Broker, Metadata, PartitionMetadata, ProduceResult, ReplicaLists, Request, Response, TopicMetadata, TopicPartitions,
+};
 use corelane::types::TopicId;
 use corelane::wire::handshake::{HelloReply, encode_hello_reply};
 use corelane::wire::{self, MAGIC, ResponseEncoder};
@@ -16,8 +18,9 @@ use tokio::net::{TcpListener, TcpStream};
 fn answer(request: Request, port: u16) -> Response {
     match request {
         Request::Metadata(_) => {
-            let partitions = vec![PartitionMetadata { leader: 0, leader_epoch: 0 }];
-            let found = Ok(TopicPartitions { id: TopicId([1; 16]), partitions, max_message_bytes: 1 << 20 });
+            let partitions = vec![PartitionMetadata { leader: Some(0), leader_epoch: 0 }];
+            let found =
+                Ok(TopicPartitions { id: TopicId([1; 16]), partitions, replicas: ReplicaLists::default(), max_message_bytes: 1 << 20 });
             let brokers = vec![Broker { id: 0, host: "127.0.0.1".into(), port }];
             Response::Metadata(Metadata {
                 cluster: [0; 16],

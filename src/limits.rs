@@ -75,6 +75,8 @@ pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
 pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 /// Messages in one frame between nodes.
 pub const MAX_LINK_MESSAGES: usize = 1024;
+/// Longest wait of a produce request for other replicas, ms; and that of one that names none.
+pub const MAX_PRODUCE_WAIT_MS: u32 = 30_000;
 /// Longest frame between nodes: one batch that is not shipped as a segment, and the header.
 pub const MAX_LINK_FRAME: usize = ADOPT_APPEND + 2 * MAX_FRAME_HEADER;
 /// Connections for replication that a shard accepts.

@@ -83,6 +83,7 @@ enumerated! {
         ReplicationBytesSent = "replication_bytes_sent", "Bytes of batches shipped to followers.";
         ReplicationBytesReceived = "replication_bytes_received", "Bytes of batches taken from leaders.";
         ReplicationRefused = "replication_refused", "Messages and connections of other nodes that were refused.";
+        ReplicasRestored = "replicas_restored", "Damaged replicas that began anew, to get their records from their leaders.";
         ReplicationTruncations = "replication_truncations", "Logs cut back to where they agree with their leader's.";
         Checkpoints = "checkpoints", "Checkpoints made durable.";
         Stalls = "executor_stalls", "Times that a task kept the executor longer than its limit.";

@@ -92,6 +92,49 @@ fn a_follower_has_the_leaders_segments_byte_for_byte() {
     });
 }
 
+/// The leader's retention has taken what the replica needs next: its log begins anew where the leader's begins now, and a kill behind any step finds that.
+#[test]
+fn a_replica_begins_anew_where_the_leaders_log_begins() {
+    run(async || {
+        let (a, mut b) = (scratch(), scratch());
+        let (leader, follower) = (Running::open(a.path(), None).await, Running::open(b.path(), None).await);
+        leader.lead(1).await;
+        follower.follow(1, 0).await;
+        fill(&leader, 0).await;
+        leader.replicate(&follower, 100_000).await;
+        follower.flush().await;
+        follower.checkpoint().await;
+        fill(&leader, 24).await;
+        fill(&leader, 48).await;
+        leader.flush().await;
+        let first = leader.cell.machine.borrow().segments().iter().map(|s| s.base_offset).find(|base| *base > follower.end()).unwrap();
+        let cursor = leader.store.follower_cursor(&leader.cell, first).await.unwrap();
+        let state =
+            |running: &Running| (running.cell.machine.borrow().log_start(), running.end(), running.cell.machine.borrow().running_hash());
+        follower.store.restart(&follower.cell, first, cursor.running_hash).await.unwrap();
+        assert_eq!(state(&follower), (first, first, cursor.running_hash));
+        let follower = follower.restart(&mut b, None).await;
+        assert_eq!((state(&follower), follower.watermark()), ((first, first, cursor.running_hash), first));
+        follower.follow(1, 0).await;
+        leader.replicate(&follower, 100_000).await;
+        let follower = follower.restart(&mut b, None).await;
+        follower.follow(1, 0).await;
+        follower.flush().await;
+        follower.checkpoint().await;
+        let follower = follower.restart(&mut b, None).await;
+        assert_eq!(state(&follower), (first, leader.end(), leader.cell.machine.borrow().running_hash()));
+        for segment in follower.cell.machine.borrow().segments() {
+            let path = paths::segment(PARTITION, segment.base_offset);
+            let read = |dir: &Path| fs::read(dir.join(&path)).unwrap()[..segment.valid_end as usize].to_vec();
+            assert!(read(a.path()) == read(b.path()), "segment {} differs", segment.base_offset);
+        }
+        let files = fs::read_dir(b.path().join(paths::partition_dir(PARTITION))).unwrap();
+        let early =
+            files.map(|file| file.unwrap().file_name().into_string().unwrap()).filter(|name| name.starts_with("00000000000000000000"));
+        assert_eq!(early.count(), 0, "what is before went");
+    });
+}
+
 /// Whether a refusal is the one.
 type Expected<'a> = &'a dyn Fn(&ReplicaRefusal) -> bool;
 
@@ -320,7 +363,11 @@ fn an_adopted_batch_is_taken_as_a_segment_and_cut_off_again() {
             rest = &rest[len..];
         }
         let produced = replicas::Produced::default();
-        let pending = corelane::shard::pending::PendingProduce::new(std::iter::once(PARTITION), Box::new(produced.clone()));
+        let pending = corelane::shard::pending::PendingProduce::new(
+            std::iter::once(PARTITION),
+            corelane::shard::pending::Patience::new(corelane::request::Acks::All, 0),
+            Box::new(produced.clone()),
+        );
         adoption.finish(None, pending.completion(0)).await;
         leader.produce(&batch(3, 2, 100, None)).await;
         leader.replicate(&follower, 1 << 20).await;

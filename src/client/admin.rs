@@ -221,7 +221,7 @@ async fn ask_leader<T>(
 ) -> Result<T, ClientError> {
     let attempt = || async {
         let found = brokers.topic(topic).await?;
-        let leader = Brokers::partition(&found, topic, partition)?.leader;
+        let leader = Brokers::leader(&found, topic, partition)?;
         let request = ask(TopicPartition { topic: found.id, partition });
         let asked = brokers.request_once(Target::Broker(leader), &request).await.and_then(|answer| read(answer.response));
         if asked.as_ref().is_err_and(ClientError::is_about_leadership) {

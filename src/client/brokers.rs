@@ -26,6 +26,9 @@ pub(super) struct Settings {
     pub backoff: Backoff,
 }
 
+/// In the place of a leader's advertised id while nobody leads. No broker has it, so what is for it waits for fresh metadata.
+pub(super) const NO_LEADER: u32 = u32::MAX;
+
 /// Whom a request is for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Target {
@@ -74,7 +77,10 @@ impl Brokers {
     /// The connection to a shard, made where there is none.
     pub async fn connect(&self, id: u32) -> Result<Connection, ClientError> {
         let Some(address) = self.address(id) else {
-            let what = format!("no broker with the advertised id {id} is known");
+            let what = match id {
+                NO_LEADER => "nobody leads it at present".into(),
+                id => format!("no broker with the advertised id {id} is known"),
+            };
             return Err(Refusal::new(Code::NotLeader, what).into());
         };
         self.connect_to(&address).await
@@ -225,7 +231,16 @@ impl Brokers {
         }
     }
 
-    /// Id and leader of a partition.
+    /// The leader of a partition.
+    ///
+    /// # Errors
+    /// The topic has no such partition, or nobody leads it.
+    pub fn leader(topic: &TopicPartitions, name: &str, partition: u32) -> Result<u32, ClientError> {
+        let what = || format!("nobody leads partition {partition} of {name:?} at present");
+        Brokers::partition(topic, name, partition)?.leader.ok_or_else(|| Refusal::new(Code::NotLeader, what()).into())
+    }
+
+    /// Where a partition is led.
     ///
     /// # Errors
     /// The topic has no such partition.

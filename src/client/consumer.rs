@@ -14,7 +14,7 @@ use futures_util::Stream;
 use tokio::runtime::Handle;
 
 use super::admin::list_offset;
-use super::brokers::{Brokers, unexpected};
+use super::brokers::{Brokers, NO_LEADER, unexpected};
 use super::connection::{Answer, Connection};
 use super::error::{ClientError, ConsumeError};
 use super::fetcher::{Arrived, Asked, Fetcher, Lead, Settings, TakenBatch};
@@ -536,7 +536,7 @@ fn not_assigned(topic: &str, partition: u32) -> ClientError {
 }
 
 fn lead_of(topic: &TopicPartitions, partition: u32) -> Option<Lead> {
-    let leader = topic.partitions.get(partition as usize)?.leader;
+    let leader = topic.partitions.get(partition as usize)?.leader.unwrap_or(NO_LEADER);
     Some(Lead { place: TopicPartition { topic: topic.id, partition }, leader })
 }
 

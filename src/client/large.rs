@@ -85,7 +85,7 @@ async fn send_once(
     if batch.total_len > max {
         return Err(ClientError::from(BatchError::TooLarge { max, actual: batch.total_len }).into());
     }
-    let leader = Brokers::partition(&found, topic, partition)?.leader;
+    let leader = Brokers::leader(&found, topic, partition)?;
     let address = address_of(brokers, leader)?;
     let (mut stream, reply, receiver) = open_stream(&address, &brokers.settings.connection).await?;
 
@@ -289,7 +289,7 @@ pub(super) async fn open_value(brokers: &Brokers, topic: &str, partition: u32, o
 /// One attempt.
 async fn open_once(brokers: &Brokers, topic: &str, partition: u32, offset: Offset) -> Result<ValueReader, ClientError> {
     let found = brokers.topic(topic).await?;
-    let leader = Brokers::partition(&found, topic, partition)?.leader;
+    let leader = Brokers::leader(&found, topic, partition)?;
     let address = address_of(brokers, leader)?;
     let (mut stream, _, mut receiver) = open_stream(&address, &brokers.settings.connection).await?;
     let place = TopicPartition { topic: found.id, partition };

@@ -147,6 +147,7 @@ fn is_expected_of_a_read(code: Code) -> bool {
             | Storage
             | FencedLeaderEpoch
             | UnknownLeaderEpoch
+            | OffsetNotAvailable
             | Internal
     )
 }

@@ -223,11 +223,13 @@ pub enum EntryKind {
     DurableMark = 13,
     /// A rewritten segment takes the place of some sealed ones.
     Replace = 14,
+    /// The log has no record any more, and goes on at another offset: a replica begins where its leader's log begins now.
+    Restart = 15,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [EntryKind; 14] = [
+    pub const ALL: [EntryKind; 15] = [
         EntryKind::Append,
         EntryKind::Carry,
         EntryKind::SegmentOpen,
@@ -242,6 +244,7 @@ impl EntryKind {
         EntryKind::Checkpoint,
         EntryKind::DurableMark,
         EntryKind::Replace,
+        EntryKind::Restart,
     ];
 
     fn from_value(value: u8) -> Option<EntryKind> {

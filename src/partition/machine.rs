@@ -195,6 +195,11 @@ impl Partition {
         self.log_start
     }
 
+    /// First offset of the first batch that is there: at or before [`Partition::log_start`], which may hide the first records of a segment.
+    pub fn first_offset(&self) -> Offset {
+        self.segments.front().map_or(self.log_start, |first| first.base_offset)
+    }
+
     /// Running hash at the log's end.
     pub fn running_hash(&self) -> u64 {
         self.running_hash

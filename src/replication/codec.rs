@@ -225,7 +225,7 @@ fn build_message(b: &mut FlatBufferBuilder<'_>, message: &Message) -> (fb::Messa
             (fb::MessageBody::Epochs, fb::Epochs::create(b, &args).as_union_value())
         }
         Message::Truncate(m) => {
-            let args = fb::TruncateArgs { to: m.to, restart: m.restart };
+            let args = fb::TruncateArgs { to: m.to, restart: m.restart, hash_before: m.hash_before };
             (fb::MessageBody::Truncate, fb::Truncate::create(b, &args).as_union_value())
         }
         Message::Append(m) => {
@@ -369,7 +369,7 @@ fn read_item(item: &fb::PartitionMessage<'_>) -> Result<PartitionMessage, CodecE
         }
         fb::MessageBody::Truncate => {
             let body = item.body_as_truncate().ok_or_else(unknown)?;
-            Message::Truncate(Truncate { stream, to: body.to(), restart: body.restart() })
+            Message::Truncate(Truncate { stream, to: body.to(), restart: body.restart(), hash_before: body.hash_before() })
         }
         fb::MessageBody::Append => {
             let body = item.body_as_append().ok_or_else(unknown)?;
@@ -487,7 +487,7 @@ mod tests {
         let mut messages = vec![
             Message::Open(Open { stream: STREAM }),
             Message::Epochs(Epochs { stream: STREAM, log_end: 90, epochs: table, watermark: 80 }),
-            Message::Truncate(Truncate { stream: STREAM, to: 77, restart: true }),
+            Message::Truncate(Truncate { stream: STREAM, to: 77, restart: true, hash_before: 0x5eed }),
             Message::Append(append(77, 90)),
             Message::Append(append(90, 90)),
             Message::Segment(Segment {

@@ -47,6 +47,8 @@ pub enum Effect {
     Restart {
         /// Its start and end.
         at: Offset,
+        /// Running hash there, by the leader.
+        hash_before: u64,
     },
     /// The leader's log begins here now: what is before may go.
     LogStart {

@@ -195,7 +195,7 @@ impl Follower {
         let restarts = cut.restart || cut.to < self.log.log_start;
         self.cutting = Some(Cut { to: cut.to, restarts });
         effects.push(match restarts {
-            true => Effect::Restart { at: cut.to },
+            true => Effect::Restart { at: cut.to, hash_before: cut.hash_before },
             false => Effect::Truncate { to: cut.to, unclean: cut.to < self.log.watermark },
         });
     }

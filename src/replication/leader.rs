@@ -86,6 +86,7 @@ struct FollowerState {
     /// `None` until the first acknowledgement of this life and registration.
     durable_end: Option<Offset>,
     watermark_sent: Offset,
+    log_start_sent: Offset,
     /// When it last came closer to the log's end, or was there.
     progress_at: Millis,
     /// When something was last sent to it, or heard of it.
@@ -149,6 +150,8 @@ pub struct Leader {
     /// No proposal before this: the one before was refused.
     propose_after: Millis,
     lease_until: Millis,
+    /// First offset that consumers may read, which may lie within the log's first batches.
+    readable_from: Offset,
     settings: LeaderSettings,
     rules: Rules,
 }
@@ -203,6 +206,7 @@ impl Leader {
             pending: None,
             propose_after: 0,
             lease_until: 0,
+            readable_from: 0,
             settings,
             rules,
         };
@@ -318,6 +322,16 @@ impl Leader {
         }
     }
 
+    /// Consumers read from `start` on now: what was deleted before it is to be hidden by followers too.
+    pub fn handle_readable_from(&mut self, start: Offset) {
+        self.readable_from = self.readable_from.max(start.min(self.log.watermark));
+    }
+
+    /// What followers are told that the log begins with.
+    fn told_start(&self) -> Offset {
+        self.log.log_start.max(self.readable_from)
+    }
+
     fn reopen_below_start(&mut self, at: usize, now: Millis, effects: &mut Vec<Effect>) {
         let follower = &self.followers[at];
         if matches!(follower.phase, Phase::Cutting | Phase::Shipping) && follower.next < self.log.log_start {
@@ -394,7 +408,8 @@ impl Leader {
         follower.phase = Phase::Cutting;
         follower.next = to;
         follower.exchanged_at = now;
-        effects.push(Effect::Send { to: from, message: Message::Truncate(Truncate { stream: epochs.stream, to, restart }) });
+        let cut = Truncate { stream: epochs.stream, to, restart, hash_before: 0 };
+        effects.push(Effect::Send { to: from, message: Message::Truncate(cut) });
     }
 
     /// ACK from a follower.
@@ -485,7 +500,7 @@ impl Leader {
     pub fn handle_shipped(&mut self, node: NodeId, to_ship: &ToShip, shipped: &Shipped, now: Millis) -> Option<Append> {
         let epochs = &self.log.epochs;
         let (previous_epoch, epoch) = (epochs.epoch_at(shipped.base_offset - 1), epochs.epoch_at(shipped.base_offset));
-        let (watermark, log_start) = (self.log.watermark, self.log.log_start);
+        let (watermark, log_start) = (self.log.watermark, self.told_start());
         let at = self.position(node)?;
         let follower = &mut self.followers[at];
         if follower.stream(self.epoch) != Some(to_ship.stream) || follower.phase != Phase::Shipping || follower.next != shipped.base_offset
@@ -500,6 +515,7 @@ impl Leader {
         follower.in_flight.push_back((shipped.end_offset, shipped.bytes));
         follower.in_flight_bytes += u64::from(shipped.bytes);
         follower.watermark_sent = watermark;
+        follower.log_start_sent = log_start;
         Some(Append {
             stream: to_ship.stream,
             previous_epoch,
@@ -534,15 +550,16 @@ impl Leader {
 
     /// An APPEND without records, where a follower has everything and does not know the watermark yet. To be asked for when there was nothing to ship.
     pub fn next_watermark(&mut self, node: NodeId) -> Option<Append> {
-        let (watermark, log_start) = (self.log.watermark, self.log.log_start);
+        let (watermark, log_start) = (self.log.watermark, self.told_start());
         let (epoch, hash) = (self.log.epochs.last(), self.log.running_hash?);
         let at = self.position(node)?;
         let follower = &mut self.followers[at];
         let is_idle = follower.phase == Phase::Shipping && follower.next == self.log.log_end && follower.in_flight.is_empty();
-        if !is_idle || follower.watermark_sent >= watermark || self.is_deposed {
+        let is_news = follower.watermark_sent < watermark || follower.log_start_sent < log_start;
+        if !is_idle || !is_news || self.is_deposed {
             return None;
         }
-        follower.watermark_sent = watermark;
+        (follower.watermark_sent, follower.log_start_sent) = (watermark, log_start);
         let stream = follower.stream(self.epoch)?;
         let (base_offset, end_offset) = (follower.next, follower.next);
         Some(Append {
@@ -621,6 +638,7 @@ impl Leader {
                         in_flight_bytes: 0,
                         durable_end: None,
                         watermark_sent: 0,
+                        log_start_sent: 0,
                         progress_at: now,
                         exchanged_at: now,
                     });
@@ -708,6 +726,7 @@ impl FollowerState {
         self.in_flight.clear();
         self.in_flight_bytes = 0;
         self.watermark_sent = 0;
+        self.log_start_sent = 0;
     }
 
     fn acknowledged(&mut self, durable_end: Offset) {

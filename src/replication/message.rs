@@ -60,6 +60,8 @@ pub struct Truncate {
     pub to: Offset,
     /// The leader does not have what comes before `to` any more, or has nothing in common: the follower's log is to begin anew, empty, at `to`.
     pub restart: bool,
+    /// Of a restart: the running hash before `to`, so that what follows can be checked. The leader's shell writes it in, for it has the log.
+    pub hash_before: u64,
 }
 
 /// Leader to follower: records, all of one epoch. Without any (`base_offset == end_offset`) it brings the watermark only.

@@ -239,7 +239,7 @@ fn a_follower_that_needs_what_went_is_opened_anew() {
     assert!(led.effects.is_empty() && open.stream.session == 2);
     let epochs = Epochs { stream: open.stream, log_end: 50, epochs: state(50, 0, &[(0, 0)], 5).epochs, watermark: 0 };
     led.leader.handle_epochs(4, &epochs, 3, &mut led.effects);
-    let cut = Truncate { stream: open.stream, to: 60, restart: true };
+    let cut = Truncate { stream: open.stream, to: 60, restart: true, hash_before: 0 };
     assert_eq!(led.effects, [Effect::Send { to: 4, message: Message::Truncate(cut) }]);
 }
 
@@ -282,7 +282,7 @@ fn opened() -> (Follower, Vec<Effect>) {
 fn aligned() -> (Follower, Vec<Effect>) {
     let (mut follower, mut effects) = opened();
     follower.handle_epoch_journaled(5, &mut effects);
-    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 100, restart: false }, &mut effects);
+    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 100, restart: false, hash_before: 0 }, &mut effects);
     assert!(follower.is_aligned());
     effects.clear();
     (follower, effects)
@@ -292,7 +292,7 @@ fn aligned() -> (Follower, Vec<Effect>) {
 fn nothing_is_answered_before_the_epoch_is_journaled_and_the_log_durable() {
     let (mut follower, mut effects) = opened();
     assert_eq!(effects, [Effect::JournalEpoch { epoch: 5, start: None }]);
-    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 90, restart: false }, &mut effects);
+    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 90, restart: false, hash_before: 0 }, &mut effects);
     assert_eq!(effects.len(), 1, "a cut of a stream that is not there yet");
     follower.handle_epoch_journaled(5, &mut effects);
     assert!(matches!(&effects[1], Effect::Send { to: 1, message: Message::Epochs(epochs) } if epochs.log_end == 100));
@@ -324,7 +324,7 @@ fn a_cut_goes_to_the_common_end_once_and_not_below_the_watermark() {
     let (mut follower, mut effects) = opened();
     follower.handle_epoch_journaled(5, &mut effects);
     effects.clear();
-    let cut = Truncate { stream: STREAM, to: 70, restart: false };
+    let cut = Truncate { stream: STREAM, to: 70, restart: false, hash_before: 0 };
     follower.handle_truncate(1, &cut, &mut effects);
     assert_eq!(effects, [Effect::Truncate { to: 70, unclean: false }]);
     follower.handle_truncate(1, &cut, &mut effects);
@@ -340,7 +340,7 @@ fn a_cut_goes_to_the_common_end_once_and_not_below_the_watermark() {
         follower.handle_record(ME, unclean_epoch);
         follower.handle_epoch_journaled(5, &mut effects);
         effects.clear();
-        follower.handle_truncate(1, &Truncate { stream: STREAM, to: 40, restart: false }, &mut effects);
+        follower.handle_truncate(1, &Truncate { stream: STREAM, to: 40, restart: false, hash_before: 0 }, &mut effects);
         match is_cut {
             true => assert_eq!(effects, [Effect::Truncate { to: 40, unclean: true }]),
             false => assert_eq!(effects[0], Effect::Refuse { from: 1, refusal: Refusal::BelowWatermark { to: 40, watermark: 50 } }),
@@ -352,8 +352,8 @@ fn a_cut_goes_to_the_common_end_once_and_not_below_the_watermark() {
 fn a_log_that_begins_anew_takes_the_leaders_place_and_hash() {
     let (mut follower, mut effects) = opened();
     follower.handle_epoch_journaled(5, &mut effects);
-    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 300, restart: true }, &mut effects);
-    assert_eq!(effects.last(), Some(&Effect::Restart { at: 300 }));
+    follower.handle_truncate(1, &Truncate { stream: STREAM, to: 300, restart: true, hash_before: 0 }, &mut effects);
+    assert_eq!(effects.last(), Some(&Effect::Restart { at: 300, hash_before: 0 }));
     follower.handle_truncated(300, None, &mut effects);
     effects.clear();
     follower.handle_append(1, &Append { previous_epoch: 4, hash_before: 999, ..append(300, 310) }, &mut effects);

@@ -225,9 +225,9 @@ pub enum Response {
 pub struct Metadata {
     /// The cluster's UUID.
     pub cluster: [u8; 16],
-    /// One entry per advertised shard.
+    /// One entry per advertised shard of each node that is there.
     pub brokers: Vec<Broker>,
-    /// Advertised id of the broker that takes topic changes; one of `brokers`.
+    /// Advertised id of a broker that takes topic changes; one of `brokers`.
     pub controller: u32,
     /// The topics asked for.
     pub topics: Vec<TopicMetadata>,
@@ -260,6 +260,8 @@ pub struct TopicPartitions {
     pub id: TopicId,
     /// Indexed by partition.
     pub partitions: Vec<PartitionMetadata>,
+    /// Of each partition, by index; empty where each has one replica, its leader's. The native protocol does not carry them.
+    pub replicas: ReplicaLists,
     /// Largest batch that the topic takes, bytes.
     pub max_message_bytes: u32,
 }
@@ -267,10 +269,53 @@ pub struct TopicPartitions {
 /// Where a partition is led.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct PartitionMetadata {
-    /// Advertised id of the leader.
-    pub leader: u32,
-    /// Its epoch.
+    /// Advertised id of the leader; `None` while nobody may lead.
+    pub leader: Option<u32>,
+    /// Its epoch, or the last leader's.
     pub leader_epoch: LeaderEpoch,
+}
+
+/// Where the replicas of partitions are, as advertised ids. One list for all: an answer can be of a million partitions.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ReplicaLists {
+    brokers: Vec<u32>,
+    /// Of each partition: where its replicas end in `brokers`, then those in sync, then those of nodes that are away.
+    ends: Vec<[u32; 3]>,
+}
+
+/// The replicas of one partition, as advertised ids.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Replicas<'a> {
+    /// All, the preferred leader first.
+    pub all: &'a [u32],
+    /// Those in sync.
+    pub in_sync: &'a [u32],
+    /// Those of nodes that are away.
+    pub offline: &'a [u32],
+}
+
+impl ReplicaLists {
+    /// Adds those of the next partition: all, those in sync, those of nodes that are away.
+    pub fn push(&mut self, all: impl Iterator<Item = u32>, in_sync: impl Iterator<Item = u32>, offline: impl Iterator<Item = u32>) {
+        self.brokers.extend(all);
+        let all = self.brokers.len() as u32;
+        self.brokers.extend(in_sync);
+        let in_sync = self.brokers.len() as u32;
+        self.brokers.extend(offline);
+        self.ends.push([all, in_sync, self.brokers.len() as u32]);
+    }
+
+    /// Those of a partition; `None` where they are not told.
+    pub fn get(&self, partition: usize) -> Option<Replicas<'_>> {
+        let [all, in_sync, offline] = self.ends.get(partition)?.map(|end| end as usize);
+        let start = partition.checked_sub(1).map_or(0, |before| self.ends[before][2] as usize);
+        Some(Replicas { all: &self.brokers[start..all], in_sync: &self.brokers[all..in_sync], offline: &self.brokers[in_sync..offline] })
+    }
+
+    /// Ids in all lists.
+    pub fn ids(&self) -> usize {
+        self.brokers.len()
+    }
 }
 
 /// A topic with its settings.
@@ -490,6 +535,8 @@ codes! {
     UnsupportedCompression = 76, false;
     /// The node was registered anew since, or is fenced.
     StaleBrokerEpoch = 77, false;
+    /// A new leader does not know yet where its predecessor's committed records end.
+    OffsetNotAvailable = 78, true;
     /// The preferred leader is not in sync, or not there.
     PreferredLeaderNotAvailable = 80, true;
     /// Nobody who may lead is there.
@@ -521,6 +568,19 @@ codes! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn replicas_are_those_of_their_partition() {
+        let mut lists = ReplicaLists::default();
+        assert_eq!((lists.get(0), lists.ids()), (None, 0));
+        lists.push([1, 2, 3].into_iter(), [1, 3].into_iter(), [2].into_iter());
+        lists.push([9].into_iter(), [].into_iter(), [].into_iter());
+        lists.push([4, 5].into_iter(), [5, 4].into_iter(), [].into_iter());
+        assert_eq!(lists.get(0), Some(Replicas { all: &[1, 2, 3], in_sync: &[1, 3], offline: &[2] }));
+        assert_eq!(lists.get(1), Some(Replicas { all: &[9], in_sync: &[], offline: &[] }));
+        assert_eq!(lists.get(2), Some(Replicas { all: &[4, 5], in_sync: &[5, 4], offline: &[] }));
+        assert_eq!((lists.get(3), lists.ids()), (None, 11));
+    }
 
     #[test]
     fn code_values_round_trip() {

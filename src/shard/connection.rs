@@ -29,7 +29,7 @@ use crate::shard::buffer::AppendBuffer;
 use crate::shard::context::{ConnectionState, Context};
 use crate::shard::net::{OpenRequest, Outgoing, Sender};
 use crate::shard::partition_cell::PartitionCell;
-use crate::shard::pending::{Answer, Completion, PendingProduce};
+use crate::shard::pending::{Answer, Completion, Patience, PendingProduce};
 use crate::shard::produce::{self, append_large, batch_refusal, large_keys};
 use crate::shard::service;
 use crate::shard::store::{LargeBatch, head_len};
@@ -318,17 +318,18 @@ impl Connection {
     async fn long_produce(&mut self, correlation: u64, produce: Produce, payload_len: usize) -> Result<(), End> {
         self.context.metrics.count_request(crate::metrics::RequestKind::Produce);
         let answer = self.answer(correlation, produce.acks);
+        let patience = Patience::from(&produce);
         if let [only] = &produce.batches[..] {
             let trailer = if produce.crc_trailer { 4 } else { 0 };
             let whole = only.range == (0..payload_len - trailer);
             let here = self.context.store.partition(&only.partition).filter(|_| whole);
             match here {
                 Some(cell) if only.range.len() > ADOPT_APPEND => {
-                    let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                    let done = PendingProduce::new(std::iter::once(cell.id), patience, answer).completion(0);
                     return self.adopted_produce(&cell, only.range.len(), produce.crc_trailer, done).await;
                 }
                 Some(cell) if only.range.len() >= LARGE_APPEND && !produce.crc_trailer => {
-                    let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                    let done = PendingProduce::new(std::iter::once(cell.id), patience, answer).completion(0);
                     return self.large_produce(&cell, only.range.len(), done).await;
                 }
                 _ => {}
@@ -338,7 +339,7 @@ impl Connection {
             // Too much to hold, and not one batch for a partition here: the client is to send it to the owner.
             self.skip(payload_len).await?;
             let refusal = produce.batches.first().map(|b| self.context.unknown_or_elsewhere(&b.partition));
-            let pending = PendingProduce::new(produce.batches.iter().map(|b| b.partition), answer);
+            let pending = PendingProduce::new(produce.batches.iter().map(|b| b.partition), patience, answer);
             for index in 0..produce.batches.len() {
                 pending.completion(index).complete(Err(refusal.clone().expect("there is a batch")));
             }
@@ -354,7 +355,7 @@ impl Connection {
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
     pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, done: Completion) -> Result<(), End> {
-        if let Some(refusal) = produce::early_refusal(cell, len) {
+        if let Some(refusal) = produce::early_refusal(cell, len, done.patience.acks) {
             return self.refuse_unread(refusal, len, done).await;
         }
         let position = cell.machine.borrow().next_position().unwrap_or(BLOCK as u64);
@@ -398,7 +399,7 @@ impl Connection {
         done: Completion,
     ) -> Result<(), End> {
         let trailer = if crc_trailer { 4 } else { 0 };
-        if let Some(refusal) = produce::early_refusal(cell, len) {
+        if let Some(refusal) = produce::early_refusal(cell, len, done.patience.acks) {
             return self.refuse_unread(refusal, len + trailer, done).await;
         }
         let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {

@@ -16,6 +16,7 @@ use crate::request::{Broker, Code, Refusal};
 use crate::shard::event::Event;
 use crate::shard::groups::Groups;
 use crate::shard::mesh::Mesh;
+use crate::shard::metadata;
 use crate::shard::net::Sender;
 use crate::shard::replication::{Lease, Replication};
 use crate::shard::store::Store;
@@ -28,7 +29,7 @@ pub struct NodeIdentity {
     pub cluster: [u8; 16],
     /// The node.
     pub node: u32,
-    /// What clients are told of each shard.
+    /// What clients are told of each advertised shard of this node.
     pub brokers: Vec<Broker>,
 }
 
@@ -219,7 +220,10 @@ impl Context {
     /// The refusal for a batch that only the owner of its partition can take.
     pub fn unknown_or_elsewhere(&self, id: &TopicPartition) -> Refusal {
         match self.view.borrow().topic_by_id(&id.topic) {
-            Some(topic) if id.partition < topic.partitions && self.owner(id) as usize >= self.identity.brokers.len() => Refusal::new(
+            Some(topic) if id.partition >= topic.partitions => self.unknown(id),
+            None => self.unknown(id),
+            Some(_) if !self.leads(id) => self.led_elsewhere(id),
+            Some(_) if self.owner(id) as usize >= self.identity.brokers.len() => Refusal::new(
                 Code::RecordTooLarge,
                 format!(
                     "a batch of more than {} bytes goes to the shard that owns {}, which clients are not told of",
@@ -227,24 +231,41 @@ impl Context {
                     self.name_of(id)
                 ),
             ),
-            Some(topic) if id.partition < topic.partitions && !self.is_mine(id) => Refusal::new(
+            Some(_) if !self.is_mine(id) => Refusal::new(
                 Code::NotLeader,
                 format!("a batch this large goes to the shard that owns {}, which is {}", self.name_of(id), self.owner(id)),
             ),
-            Some(topic) if id.partition < topic.partitions => Refusal::new(
+            Some(_) => Refusal::new(
                 Code::InvalidRequest,
                 format!("a batch of more than {} bytes comes alone in its request", limits::ADOPT_APPEND),
             ),
-            _ => self.unknown(id),
         }
     }
 
-    /// The refusal for a partition that is not here.
+    /// The refusal for a partition that is not here: there is none, or other nodes have it.
     pub fn unknown(&self, id: &TopicPartition) -> Refusal {
         let text = match self.view.borrow().topic_by_id(&id.topic) {
+            Some(topic) if id.partition < topic.partitions => return self.led_elsewhere(id),
             Some(topic) => format!("topic {} has partitions 0 to {}, not {}", topic.name, topic.partitions - 1, id.partition),
             None => format!("no topic has the id {}", id.topic),
         };
         Refusal::new(Code::UnknownTopicOrPartition, text)
+    }
+
+    /// Whether this node leads a partition, by what it knows of the metadata.
+    fn leads(&self, id: &TopicPartition) -> bool {
+        metadata::advertised(self, &self.view.borrow()).leader_of(id) == Some(self.identity.node)
+    }
+
+    /// The refusal for a partition that this node does not lead.
+    fn led_elsewhere(&self, id: &TopicPartition) -> Refusal {
+        let leader = metadata::advertised(self, &self.view.borrow()).leader_of(id);
+        let who = match leader {
+            Some(node) if node != self.identity.node => format!("node {node} leads it"),
+            // It has become so just now.
+            Some(_) => "this node leads it and has not begun".into(),
+            None => "nobody leads it at present".into(),
+        };
+        Refusal::new(Code::NotLeader, format!("{}: {who}", self.name_of(id)))
     }
 }

@@ -101,6 +101,8 @@ pub async fn raise_log_start(context: &Rc<Context>, cell: &Rc<PartitionCell>, st
     let sequence = store.add_state_entry(cell, EntryKind::LogStart, start, 0, start);
     store.journal.wait_durable(sequence).await;
     cell.leave_flush();
+    // Followers hear of it.
+    cell.reached.notify();
     for segment in gone {
         cell.drop_files(segment.base_offset);
         for path in [segment.path(cell.id), segment.index_path(cell.id)] {

@@ -80,7 +80,7 @@ impl Store {
     pub async fn follower_cursor(self: &Rc<Store>, cell: &Rc<PartitionCell>, offset: Offset) -> Result<FollowerCursor, FollowerReadError> {
         let known = {
             let machine = cell.machine.borrow();
-            if !(machine.log_start()..=machine.ladder().appended()).contains(&offset) {
+            if !(machine.first_offset()..=machine.ladder().appended()).contains(&offset) {
                 return Err(no_batch(cell, offset));
             }
             let ends_there = machine.segments().iter().rev().find(|segment| segment.end_offset == offset && segment.base_offset < offset);

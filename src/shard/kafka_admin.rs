@@ -21,6 +21,7 @@ use crate::request::{AlterTopic, Code, ConfigEntry, CreateTopic, MetadataRequest
 use crate::shard::context::Context;
 use crate::shard::kafka_config_entries::{FROM_TOPIC, default_source};
 use crate::shard::kafka_service::Asked;
+use crate::shard::metadata;
 use crate::shard::service;
 
 pub use crate::shard::kafka_configs::{alter_configs, describe_configs, incremental_alter_configs};
@@ -219,7 +220,7 @@ pub async fn describe_cluster(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> 
     /// Brokers, not controllers (KIP-919): the controllers have no addresses of their own.
     const BROKERS: i8 = 1;
     let request: DescribeClusterRequest = asked.decode()?;
-    let metadata = service::metadata(asked.context, MetadataRequest { topics: Some(Vec::new()), create_missing: false }).await;
+    let metadata = metadata::metadata(asked.context, MetadataRequest { topics: Some(Vec::new()), create_missing: false }).await;
     let answer = DescribeClusterResponse::default().with_cluster_id(kafka::cluster_id(&metadata.cluster).into());
     if request.endpoint_type != BROKERS {
         let words = "the brokers are the controllers".to_string();

@@ -33,7 +33,7 @@ impl Connection {
                     let first = &self.buffer[self.start..self.end];
                     match streamed.batch(index, &first[..first.len().min(len)]) {
                         None => self.skip(len).await?,
-                        Some((id, done)) => self.streamed_batch(start, &streamed, id, len, done).await?,
+                        Some((id, done)) => self.streamed_batch(start, id, len, done).await?,
                     }
                     left -= len;
                 }
@@ -96,14 +96,7 @@ impl Connection {
         Ok(())
     }
 
-    async fn streamed_batch(
-        &mut self,
-        start: FrameStart,
-        streamed: &Streamed,
-        id: TopicPartition,
-        len: usize,
-        done: Completion,
-    ) -> Result<(), End> {
+    async fn streamed_batch(&mut self, start: FrameStart, id: TopicPartition, len: usize, done: Completion) -> Result<(), End> {
         let cell = self.context.store.partition(&id);
         let _lease = self.lease_kafka_frame(start, if len > ADOPT_APPEND { adoption::MEMORY } else { len }).await;
         match cell {
@@ -113,7 +106,7 @@ impl Connection {
             _ => {
                 let mut bytes = vec![0; len];
                 self.take(&mut bytes).await?;
-                produce::append_anywhere(&self.context, id, streamed.acks, bytes, done).await;
+                produce::append_anywhere(&self.context, id, bytes, done).await;
                 Ok(())
             }
         }

@@ -164,7 +164,7 @@ impl Connection {
         self.start += records.start;
         match cell {
             Some(cell) => {
-                let done = PendingProduce::new(std::iter::once(cell.id), answer).completion(0);
+                let done = PendingProduce::new(std::iter::once(cell.id), (&produce).into(), answer).completion(0);
                 match len > ADOPT_APPEND {
                     true => self.adopted_produce(&cell, len, false, done).await?,
                     false => self.large_produce(&cell, len, done).await?,
@@ -173,7 +173,7 @@ impl Connection {
             None if produce.batches.is_empty() || len > ADOPT_APPEND => {
                 // Refused, or too much to hold for another shard: its client is to send it there.
                 self.skip(len).await?;
-                let pending = PendingProduce::new(produce.batches.iter().map(|batch| batch.partition), answer);
+                let pending = PendingProduce::new(produce.batches.iter().map(|batch| batch.partition), (&produce).into(), answer);
                 for (index, batch) in produce.batches.iter().enumerate() {
                     pending.completion(index).complete(Err(self.context.unknown_or_elsewhere(&batch.partition)));
                 }

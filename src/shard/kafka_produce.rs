@@ -14,7 +14,7 @@ use crate::request::{Acks, Code, Produce, ProduceBatch, ProduceResult, Refusal};
 use crate::shard::context::Context;
 use crate::shard::kafka_exchange::Exchange;
 use crate::shard::net::OpenRequest;
-use crate::shard::pending::{Answer, Completion, PendingProduce};
+use crate::shard::pending::{Answer, Completion, Patience, PendingProduce};
 use crate::shard::produce;
 use crate::types::TopicPartition;
 
@@ -118,6 +118,7 @@ impl Streamed {
         let place = (acks != Some(Acks::None)).then(|| exchange.begin());
         place.into_iter().for_each(|place| exchange.receiving(place));
         let outcomes = Rc::new(RefCell::new(Outcomes { start, correlation, topics: Vec::new() }));
+        let patience = Patience::new(acks.unwrap_or(Acks::Leader), u32::try_from(request.timeout_ms).unwrap_or(0));
         let answer =
             StreamedAnswer { exchange: exchange.clone(), place, outcomes: outcomes.clone(), _open: exchange.sender.begin_request() };
         Streamed {
@@ -126,7 +127,7 @@ impl Streamed {
             acks: acks.unwrap_or(Acks::Leader),
             refusal: whole_refusal(start, acks, request),
             outcomes,
-            pending: PendingProduce::growing(Box::new(answer)),
+            pending: PendingProduce::growing(patience, Box::new(answer)),
             has_place: place.is_some(),
         }
     }

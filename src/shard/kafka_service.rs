@@ -31,6 +31,7 @@ use crate::shard::kafka_groups;
 use crate::shard::kafka_log_dirs;
 use crate::shard::kafka_offsets;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
+use crate::shard::metadata;
 use crate::shard::service;
 use crate::types::TopicPartition;
 
@@ -214,7 +215,7 @@ async fn metadata(asked: &Asked<'_>) -> Result<Vec<u8>, FrameError> {
     // Version 0 has no null: no names are all topics.
     let topics = names.filter(|names| version > 0 || !names.is_empty());
     let request = MetadataRequest { topics, create_missing: request.allow_auto_topic_creation };
-    let metadata = service::metadata(asked.context, request).await;
+    let metadata = metadata::metadata(asked.context, request).await;
     Ok(kafka::encode_metadata(asked.head.correlation, version, asked.is_flexible(), &metadata))
 }
 

@@ -40,6 +40,7 @@ pub mod kafka_produce;
 pub mod kafka_service;
 pub mod kick;
 pub mod mesh;
+pub mod metadata;
 pub mod net;
 pub mod offsets;
 pub mod partition_cell;

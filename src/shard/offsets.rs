@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::batch::{self, BatchHeader, BatchIter, RecordSet};
 use crate::limits::MAX_DECOMPRESSED;
-use crate::request::{FoundOffset, ListOffset, ListOffsetResult, OffsetSpec, Refusal};
+use crate::request::{Code, FoundOffset, ListOffset, ListOffsetResult, OffsetSpec, Refusal};
 use crate::shard::context::Context;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::produce::batch_refusal;
@@ -52,6 +52,10 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
     let (log_start, committed) = (cell.machine.borrow().log_start(), cell.machine.borrow().ladder().committed());
     let (offset, timestamp) = match question.spec {
         OffsetSpec::Earliest => (log_start, -1),
+        OffsetSpec::Latest | OffsetSpec::MaxTimestamp if !cell.latest_is_known.get() => {
+            let words = "a leader that has just begun does not know yet where its predecessor's consumers are";
+            return Err(cell.refusal(Code::OffsetNotAvailable, words));
+        }
         OffsetSpec::Latest => (committed, -1),
         OffsetSpec::At(timestamp) => first_at(context, &cell, timestamp, looked).await?,
         OffsetSpec::MaxTimestamp if committed == log_start => (-1, -1),

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::limits::BLOCK;
 use crate::log::index::Index;
 use crate::log::segment::SegmentInfo;
 use crate::metrics::TopicMetrics;
 use crate::partition::{Partition, Sealed, Settings};
-use crate::request::{Appended, Code, Refusal};
+use crate::request::{Acks, Appended, Code, Refusal};
 use crate::shard::disk::Disk;
 use crate::shard::event::Event;
 use crate::shard::pending::Completion;
@@ -41,6 +42,8 @@ pub struct PartitionCell {
     pub appended: Event,
     /// As many replicas are in sync as the topic asks for: what is produced now can be committed.
     pub enough_replicas: Cell<bool>,
+    /// Where consumers' view ends is known: the watermark has reached where the leader's epoch begins, and the lease goes on.
+    pub latest_is_known: Cell<bool>,
     /// Notified when the device has more of the log ([`PartitionCell::level_end`], the durable end).
     pub reached: Event,
     role: Cell<Role>,
@@ -199,6 +202,7 @@ impl PartitionCell {
         Rc::new(PartitionCell {
             appended: Event::default(),
             enough_replicas: Cell::new(true),
+            latest_is_known: Cell::new(role == Role::Alone),
             reached: Event::default(),
             role: Cell::new(role),
             told_watermark: Cell::new(machine.ladder().committed()),
@@ -247,6 +251,7 @@ impl PartitionCell {
         // The appends stay in flight: what is not durable yet must not be flushed.
         self.refuse_waiting(&refusal);
         self.committed.notify();
+        self.reached.notify();
     }
 
     fn refuse_waiting(&self, refusal: &Refusal) {
@@ -317,6 +322,19 @@ impl PartitionCell {
         self.told_watermark.set(self.told_watermark.get().min(end));
     }
 
+    /// Whether it was damaged: what is here is not to be trusted.
+    pub fn is_damaged(&self) -> bool {
+        self.gone.borrow().as_ref().is_some_and(|refusal| refusal.code == Code::Quarantined)
+    }
+
+    /// The log has no record any more and goes on at `at`. Damage went with the records.
+    pub fn restart(&self, at: Offset) {
+        self.gone.borrow_mut().take_if(|refusal| refusal.code == Code::Quarantined);
+        self.cuts.set(self.cuts.get() + 1);
+        self.level_end.set(at);
+        self.told_watermark.set(at);
+    }
+
     /// Commits what was told to be, as far as this node has it, and answers who waited for that.
     fn commit_told(&self) -> bool {
         let level = self.settings.get().durability;
@@ -332,6 +350,21 @@ impl PartitionCell {
             completion.complete(Ok(self.acknowledgement(base_offset, log_append_time)));
         }
         news
+    }
+
+    /// When [`PartitionCell::expire`] has something to do, if nothing is committed before.
+    pub fn expires_at(&self) -> Option<Instant> {
+        // They come in the order of their waits, but for clients whose patience differs: those hear a little late.
+        self.awaiting.borrow().first().map(|awaiting| awaiting.completion.patience.deadline)
+    }
+
+    /// Answers those whose wait for other replicas is over. Their batches stay in the log, and may be committed yet.
+    pub fn expire(&self, now: Instant) {
+        let over = self.awaiting.borrow_mut().take_expired(now);
+        for awaiting in over {
+            let words = "not enough replicas have the batch yet; it may be committed later";
+            awaiting.completion.complete(Err(self.refusal(Code::RequestTimedOut, words)));
+        }
     }
 
     fn trace_acknowledged(&self, base_offset: Offset, count: u32, crc: u32) {
@@ -426,7 +459,11 @@ impl PartitionCell {
     /// Answers `completion` with an earlier append's offset once everything up to `end_offset` is committed.
     pub fn track_duplicate(&self, base_offset: Offset, end_offset: Offset, completion: Completion) {
         if self.role.get() != Role::Alone {
-            if end_offset <= self.machine.borrow().ladder().committed() {
+            let reached = match completion.patience.acks {
+                Acks::All => self.machine.borrow().ladder().committed(),
+                Acks::Leader | Acks::None => self.level_end(),
+            };
+            if end_offset <= reached {
                 return completion.complete(Ok(self.acknowledgement(base_offset, -1)));
             }
             // The original may be of another leader, or of an earlier run: what is committed says all.
@@ -488,6 +525,11 @@ impl PartitionCell {
                 let InFlight { base_offset, end_offset, count, crc, log_append_time, .. } = *append;
                 if !is_alone {
                     match append.completion.take() {
+                        // It asks for the leader's copy only; should another lead next, the batch may go.
+                        Some(completion) if completion.patience.acks != Acks::All => {
+                            answered.push((completion, base_offset, log_append_time));
+                            self.trace_acknowledged(base_offset, count, crc);
+                        }
                         Some(completion) => {
                             let awaiting = Awaiting { base_offset, end_offset, count, crc: Some(crc), log_append_time, completion };
                             self.awaiting.borrow_mut().push(awaiting);

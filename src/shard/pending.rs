@@ -2,8 +2,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
-use crate::request::{Appended, Code, ProduceResult, Refusal};
+use crate::limits;
+use crate::request::{Acks, Appended, Code, Produce, ProduceResult, Refusal};
 use crate::types::{Offset, TopicPartition};
 
 /// Who gets the results of a produce request.
@@ -12,8 +14,33 @@ pub trait Answer {
     fn produced(&self, results: Vec<ProduceResult>);
 }
 
+/// What a produce request waits for, and how long.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// Whose copies.
+    pub acks: Acks,
+    /// The wait for other replicas ends here.
+    pub deadline: Instant,
+}
+
+impl Patience {
+    /// From now on; no time, or too long a one, is the longest ([`limits::MAX_PRODUCE_WAIT_MS`]).
+    pub fn new(acks: Acks, timeout_ms: u32) -> Patience {
+        let most = limits::MAX_PRODUCE_WAIT_MS;
+        let wait = if timeout_ms == 0 { most } else { timeout_ms.min(most) };
+        Patience { acks, deadline: Instant::now() + Duration::from_millis(u64::from(wait)) }
+    }
+}
+
+impl From<&Produce> for Patience {
+    fn from(produce: &Produce) -> Patience {
+        Patience::new(produce.acks, produce.timeout_ms)
+    }
+}
+
 /// A produce request of which some batches are not decided.
 pub struct PendingProduce {
+    patience: Patience,
     open: Cell<usize>,
     results: RefCell<Vec<ProduceResult>>,
     answer: Box<dyn Answer>,
@@ -21,6 +48,8 @@ pub struct PendingProduce {
 
 /// The right to decide one batch of a request. One that is dropped undecided decides as a failure: nobody waits for ever.
 pub struct Completion {
+    /// What it waits for. A retry that came to it waits as long as it does.
+    pub patience: Patience,
     pending: Option<Rc<PendingProduce>>,
     index: usize,
     /// Retries of the same batch that arrived meanwhile, with the original's offset. A flat list: a client decides how many there are.
@@ -29,10 +58,10 @@ pub struct Completion {
 
 impl PendingProduce {
     /// A request with a batch for each of `partitions`.
-    pub fn new(partitions: impl Iterator<Item = TopicPartition>, answer: Box<dyn Answer>) -> Rc<PendingProduce> {
+    pub fn new(partitions: impl Iterator<Item = TopicPartition>, patience: Patience, answer: Box<dyn Answer>) -> Rc<PendingProduce> {
         let results: Vec<_> =
             partitions.map(|partition| ProduceResult { partition, outcome: Err(Refusal::new(Code::Internal, "undecided")) }).collect();
-        let pending = PendingProduce { open: Cell::new(results.len()), results: RefCell::new(results), answer };
+        let pending = PendingProduce { patience, open: Cell::new(results.len()), results: RefCell::new(results), answer };
         if pending.open.get() == 0 {
             pending.answer.produced(Vec::new());
         }
@@ -40,8 +69,8 @@ impl PendingProduce {
     }
 
     /// A request whose batches come one by one ([`PendingProduce::add`]); it is not answered before [`PendingProduce::seal`].
-    pub fn growing(answer: Box<dyn Answer>) -> Rc<PendingProduce> {
-        Rc::new(PendingProduce { open: Cell::new(1), results: RefCell::default(), answer })
+    pub fn growing(patience: Patience, answer: Box<dyn Answer>) -> Rc<PendingProduce> {
+        Rc::new(PendingProduce { patience, open: Cell::new(1), results: RefCell::default(), answer })
     }
 
     /// The right to decide one batch more.
@@ -59,7 +88,7 @@ impl PendingProduce {
 
     /// The right to decide batch `index`; to be taken once each.
     pub fn completion(self: &Rc<PendingProduce>, index: usize) -> Completion {
-        Completion { pending: Some(self.clone()), index, also: Vec::new() }
+        Completion { patience: self.patience, pending: Some(self.clone()), index, also: Vec::new() }
     }
 
     fn decide(&self, index: usize, outcome: Result<Appended, Refusal>) {
@@ -125,7 +154,9 @@ mod tests {
     /// One batch and retries of it, each in a request of its own.
     fn retried(answered: &Rc<Cell<usize>>, base_offset: Option<Offset>) -> Completion {
         let partition = TopicPartition { topic: TopicId([1; 16]), partition: 0 };
-        let one = || PendingProduce::new(std::iter::once(partition), Box::new(Counted(answered.clone(), base_offset))).completion(0);
+        let patience = Patience::new(Acks::All, 0);
+        let one =
+            || PendingProduce::new(std::iter::once(partition), patience, Box::new(Counted(answered.clone(), base_offset))).completion(0);
         (1..COUNT).fold(one(), |first, _| first.and(one(), 7))
     }
 

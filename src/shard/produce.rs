@@ -1,6 +1,7 @@
 //! Produce requests: checks each batch and hands it to its partition, here or on another shard.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use async_channel::Receiver;
 use bytes::Bytes;
@@ -12,13 +13,14 @@ use crate::request::{Acks, Code, Produce, ProduceBatch, Refusal, Request, Respon
 use crate::shard::context::Context;
 use crate::shard::mesh::{MeshReply, shard_gone};
 use crate::shard::partition_cell::PartitionCell;
-use crate::shard::pending::{Answer, Completion, PendingProduce};
+use crate::shard::pending::{Answer, Completion, Patience, PendingProduce};
+use crate::shard::role::Role;
 use crate::shard::store::{Blocked, LargeBatch};
 use crate::types::TopicPartition;
 
 /// Appends the batches of a request. Returns when each has its place in its partition's order; `answer` hears when all are decided.
 pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], answer: Box<dyn Answer>) {
-    let pending = PendingProduce::new(request.batches.iter().map(|b| b.partition), answer);
+    let pending = PendingProduce::new(request.batches.iter().map(|b| b.partition), request.into(), answer);
     let mut elsewhere: Vec<(usize, &ProduceBatch)> = Vec::new();
     for (index, batch) in request.batches.iter().enumerate() {
         if !context.is_mine(&batch.partition) {
@@ -34,16 +36,25 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
 
 /// Checks a client's batch and appends it to a partition of this shard.
 async fn append_of_client(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
-    match context.store.partition(id).and_then(|cell| early_refusal(&cell, bytes.len())) {
+    match context.store.partition(id).and_then(|cell| early_refusal(&cell, bytes.len(), done.patience.acks)) {
         Some(refusal) => done.complete(Err(refusal)),
         None => append(context, id, bytes, done).await,
     }
 }
 
 /// Why a client's batch of `len` bytes is refused whatever is in it.
-pub fn early_refusal(cell: &PartitionCell, len: usize) -> Option<Refusal> {
+pub fn early_refusal(cell: &PartitionCell, len: usize, acks: Acks) -> Option<Refusal> {
     if let Some(refusal) = cell.not_served() {
         return Some(refusal);
+    }
+    if let Role::Leader(_) = cell.role() {
+        if acks == Acks::All && !cell.enough_replicas.get() {
+            return Some(cell.refusal(Code::NotEnoughReplicas, "fewer replicas are in sync than min.insync.replicas asks for"));
+        }
+        if len > ADOPT_APPEND {
+            let words = format!("a batch of {len} bytes; where there are other replicas it has at most {ADOPT_APPEND}");
+            return Some(cell.refusal(Code::RecordTooLarge, words));
+        }
     }
     let settings = cell.settings.get();
     if settings.internal {
@@ -174,13 +185,15 @@ fn follow(answer: Receiver<MeshReply>, completions: Vec<Completion>) {
 }
 
 /// Appends a client's batch to a partition anywhere on this node. Returns when it has its place in the partition's order.
-pub async fn append_anywhere(context: &Rc<Context>, id: TopicPartition, acks: Acks, bytes: Vec<u8>, done: Completion) {
+pub async fn append_anywhere(context: &Rc<Context>, id: TopicPartition, bytes: Vec<u8>, done: Completion) {
     if context.is_mine(&id) {
         return append_of_client(context, &id, &bytes, done).await;
     }
     context.metrics.add(Counter::MeshSent, 1);
     let batches = vec![ProduceBatch { partition: id, range: 0..bytes.len() }];
-    let produce = Produce { acks, timeout_ms: 0, batches, crc_trailer: false };
+    let Patience { acks, deadline } = done.patience;
+    let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
+    let produce = Produce { acks, timeout_ms: left as u32, batches, crc_trailer: false };
     follow(context.mesh.send(context.owner(&id), Request::Produce(produce), Bytes::from(bytes)).await, vec![done]);
 }
 

@@ -86,6 +86,15 @@ impl Store {
         self.wait_durable_or_fail(cell, sequence).await
     }
 
+    /// The present epoch, in which this node leads already, is durable when this returns.
+    ///
+    /// # Errors
+    /// When the broker goes down.
+    pub async fn confirm_epoch(&self, cell: &Rc<PartitionCell>) -> Result<(), ReplicaError> {
+        let sequence = self.journal_epoch_start(cell);
+        self.wait_durable_or_fail(cell, sequence).await
+    }
+
     fn journal_epoch_start(&self, cell: &Rc<PartitionCell>) -> u64 {
         cell.epoch_journaled.set(true);
         let (_, start) = cell.machine.borrow().epoch_start();

@@ -1,6 +1,7 @@
 //! What a partition is on this node, and what waits until its records are committed.
 
 use std::collections::VecDeque;
+use std::time::Instant;
 
 use crate::shard::pending::Completion;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
@@ -56,6 +57,18 @@ impl AwaitingQueue {
     pub fn take_committed(&mut self, committed: Offset) -> impl Iterator<Item = Awaiting> {
         let at = self.0.partition_point(|other| other.end_offset <= committed);
         self.0.drain(..at)
+    }
+
+    /// The one with the smallest end.
+    pub fn first(&self) -> Option<&Awaiting> {
+        self.0.front()
+    }
+
+    /// Takes those out whose wait is over.
+    pub fn take_expired(&mut self, now: Instant) -> Vec<Awaiting> {
+        let (over, left) = std::mem::take(&mut self.0).into_iter().partition(|awaiting| awaiting.completion.patience.deadline <= now);
+        self.0 = left;
+        Vec::from(over)
     }
 
     /// Takes all out.

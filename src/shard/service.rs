@@ -1,6 +1,5 @@
 //! Requests but produce: each is answered by a task of its own, so a fetch that waits holds up nothing.
 
-use std::collections::HashSet;
 use std::pin::pin;
 use std::rc::Rc;
 
@@ -8,11 +7,8 @@ use futures_util::future::{Either, select};
 
 use crate::cluster::config::CLEANUP_POLICY;
 use crate::cluster::{Applied, Catalogue, Command, Committed};
-use crate::limits;
 use crate::metrics::{Counter, RequestKind};
-use crate::request::{
-    AlterTopic, Code, CreateTopic, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicMetadata, TopicPartitions,
-};
+use crate::request::{AlterTopic, Code, CreateTopic, Refusal, Request, Response};
 use crate::shard::budget::Building;
 use crate::shard::cluster_admin;
 use crate::shard::connection::respond;
@@ -22,21 +18,17 @@ use crate::shard::epochs::epoch_ends;
 use crate::shard::fetch::{fetch, fetch_mine};
 use crate::shard::groups;
 use crate::shard::mesh::{MeshReply, MeshRequest, SegmentPart};
+use crate::shard::metadata::metadata;
 use crate::shard::net::{Outgoing, Sender};
 use crate::shard::offsets::list_offsets;
 use crate::shard::pending::Answer;
 use crate::shard::produce;
-use crate::types::{TopicId, TopicPartition, is_internal_topic};
+use crate::types::{TopicId, is_internal_topic};
 
 /// Partitions of a topic that is created without a number.
 pub const DEFAULT_PARTITIONS: u32 = 1;
 /// Replicas of a topic that is created without a number.
 pub const DEFAULT_REPLICATION_FACTOR: u16 = 1;
-/// Bytes of a metadata answer for a topic and for a partition of it, with what the protocol adds; at most.
-const METADATA_OF_TOPIC: usize = 256;
-/// See [`METADATA_OF_TOPIC`].
-const METADATA_OF_PARTITION: usize = 34;
-
 /// Answers a request; never a produce.
 pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, peer: &str, correlation: u64, request: Request) {
     context.metrics.count_request(kind(&request));
@@ -111,65 +103,6 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Group(_) | Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }
-}
-
-/// Describes brokers and topics, and makes those that are missing where that is asked for and allowed.
-pub async fn metadata(context: &Rc<Context>, request: MetadataRequest) -> Metadata {
-    let mut topics = Vec::new();
-    let names = match request.topics {
-        Some(names) => names,
-        None => context.view.borrow().topics().map(|t| t.name.clone()).collect(),
-    };
-    let (mut seen, mut room, mut tries) = (HashSet::new(), limits::MAX_RESPONSE_HEADER, limits::MAX_CREATED_BY_NAME);
-    for name in names {
-        glommio::yield_if_needed().await;
-        if !seen.insert(name.clone()) {
-            continue;
-        }
-        let mut found = describe_partitions(context, &name);
-        // The broker makes its own topics when it needs them, with settings of its own.
-        let may_create = request.create_missing && context.auto_create_topics && !is_internal_topic(&name);
-        if may_create && found.as_ref().is_err_and(|r| r.code == Code::UnknownTopicOrPartition) {
-            let create =
-                CreateTopic { name: name.clone(), partitions: None, replication_factor: None, config: Vec::new(), validate_only: false };
-            found = match tries {
-                0 => {
-                    Err(Refusal::new(Code::LimitReached, "a request that names topics creates some of them only: ask again for the others"))
-                }
-                _ => match create_topic(context, create).await {
-                    Err(refusal) if refusal.code != Code::TopicExists => Err(refusal),
-                    _ => describe_partitions(context, &name),
-                },
-            };
-            tries = tries.saturating_sub(1);
-        }
-        let size = METADATA_OF_TOPIC + name.len() + found.as_ref().map_or(0, |found| found.partitions.len() * METADATA_OF_PARTITION);
-        match room.checked_sub(size) {
-            Some(left) => room = left,
-            None => {
-                found = Err(Refusal::new(Code::LimitReached, format!("no room for topic {name:?} in one answer: ask for fewer topics")))
-            }
-        }
-        topics.push(TopicMetadata { name, found });
-    }
-    let brokers = context.identity.brokers.clone();
-    let controller = brokers.first().map_or(0, |b| b.id);
-    Metadata { cluster: context.identity.cluster, brokers, controller, topics }
-}
-
-fn describe_partitions(context: &Context, name: &str) -> Result<TopicPartitions, Refusal> {
-    let view = context.view.borrow();
-    let Some(topic) = view.topic(name) else { return Err(unknown(name)) };
-    let brokers = &context.identity.brokers;
-    let partitions = (0..topic.partitions)
-        .map(|p| {
-            let shard = topic.id.shard_of(p, context.mesh.shards()) as usize;
-            // With fewer endpoints than shards the others' partitions are reached through the advertised ones.
-            let leader_epoch = view.leader_epoch(&TopicPartition { topic: topic.id, partition: p });
-            PartitionMetadata { leader: brokers[shard % brokers.len()].id, leader_epoch }
-        })
-        .collect();
-    Ok(TopicPartitions { id: topic.id, partitions, max_message_bytes: topic.config.max_message_bytes })
 }
 
 /// Creates a topic; it is in force on every shard then.

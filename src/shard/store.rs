@@ -746,6 +746,12 @@ impl Store {
         self.topic_names.borrow_mut().remove(&topic);
     }
 
+    /// Forgets what it has of a partition that is not this node's any more.
+    pub fn forget_partition(&self, id: &TopicPartition) {
+        self.unflushed.borrow_mut().retain(|cell| cell.id != *id);
+        self.tails.borrow_mut().retain(|cell| cell.id != *id);
+    }
+
     /// Names something that the store did, in the trace.
     pub fn mark(&self, name: &str) {
         if let Some(trace) = self.disk.trace() {

@@ -1,5 +1,6 @@
 //! Brings the partitions of a shard in line with the catalogue.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -8,6 +9,7 @@ use crate::limits;
 use crate::log::checkpoint::PartitionState;
 use crate::log::journal::EntryKind;
 use crate::log::paths;
+use crate::metrics::Gauge;
 use crate::partition::Partition;
 use crate::replication::{NodeId, PartitionRecord};
 use crate::request::Code;
@@ -25,17 +27,25 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
     for topic in &changes.deleted {
         drop_topic(context, topic).await;
     }
-    let records = view.partitions_changed_since(&context.view.borrow());
+    let before = context.view.borrow().clone();
+    let records = view.partitions_changed_since(&before);
     for topic in changes.created.iter().chain(&changes.altered) {
         open_topic(context, topic, &view);
     }
     for id in &records {
-        if let Some(topic) = view.topic_by_id(&id.topic) {
-            follow_record(context, topic, id, &view);
+        let Some(topic) = view.topic_by_id(&id.topic) else { continue };
+        follow_record(context, topic, id, &view);
+        let has_gone = view.partition(id).is_some_and(|record| record.replica(context.identity.node).is_none());
+        if let Some(cell) = context.store.partition(id).filter(|_| has_gone) {
+            context.store.forget_partition(id);
+            drop_replicas(context, vec![cell], "other nodes have its replicas now");
         }
     }
     *context.view.borrow_mut() = view.clone();
-    replication::follow_metadata(context, &view, &records);
+    let altered =
+        changes.altered.iter().flat_map(|topic| (0..topic.partitions).map(|partition| TopicPartition { topic: topic.id, partition }));
+    let concerned = records.into_iter().chain(altered).collect::<BTreeSet<_>>();
+    replication::follow_metadata(context, &view, &before, concerned);
     let deleted: Vec<String> = changes.deleted.iter().map(|topic| topic.name.clone()).collect();
     groups::follow_catalogue(context, &deleted);
 }
@@ -56,7 +66,7 @@ pub fn open_topic(context: &Rc<Context>, topic: &Topic, view: &CatalogueView) {
 
 /// Opens a partition of this shard of which this node has become a replica. Without a record of it the node is alone.
 fn follow_record(context: &Rc<Context>, topic: &Topic, id: &TopicPartition, view: &CatalogueView) {
-    if !context.is_mine(id) || context.store.partition(id).is_some() {
+    if !context.is_mine(id) || context.store.partition(id).is_some() || context.replication.dropping.borrow().contains(id) {
         return;
     }
     let node = context.identity.node;
@@ -85,8 +95,8 @@ pub fn open_recovered(context: &Rc<Context>, topic: &Topic, state: PartitionStat
 /// Takes on the roles that the metadata gives, once the tasks of the shard run.
 pub fn begin(context: &Rc<Context>) {
     let view = context.view.borrow().clone();
-    let partitions: Vec<_> = context.store.partitions().iter().map(|cell| cell.id).collect();
-    replication::follow_metadata(context, &view, &partitions);
+    let partitions = context.store.partitions().iter().map(|cell| cell.id).collect();
+    replication::follow_metadata(context, &view, &view, partitions);
 }
 
 /// Opens a partition, new or as recovered.
@@ -106,28 +116,35 @@ fn insert(context: &Rc<Context>, topic: &Topic, machine: Partition, remainder: O
     let (settings, metrics, disk) = (context.settings(topic), context.metrics.topic(&topic.name), context.store.disk.clone());
     let cell = PartitionCell::in_role(&topic.name, machine, settings, remainder, metrics, disk, role);
     if quarantined {
+        context.metrics.raise(Gauge::PartitionsQuarantined, 1);
         let words = "it was damaged; see the log of the start and `corelane inspect verify`";
         cell.close(cell.refusal(Code::Quarantined, words));
     }
     context.store.insert(cell);
 }
 
-/// Drops the partitions of a deleted topic: first nobody is served, then the journal knows, then the files go.
+/// Drops the partitions of a deleted topic.
 async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
     context.metrics.forget_topic(&topic.name);
-    let mut gone = Vec::new();
-    for partition in 0..topic.partitions {
-        let id = TopicPartition { topic: topic.id, partition };
-        context.replication.forget(&id);
-        if let Some(cell) = context.store.remove(&id) {
-            cell.close(cell.refusal(Code::UnknownTopicOrPartition, "it was deleted"));
-            context.store.add_state_entry(&cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());
-            gone.push(cell);
-        }
-    }
+    let partitions = (0..topic.partitions).map(|partition| TopicPartition { topic: topic.id, partition });
+    let gone: Vec<_> = partitions.filter_map(|id| context.store.partition(&id)).collect();
     context.store.forget_topic(topic.id);
-    let (context, topic) = (context.clone(), topic.id);
-    // The catalogue's deletion is durable already: a crash in the middle is finished by the next start.
+    drop_replicas(context, gone, "it was deleted");
+}
+
+/// Drops partitions, all of one topic: first nobody is served, then the journal knows, then the files go.
+fn drop_replicas(context: &Rc<Context>, gone: Vec<Rc<PartitionCell>>, why: &str) {
+    let Some(topic) = gone.first().map(|cell| cell.id.topic) else { return };
+    for cell in &gone {
+        context.replication.forget(&cell.id);
+        context.store.remove(&cell.id);
+        context.replication.dropping.borrow_mut().insert(cell.id);
+        cell.close(cell.refusal(Code::UnknownTopicOrPartition, why));
+        context.store.add_state_entry(cell, EntryKind::PartitionDropped, 0, 0, cell.machine.borrow().ladder().appended());
+    }
+    let context = context.clone();
+    let dropped: Vec<_> = gone.iter().map(|cell| cell.id).collect();
+    // The catalogue's change is durable already: a crash in the middle is finished by the next start.
     glommio::spawn_local(async move {
         for cell in gone {
             if let Err(error) = remove_files(&context, &cell).await {
@@ -136,6 +153,15 @@ async fn drop_topic(context: &Rc<Context>, topic: &Topic) {
         }
         remove_topic_directory(&context, topic).await;
         context.store.mark("topic deleted");
+        // Meanwhile this node may have become a replica again.
+        let view = context.view.borrow().clone();
+        for id in dropped {
+            context.replication.dropping.borrow_mut().remove(&id);
+            if let Some(topic) = view.topic_by_id(&id.topic) {
+                follow_record(&context, topic, &id, &view);
+                replication::follow_metadata(&context, &view, &view, BTreeSet::from([id]));
+            }
+        }
     })
     .detach();
 }

@@ -107,6 +107,69 @@ impl Store {
         result
     }
 
+    /// Forgets the whole log, durably: it goes on at `at` with `running_hash`, where the leader's begins. What is in segments goes.
+    ///
+    /// # Errors
+    /// When this node leads, the partition is gone, or the disk fails.
+    pub async fn restart(self: &Rc<Store>, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        cell.enter().await;
+        let result = self.restart_alone(cell, at, running_hash).await;
+        cell.leave();
+        result
+    }
+
+    /// Of a damaged log, too: nothing of it is used.
+    fn expect_restartable(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
+        if cell.is_damaged() && !cell.role().leads() { Ok(()) } else { self.expect_replica(cell) }
+    }
+
+    async fn restart_alone(self: &Rc<Store>, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        self.expect_restartable(cell)?;
+        self.wait_in_flight(cell).await?;
+        cell.wait_outside().await;
+        cell.enter_flush().await;
+        let result = self.begin_anew(cell, at, running_hash).await;
+        cell.leave_flush();
+        self.room.notify();
+        result
+    }
+
+    async fn begin_anew(&self, cell: &Rc<PartitionCell>, at: Offset, running_hash: u64) -> Result<(), ReplicaError> {
+        self.expect_restartable(cell)?;
+        // Files that were lost track of may be a reason for damage, so nothing is left of what is there, whether it is known or not.
+        let was_damaged = cell.is_damaged();
+        // From here to the entry there is no pause: a checkpoint has both or neither.
+        self.budget.sub_unflushed(cell.unflushed_bytes());
+        let gone = cell.machine.borrow_mut().restart(at, running_hash);
+        let plan = Plan { base_offset: at, end_offset: at, segment: at, position: 0, len: 0 };
+        let sequence = self.journal.add(&self.entry(cell, EntryKind::Restart, &plan), Urgency::Sync, None, |_| ()).sequence;
+        self.forget_entries(cell, cell.tail.borrow_mut().truncate(Offset::MIN));
+        *cell.remainder.borrow_mut() = None;
+        gone.iter().for_each(|segment| cell.drop_files(segment.base_offset));
+        cell.restart(at);
+        self.reader.forget_cut(cell.id, Offset::MIN, Offset::MIN);
+        self.mark("restart");
+        self.wait_durable_or_fail(cell, sequence).await?;
+        cell.committed.notify();
+        let removed = match was_damaged {
+            true => self.remove_all_files(cell).await,
+            false => self.remove_cut(cell, &gone).await,
+        };
+        if let Err(error) = removed {
+            self.fail(format!("segments of {}, which begins anew, can't be removed: {error}", cell.id));
+            return Err(cell.refusal(Code::Storage, error).into());
+        }
+        Ok(())
+    }
+
+    async fn remove_all_files(&self, cell: &PartitionCell) -> io::Result<()> {
+        let directory = paths::partition_dir(cell.id);
+        for name in self.disk.list(&directory).await? {
+            self.disk.remove(&format!("{directory}/{name}")).await?;
+        }
+        self.disk.sync_dir(&directory).await
+    }
+
     async fn wait_in_flight(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
         loop {
             let ticket = cell.reached.ticket();

@@ -5,12 +5,12 @@
 
 use flatbuffers::{ForwardsUOffset, InvalidFlatbuffer, Vector};
 
-use super::{cluster, generated as g, groups, verified};
+use super::{NO_LEADER, cluster, generated as g, groups, verified};
 use crate::request::{
     Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEnd, EpochEndResult,
     EpochQuestion, Fetch, FetchPartition, FetchResult, Fetched, FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest,
-    OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, Request, Response, TopicDescription, TopicMetadata,
-    TopicPartitions,
+    OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, ReplicaLists, Request, Response, TopicDescription,
+    TopicMetadata, TopicPartitions,
 };
 use crate::types::{Durability, TopicId, TopicPartition};
 
@@ -446,9 +446,13 @@ fn topic_of(topic: &g::TopicMetadata<'_>) -> TopicMetadata {
         (Some(refusal), _) => Err(refusal_of(refusal)),
         (None, None) => Err(Refusal::new(Code::Internal, "the broker gave neither an id of the topic nor a reason")),
         (None, Some(id)) => {
-            let leader = |p: &g::PartitionLeader| PartitionMetadata { leader: p.leader(), leader_epoch: p.leader_epoch() };
+            let leader = |p: &g::PartitionLeader| PartitionMetadata {
+                leader: Some(p.leader()).filter(|id| *id != NO_LEADER),
+                leader_epoch: p.leader_epoch(),
+            };
             let partitions = topic.partitions().into_iter().flatten().map(leader).collect();
-            Ok(TopicPartitions { id: TopicId(id.0), partitions, max_message_bytes: topic.max_message_bytes() })
+            let (id, replicas) = (TopicId(id.0), ReplicaLists::default());
+            Ok(TopicPartitions { id, partitions, replicas, max_message_bytes: topic.max_message_bytes() })
         }
     };
     TopicMetadata { name: topic.name().into(), found }

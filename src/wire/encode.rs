@@ -5,6 +5,7 @@
 
 use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, Vector, WIPOffset};
 
+use super::NO_LEADER;
 use super::frame::{self, FrameError};
 use super::generated as g;
 use super::{cluster, groups};
@@ -364,7 +365,7 @@ fn topic_metadata(b: &mut Builder, topic: &TopicMetadata) -> Offset<g::TopicMeta
     let name = Some(b.create_string(&topic.name));
     match &topic.found {
         Ok(found) => {
-            let leaders = found.partitions.iter().map(|p| g::PartitionLeader::new(p.leader, p.leader_epoch));
+            let leaders = found.partitions.iter().map(|p| g::PartitionLeader::new(p.leader.unwrap_or(NO_LEADER), p.leader_epoch));
             let partitions = Some(b.create_vector_from_iter(leaders));
             let id = g::Uuid(found.id.0);
             let args = g::TopicMetadataArgs { name, id: Some(&id), partitions, max_message_bytes: found.max_message_bytes, refusal: None };

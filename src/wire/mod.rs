@@ -30,6 +30,9 @@ pub use frame::{FrameError, FramePrefix, MAGIC, PREFIX_LEN, peek, peek_response}
 
 use crate::limits;
 
+/// The advertised id that stands for "nobody leads": no broker has it, ids are below 2^31.
+const NO_LEADER: u32 = u32::MAX;
+
 /// The header's root table, verified.
 ///
 /// The limits are in proportion to the header: a legitimate header refers to a part twice at most where tables share a vtable, so

@@ -107,10 +107,12 @@ fn description() -> impl Strategy<Value = TopicDescription> {
 
 fn metadata() -> impl Strategy<Value = Metadata> {
     let broker = (any::<u32>(), name(), any::<u16>()).prop_map(|(id, host, port)| Broker { id, host, port });
-    let leader = (any::<u32>(), any::<i32>()).prop_map(|(leader, leader_epoch)| PartitionMetadata { leader, leader_epoch });
+    let leader =
+        (proptest::option::of(0..u32::MAX), any::<i32>()).prop_map(|(leader, leader_epoch)| PartitionMetadata { leader, leader_epoch });
     let found = (any::<[u8; 16]>(), vec(leader, 0..6), any::<u32>()).prop_map(|(id, partitions, max_message_bytes)| TopicPartitions {
         id: TopicId(id),
         partitions,
+        replicas: ReplicaLists::default(),
         max_message_bytes,
     });
     let topic = (name(), outcome(found)).prop_map(|(name, found)| TopicMetadata { name, found });
@@ -350,7 +352,8 @@ fn a_large_honest_response_is_within_the_limits() {
     let found = |leaders| {
         Ok(TopicPartitions {
             id: TopicId([3; 16]),
-            partitions: vec![PartitionMetadata { leader: 1, leader_epoch: 2 }; leaders],
+            partitions: vec![PartitionMetadata { leader: Some(1), leader_epoch: 2 }; leaders],
+            replicas: ReplicaLists::default(),
             max_message_bytes: 100,
         })
     };

@@ -11,7 +11,7 @@ use corelane::batch::{BatchBuilder, BatchHeader, Compression};
 use corelane::log::recovery::{OpenRequest, open_store};
 use corelane::metrics::ShardMetrics;
 use corelane::partition::{Partition, ReplicaAppend, Settings};
-use corelane::request::{Appended, ProduceResult, Refusal};
+use corelane::request::{Acks, Appended, ProduceResult, Refusal};
 use corelane::shard::blocking_files::BlockingFiles;
 use corelane::shard::budget::Budget;
 use corelane::shard::checkpoint::Checkpoints;
@@ -19,7 +19,7 @@ use corelane::shard::disk::Disk;
 use corelane::shard::follower_read::{FollowerCursor, FollowerPart};
 use corelane::shard::journal::{Journal, JournalIdentity};
 use corelane::shard::partition_cell::PartitionCell;
-use corelane::shard::pending::{Answer, PendingProduce};
+use corelane::shard::pending::{Answer, Patience, PendingProduce};
 use corelane::shard::replica::ReplicaError;
 use corelane::shard::reserve::Reserve;
 use corelane::shard::ring::{JournalFile, Ring};
@@ -133,7 +133,7 @@ impl Running {
     /// Appends as a client's request does; what it is answered comes later.
     pub async fn produce(&self, batch: &[u8]) -> Produced {
         let produced = Produced::default();
-        let pending = PendingProduce::new(std::iter::once(PARTITION), Box::new(produced.clone()));
+        let pending = PendingProduce::new(std::iter::once(PARTITION), Patience::new(Acks::All, 0), Box::new(produced.clone()));
         let mut done = pending.completion(0);
         let header = BatchHeader::parse(batch).unwrap();
         loop {

@@ -450,7 +450,7 @@ impl Node {
                     watermark = watermark.min(to);
                     self.disk.write(Op { partition: id, entry: Entry::Truncate(to), watermark });
                 }
-                Effect::Restart { at } => {
+                Effect::Restart { at, .. } => {
                     around.stats.restarts += 1;
                     if at < watermark && !around.oracle.unclean.contains(&id) {
                         around

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use bytes::{Bytes, BytesMut};
 
 use super::backoff::Backoff;
+use super::brokers::NO_LEADER;
 use super::delivery::{Delivery, Outcome};
 use super::error::{ClientError, ProduceFailure};
 use super::partitioner::{Partitioning, partition_of_key};
@@ -263,13 +264,14 @@ impl Accumulator {
         self.topics[topic].id = found.id;
         self.topics[topic].max_batch = found.max_message_bytes as usize;
         for (number, known) in found.partitions.iter().enumerate() {
+            let leader = known.leader.unwrap_or(NO_LEADER);
             match self.topics[topic].partitions.get(number).copied() {
                 None => {
                     self.topics[topic].partitions.push(self.partitions.len());
-                    self.partitions.push(Partition::new(topic, number as u32, known.leader));
+                    self.partitions.push(Partition::new(topic, number as u32, leader));
                 }
-                Some(at) if self.partitions[at].leader != known.leader => {
-                    self.partitions[at].leader = known.leader;
+                Some(at) if self.partitions[at].leader != leader => {
+                    self.partitions[at].leader = leader;
                     self.partitions[at].is_queued = false;
                     self.queue_if_ready(at, now);
                 }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::batch::decode;
 use crate::client::delivery::DeliveryFuture;
-use crate::request::{Appended, PartitionMetadata, ProduceResult};
+use crate::request::{Appended, PartitionMetadata, ProduceResult, ReplicaLists};
 
 const BROKER: u32 = 7;
 
@@ -27,8 +27,8 @@ fn settings() -> Settings {
 }
 
 fn topic(partitions: usize, leader: u32) -> TopicPartitions {
-    let partitions = vec![PartitionMetadata { leader, leader_epoch: 0 }; partitions];
-    TopicPartitions { id: TopicId([1; 16]), partitions, max_message_bytes: 1000 }
+    let partitions = vec![PartitionMetadata { leader: Some(leader), leader_epoch: 0 }; partitions];
+    TopicPartitions { id: TopicId([1; 16]), partitions, replicas: ReplicaLists::default(), max_message_bytes: 1000 }
 }
 
 fn accumulator(settings: Settings, partitions: usize) -> Accumulator {

@@ -101,6 +101,7 @@ impl Tail {
                     self.headers.insert((entry.segment, position), reference.header);
                 }
             }
+            EntryKind::Restart | EntryKind::PartitionDropped => self.headers.clear(),
             EntryKind::Truncate => self.headers.retain(|at, _| *at < (entry.segment, entry.position)),
             _ => {}
         }
@@ -111,6 +112,10 @@ impl Tail {
         match entry.kind {
             EntryKind::Append => check_batches(&payload[entry.carried as usize..], |_, _| Ok(())),
             EntryKind::LargeReference => self.refer(entry, payload, true).map(drop),
+            EntryKind::Restart | EntryKind::PartitionDropped => {
+                self.references.clear();
+                Ok(())
+            }
             EntryKind::Truncate => {
                 self.references.retain(|reference| (reference.segment, reference.position) < (entry.segment, entry.position));
                 Ok(())
@@ -170,6 +175,15 @@ impl Tail {
                 self.truncate(entry);
                 Ok(())
             }
+            EntryKind::Restart => {
+                self.references.clear();
+                self.state.segments.clear();
+                let at = entry.end_offset;
+                (self.state.log_start, self.state.log_end) = (at, at);
+                (self.state.flushed_segment, self.state.flushed_position) = (at, 0);
+                self.state.running_hash = entry.running_hash;
+                Ok(())
+            }
             EntryKind::LogStart => {
                 self.state.log_start = self.state.log_start.max(entry.base_offset);
                 let start = self.state.log_start;
@@ -182,8 +196,8 @@ impl Tail {
                 Ok(())
             }
             EntryKind::PartitionDropped => {
-                self.stopped = true;
-                self.state.segments.clear();
+                self.references.clear();
+                self.state = PartitionState::new(self.state.partition);
                 Ok(())
             }
             EntryKind::Replace => {

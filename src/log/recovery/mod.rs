@@ -475,6 +475,18 @@ impl ShardReplay<'_> {
             match entry.kind {
                 EntryKind::Checkpoint => self.noted = self.noted.max(u64::try_from(entry.base_offset).unwrap_or(0)),
                 EntryKind::DurableMark => {}
+                // What was damaged is gone since, and another replica's records came in its place.
+                EntryKind::Restart | EntryKind::PartitionDropped
+                    if self.catalogue.contains(&partition)
+                        && sequence > self.checkpoint
+                        && recovery.quarantined.contains_key(&partition) =>
+                {
+                    recovery.quarantined.remove(&partition);
+                    let mut replay = Replay::new(PartitionState::new(partition), self.request.now_ms);
+                    let outcome = replay.apply(files, &entry, payload, &source);
+                    replays.insert(partition, replay);
+                    settle(recovery, replays, partition, outcome, &source)?;
+                }
                 _ if !self.catalogue.contains(&partition) || recovery.quarantined.contains_key(&partition) => {}
                 _ if sequence <= self.checkpoint => {
                     if let Some(replay) = replays.get_mut(&partition) {

@@ -141,6 +141,12 @@ impl Placement {
         self.flushed = self.flushed.min((segment, block_start(position)));
     }
 
+    /// The log has nothing any more and goes on at `at`.
+    pub(super) fn restart(&mut self, at: Offset) {
+        self.cut_runs(Offset::MIN, 0);
+        self.flushed = (at, 0);
+    }
+
     /// Drops what the runs hold after `position` of `segment`.
     pub(super) fn cut_runs(&mut self, segment: Offset, position: u64) {
         self.runs.retain(|run| run.segment.base_offset <= segment);

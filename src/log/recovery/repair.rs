@@ -237,8 +237,10 @@ impl<'a> Salvage<'a> {
     }
 
     fn state(&self, files: &mut impl ReadFiles, partition: TopicPartition, now_ms: Timestamp) -> Result<PartitionState, Stop> {
-        if let Some(first) = self.told.and_then(|told| told.first).filter(|first| first.kind == EntryKind::Truncate) {
-            let detail = format!("the journal that is left begins with a truncation to {}", first.end_offset);
+        if let Some(first) =
+            self.told.and_then(|told| told.first).filter(|first| matches!(first.kind, EntryKind::Truncate | EntryKind::Restart))
+        {
+            let detail = format!("the journal that is left begins with a cut to {}", first.end_offset);
             return Err(damage(paths::JOURNAL_DIR, 0, DamageKind::Continuity, detail));
         }
         let mut state = PartitionState::new(partition);

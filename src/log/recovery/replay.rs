@@ -123,6 +123,9 @@ impl Replay {
         if entry.kind == EntryKind::Truncate {
             self.forget_seen(entry.segment, entry.position);
         }
+        if matches!(entry.kind, EntryKind::Restart | EntryKind::PartitionDropped) {
+            self.forget_seen(Offset::MIN, 0);
+        }
         let Some(header) = self.segment_header(entry.segment) else { return Ok(()) };
         match entry.kind {
             EntryKind::Append => {
@@ -180,6 +183,10 @@ impl Replay {
             EntryKind::SegmentSeal => self.seal_segment(entry),
             EntryKind::Adopt => self.adopt(files, entry, payload, source),
             EntryKind::Truncate => self.truncate(files, entry, payload),
+            EntryKind::Restart => {
+                self.restart(entry);
+                Ok(())
+            }
             EntryKind::Epoch => {
                 // It may begin behind the log's end: a replica is told of it before it has the records in front of it.
                 leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, entry.base_offset);
@@ -198,7 +205,9 @@ impl Replay {
             EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
             EntryKind::Replace => self.replace(files, entry, payload),
             EntryKind::PartitionDropped => {
-                Err(Fault::partition(DamageKind::Entry, "the journal drops the partition and the catalogue has it"))
+                // The catalogue has it again: this node has become its replica anew.
+                self.drop_all();
+                Ok(())
             }
             EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),
         }?;
@@ -208,7 +217,8 @@ impl Replay {
 
     /// After a cut the log itself only goes on with a truncation to what is left.
     fn counts_after_cut(&mut self, entry: &EntryHeader) -> bool {
-        let truncates = entry.kind == EntryKind::Truncate && entry.end_offset <= self.state.log_end;
+        let shortens = entry.kind == EntryKind::Truncate && entry.end_offset <= self.state.log_end;
+        let truncates = shortens || matches!(entry.kind, EntryKind::Restart | EntryKind::PartitionDropped);
         self.cut = !truncates;
         truncates || matches!(entry.kind, EntryKind::Epoch | EntryKind::LogStart | EntryKind::Replace)
     }
@@ -219,6 +229,8 @@ impl Replay {
         let adds = matches!(entry.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt);
         let goes_on = match entry.kind {
             EntryKind::Truncate => false,
+            // It does not go on from anything.
+            EntryKind::Restart | EntryKind::PartitionDropped => true,
             // Their own checks follow, the running hash included.
             _ if adds => entry.base_offset == self.state.log_end,
             _ => entry.end_offset == self.state.log_end && entry.running_hash == self.state.running_hash,

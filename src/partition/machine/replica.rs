@@ -10,6 +10,7 @@ use crate::log::checkpoint::ProducerSnapshot;
 use crate::log::index::{Index, fits_segment};
 use crate::log::leader_epochs;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::partition::ladder::Ladder;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
 /// What a leader sends of one segment.
@@ -318,6 +319,22 @@ impl Partition {
     pub fn hash_before(&self, segment: Offset) -> Option<u64> {
         let before = self.segments.iter().rev().find(|other| other.base_offset < segment);
         before.map(|before| before.running_hash).or((segment == 0).then_some(0))
+    }
+
+    /// Forgets all records: the log goes on at `at`, where the leader's begins, with the running hash that the leader has there. Returns the segments that go.
+    pub fn restart(&mut self, at: Offset, running_hash: u64) -> Vec<SegmentInfo> {
+        self.ladder = Ladder::at(at);
+        self.quarantined = false;
+        self.log_start = at;
+        self.running_hash = running_hash;
+        self.max_timestamp = -1;
+        self.index = Index::new(at);
+        self.segment_started = None;
+        self.flushed = Flushed { segment: at, position: 0 };
+        self.producers.truncate_to(Offset::MIN);
+        self.groups = None;
+        leader_epochs::cut(&mut self.epochs, Offset::MIN);
+        self.segments.drain(..).collect()
     }
 
     /// Producers of whom a cut at `offset` leaves nothing in the table, though there may be something in the log before it.

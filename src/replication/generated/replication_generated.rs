@@ -1281,6 +1281,7 @@ impl<'a> ::flatbuffers::Follow<'a> for Truncate<'a> {
 impl<'a> Truncate<'a> {
   pub const VT_TO: ::flatbuffers::VOffsetT = 4;
   pub const VT_RESTART: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HASH_BEFORE: ::flatbuffers::VOffsetT = 8;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1292,6 +1293,7 @@ impl<'a> Truncate<'a> {
     args: &'args TruncateArgs
   ) -> ::flatbuffers::WIPOffset<Truncate<'bldr>> {
     let mut builder = TruncateBuilder::new(_fbb);
+    builder.add_hash_before(args.hash_before);
     builder.add_to(args.to);
     builder.add_restart(args.restart);
     builder.finish()
@@ -1312,6 +1314,13 @@ impl<'a> Truncate<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<bool>(Truncate::VT_RESTART, Some(false)).unwrap()}
   }
+  #[inline]
+  pub fn hash_before(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(Truncate::VT_HASH_BEFORE, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Truncate<'_> {
@@ -1322,6 +1331,7 @@ impl ::flatbuffers::Verifiable for Truncate<'_> {
     v.visit_table(pos)?
      .visit_field::<i64>("to", Self::VT_TO, false)?
      .visit_field::<bool>("restart", Self::VT_RESTART, false)?
+     .visit_field::<u64>("hash_before", Self::VT_HASH_BEFORE, false)?
      .finish();
     Ok(())
   }
@@ -1329,6 +1339,7 @@ impl ::flatbuffers::Verifiable for Truncate<'_> {
 pub struct TruncateArgs {
     pub to: i64,
     pub restart: bool,
+    pub hash_before: u64,
 }
 impl<'a> Default for TruncateArgs {
   #[inline]
@@ -1336,6 +1347,7 @@ impl<'a> Default for TruncateArgs {
     TruncateArgs {
       to: 0,
       restart: false,
+      hash_before: 0,
     }
   }
 }
@@ -1352,6 +1364,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> TruncateBuilder<'a, 'b, A> {
   #[inline]
   pub fn add_restart(&mut self, restart: bool) {
     self.fbb_.push_slot::<bool>(Truncate::VT_RESTART, restart, false);
+  }
+  #[inline]
+  pub fn add_hash_before(&mut self, hash_before: u64) {
+    self.fbb_.push_slot::<u64>(Truncate::VT_HASH_BEFORE, hash_before, 0);
   }
   #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> TruncateBuilder<'a, 'b, A> {
@@ -1373,6 +1389,7 @@ impl ::core::fmt::Debug for Truncate<'_> {
     let mut ds = f.debug_struct("Truncate");
       ds.field("to", &self.to());
       ds.field("restart", &self.restart());
+      ds.field("hash_before", &self.hash_before());
       ds.finish()
   }
 }

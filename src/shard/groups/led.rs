@@ -21,10 +21,10 @@ use crate::group::records::LogRecord;
 use crate::group::{AppendFailure, Coordinator, Effect, Now, Settings, Token, Waiter};
 use crate::limits;
 use crate::request::group::{GroupAnswer, GroupError, GroupRequest, ListedGroup, State, SyncGroup};
-use crate::request::{Code, ProduceResult, Refusal};
+use crate::request::{Acks, Code, ProduceResult, Refusal};
 use crate::shard::context::Context;
 use crate::shard::event::Event;
-use crate::shard::pending::{Answer, PendingProduce};
+use crate::shard::pending::{Answer, Patience, PendingProduce};
 use crate::shard::produce;
 use crate::shard::store::now_ms;
 use crate::types::{Offset, TopicPartition};
@@ -318,7 +318,7 @@ impl Led {
             }
         }
         let answer = Box::new(Appended { led: self.clone(), life, token, records: records.len() });
-        let pending = PendingProduce::new(std::iter::once(self.partition), answer);
+        let pending = PendingProduce::new(std::iter::once(self.partition), Patience::new(Acks::All, 0), answer);
         produce::append(context, &self.partition, &batch.build(), pending.completion(0)).await;
     }
 

@@ -86,14 +86,14 @@ fn check(context: &Context, hello: &Hello) -> Result<HelloReply, String> {
     if (hello.to_node, hello.to_shard) != (identity.node, shard) {
         return Err(format!("this is shard {shard} of node {}, not shard {} of node {}", identity.node, hello.to_shard, hello.to_node));
     }
-    if let Some(other) = view.node(hello.node) {
-        if other.registration.incarnation != hello.incarnation {
-            let known = uuid(other.registration.incarnation);
-            return Err(format!("node {} has incarnation {known}, not {}", hello.node, uuid(hello.incarnation)));
-        }
-        if hello.node_epoch < other.epoch {
-            return Err(format!("node {} is registered with epoch {}, not {}", hello.node, other.epoch, hello.node_epoch));
-        }
+    let unknown = || format!("node {} is not known here yet", hello.node);
+    let other = view.node(hello.node).ok_or_else(unknown)?;
+    if other.registration.incarnation != hello.incarnation {
+        let known = uuid(other.registration.incarnation);
+        return Err(format!("node {} has incarnation {known}, not {}", hello.node, uuid(hello.incarnation)));
+    }
+    if hello.node_epoch < other.epoch {
+        return Err(format!("node {} is registered with epoch {}, not {}", hello.node, other.epoch, hello.node_epoch));
     }
     let node_epoch = view.node(identity.node).map_or(0, |node| node.epoch);
     let software = concat!("corelane ", env!("CARGO_PKG_VERSION")).into();

@@ -9,6 +9,7 @@ use crate::limits::MAX_LINK_PAYLOAD;
 use crate::log::leader_epochs::UNKNOWN_START;
 use crate::metrics::Counter;
 use crate::partition::ReplicaAppend;
+use crate::replication::message::Truncate;
 use crate::replication::{Effect, IsrChange, Message, NodeId, RecordRefusal, Shipped, ToShip};
 use crate::request::Code;
 use crate::shard::deletion::raise_log_start;
@@ -34,9 +35,21 @@ impl Life {
         let now = self.context.replication.now();
         let epoch = cell.machine.borrow().epoch();
         match effect {
+            Effect::Send { to, message: Message::Truncate(cut) } if cut.restart => {
+                // Only this side can know it: the follower has nothing before.
+                match store.follower_cursor(&cell, cut.to).await {
+                    Ok(cursor) => self.send(to, Message::Truncate(Truncate { hash_before: cursor.running_hash, ..cut })),
+                    Err(error) => tracing::warn!(partition = %self.id, offset = cut.to, %error, "no follower can begin there"),
+                }
+            }
             Effect::Send { to, message } => self.send(to, message),
             Effect::JournalEpoch { epoch, start } => {
-                if let Err(error) = store.begin_epoch(&cell, epoch, start.unwrap_or(UNKNOWN_START)).await {
+                let begun = match cell.role() {
+                    // Others are to follow in the epoch in which this node led alone.
+                    Role::Alone => store.confirm_epoch(&cell).await,
+                    _ => store.begin_epoch(&cell, epoch, start.unwrap_or(UNKNOWN_START)).await,
+                };
+                if let Err(error) = begun {
                     return self.give_up(&format!("epoch {epoch}: {error}"));
                 }
                 match &mut self.machine {
@@ -70,14 +83,10 @@ impl Life {
                     Err(error) => self.give_up(&format!("a cut at offset {to}: {error}")),
                 }
             }
-            Effect::Restart { at: 0 } => {
-                match store.truncate(&cell, Truncation { offset: 0, epoch, epoch_start: UNKNOWN_START, unclean: true }).await {
-                    Ok(()) => self.truncated(0, more),
-                    Err(error) => self.give_up(&format!("a new beginning: {error}")),
-                }
-            }
-            // The store has no log that begins elsewhere: that takes the hash of what is not there, which comes with the first segment that is shipped whole.
-            Effect::Restart { at } => self.give_up(&format!("the leader's log begins at offset {at}, this replica lacks what is before")),
+            Effect::Restart { at, hash_before } => match store.restart(&cell, at, hash_before).await {
+                Ok(()) => self.truncated(at, more),
+                Err(error) => self.give_up(&format!("a new beginning at offset {at}: {error}")),
+            },
             Effect::LogStart { to } => {
                 if let Err(refusal) = raise_log_start(&self.context, &cell, to).await {
                     tracing::warn!(partition = %self.id, to, %refusal, "the log's start stays");
@@ -106,6 +115,7 @@ impl Life {
     fn give_up(&mut self, what: &str) {
         tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
         self.machine = None;
+        self.replica.cell.set_role(Role::Unassigned);
         self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));
     }
 

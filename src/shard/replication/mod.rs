@@ -17,7 +17,7 @@ mod outbox;
 mod replica;
 
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -72,6 +72,8 @@ pub struct Replication {
     replicas: RefCell<HashMap<TopicPartition, Rc<Replica>>>,
     links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
     waiting: Rc<Waiting>,
+    /// Partitions whose files are being removed: a replica of the same partition begins after that.
+    pub dropping: RefCell<HashSet<TopicPartition>>,
 }
 
 impl Replication {
@@ -114,9 +116,18 @@ impl Replication {
     }
 }
 
-/// Acts by a state of the metadata: replicas of this shard hear of it, and links go to where followers are.
-pub fn follow_metadata(context: &Rc<Context>, view: &Arc<CatalogueView>, changed: &[TopicPartition]) {
+/// Acts by a state of the metadata: replicas of this shard hear of it, and links go to where followers are. `changed`: partitions whose records or topics are not those of `before`.
+pub fn follow_metadata(context: &Rc<Context>, view: &Arc<CatalogueView>, before: &CatalogueView, mut changed: BTreeSet<TopicPartition>) {
     let node = context.identity.node;
+    let nodes = changed_nodes(view, before);
+    if !nodes.is_empty() {
+        // A node that was registered anew is another one to those that ship to it, whether it is in their records' ISR or not.
+        let known = context.replication.replicas.borrow();
+        let concerned = |id: &&TopicPartition| {
+            view.partition(id).is_some_and(|record| record.replicas.iter().any(|replica| nodes.contains(&replica.node)))
+        };
+        changed.extend(known.keys().filter(concerned));
+    }
     for id in changed.iter().filter(|id| view.shard_on(node, id) == Some(context.mesh.shard())) {
         let Some(cell) = context.store.partition(id) else { continue };
         let known = context.replication.replica(id);
@@ -132,6 +143,16 @@ pub fn follow_metadata(context: &Rc<Context>, view: &Arc<CatalogueView>, changed
         replica.tell(Input::Metadata(view.clone()));
     }
     follow_links(context, view);
+}
+
+/// Nodes that are registered anew, fenced, back or gone since `before`.
+fn changed_nodes(view: &CatalogueView, before: &CatalogueView) -> Vec<NodeId> {
+    let differs = |id: &NodeId| match (view.node(*id), before.node(*id)) {
+        (Some(now), Some(then)) => !Arc::ptr_eq(now, then),
+        (now, then) => now.is_some() != then.is_some(),
+    };
+    let all = view.nodes().chain(before.nodes()).map(|node| node.registration.node);
+    all.filter(differs).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// A link for each shard of another node that follows a partition led here.

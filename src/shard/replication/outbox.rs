@@ -72,7 +72,7 @@ impl Outbox {
         while !self.has_room() && !self.is_closed() {
             self.sender.wait_below(LINK_WINDOW / 2).await;
             if self.bytes.get() >= LINK_WINDOW {
-                glommio::yield_if_needed().await;
+                glommio::executor().yield_task_queue_now().await;
             }
         }
     }

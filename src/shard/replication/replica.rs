@@ -32,6 +32,8 @@ use crate::types::TopicPartition;
 
 /// A task that waits for nothing in particular looks again after so long.
 const IDLE: Duration = Duration::from_secs(3600);
+/// A damage of which consensus has not heard is told again after so long.
+pub(super) const REPORT_AGAIN: Duration = Duration::from_secs(1);
 
 /// What comes to a partition.
 pub enum Input {
@@ -136,6 +138,7 @@ impl Replica {
             followers: Vec::new(),
             leader: None,
             cursors: Vec::new(),
+            lost: None,
         };
         while !self.is_over.get() {
             let tickets = [&self.wake, &self.cell.reached, &self.cell.appended].map(|event| (event, event.ticket()));
@@ -179,11 +182,14 @@ pub(super) struct Life {
     pub(super) cursors: Vec<(NodeId, FollowerCursor)>,
     /// The connection on which the leader speaks.
     pub(super) leader: Option<(NodeId, Rc<Outbox>)>,
+    /// The life of this replica in which it was damaged, as consensus was last told, and when.
+    pub(super) lost: Option<(u32, Instant)>,
 }
 
 impl Life {
     async fn work(&mut self) {
         let mut effects = Vec::new();
+        self.see_damage().await;
         self.see_log(&mut effects);
         self.execute(&mut effects, &Bytes::new()).await;
         while let Some(input) = self.replica.next_input() {
@@ -196,6 +202,10 @@ impl Life {
             leader.poll(self.context.replication.now(), &mut effects);
         }
         self.execute(&mut effects, &Bytes::new()).await;
+        if let Some(Machine::Leader(leader)) = &self.machine {
+            self.replica.cell.latest_is_known.set(leader.may_acknowledge(self.context.replication.now()));
+        }
+        self.replica.cell.expire(Instant::now());
         self.ship().await;
     }
 
@@ -204,6 +214,10 @@ impl Life {
             Some(Machine::Leader(leader)) => leader.next_timeout().map(|at| self.context.replication.moment(at)),
             _ => None,
         }
+        .into_iter()
+        .chain(self.replica.cell.expires_at())
+        .chain(self.lost.map(|(_, told_at)| told_at + REPORT_AGAIN))
+        .min()
         .unwrap_or_else(|| Instant::now() + IDLE)
     }
 
@@ -221,6 +235,11 @@ impl Life {
                 }
                 leader.handle_lease(self.context.replication.lease_until(), now, effects);
                 leader.handle_durable(level_end.min(end), now, effects);
+                let first = self.replica.cell.machine.borrow().first_offset().min(leader.log().watermark);
+                leader.handle_readable_from(self.replica.cell.machine.borrow().log_start());
+                if first > leader.log().log_start {
+                    leader.handle_log_start(first, now, effects);
+                }
             }
             Some(Machine::Follower(follower)) => follower.handle_durable(level_end.min(follower.log().log_end), effects),
             None => {}

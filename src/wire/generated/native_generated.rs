@@ -2643,7 +2643,7 @@ impl<'a> PartitionLeader {
     s
   }
 
-  /// Advertised id of the leader.
+  /// Advertised id of the leader; 4294967295 while nobody may lead.
   pub fn leader(&self) -> u32 {
     let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
     // Safety:
@@ -12129,7 +12129,7 @@ impl ::core::fmt::Debug for Envelope<'_> {
 pub enum BrokerOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
-/// An advertised shard.
+/// An advertised shard of a node that is there.
 pub struct Broker<'a> {
   pub _tab: ::flatbuffers::Table<'a>,
 }
@@ -12480,7 +12480,7 @@ impl<'a> MetadataResponse<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Broker>>>>(MetadataResponse::VT_BROKERS, None).unwrap()}
   }
-  /// Advertised id of the broker that takes topic changes.
+  /// Advertised id of a broker that takes topic changes.
   #[inline]
   pub fn controller(&self) -> u32 {
     // Safety:

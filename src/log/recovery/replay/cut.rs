@@ -6,6 +6,7 @@ use super::super::Fault;
 use super::super::place::block_start;
 use super::Replay;
 use crate::batch::{BatchHeader, HEADER_LEN};
+use crate::log::checkpoint::PartitionState;
 use crate::log::files::{StoreFiles, len_if_exists};
 use crate::log::journal::EntryHeader;
 use crate::log::leader_epochs;
@@ -67,6 +68,34 @@ impl Replay {
         self.cut_off.lost_producers.extend(self.producers.lost_by(entry.end_offset));
         self.producers.truncate_to(entry.end_offset);
         Ok(())
+    }
+
+    /// The log has no record any more and goes on at another offset. Whatever was wrong with it before is of no concern.
+    pub(super) fn restart(&mut self, entry: &EntryHeader) {
+        let at = entry.end_offset;
+        self.forget_all(at);
+        (self.state.log_start, self.state.log_end, self.state.high_watermark) = (at, at, at);
+        self.state.running_hash = entry.running_hash;
+        self.state.max_timestamp = entry.max_timestamp;
+        self.state.groups = None;
+        leader_epochs::cut(&mut self.state.epochs, Offset::MIN);
+        leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, leader_epochs::UNKNOWN_START);
+    }
+
+    /// The replica was dropped. What comes after is of another one, which begins with nothing.
+    pub(super) fn drop_all(&mut self) {
+        self.forget_all(0);
+        self.state = PartitionState::new(self.state.partition);
+    }
+
+    fn forget_all(&mut self, at: Offset) {
+        self.references.clear();
+        self.indexes.clear();
+        self.placement.restart(at);
+        self.cut_off.segments.extend(self.state.segments.drain(..).map(|segment| segment.base_offset));
+        self.cut_off.lost_producers.clear();
+        (self.state.flushed_segment, self.state.flushed_position) = (at, 0);
+        self.producers.truncate_to(Offset::MIN);
     }
 
     /// A truncation that the checkpoint has seen: what was placed, indexed or to be proven by now at or after the cut was of another past. What
