@@ -59,6 +59,8 @@ pub enum ShardEvent {
         /// To be dropped once the shard acts by it: its partitions are open.
         in_force: InForce,
     },
+    /// This node may act again, after a while in which it might not: leaders look again at what they may acknowledge.
+    Lease,
     /// Finish what is in hand, take no more, make a checkpoint, end.
     Drain,
 }
@@ -161,6 +163,13 @@ impl ControlEnd {
         }
         drop(guard);
         let _ = done.recv().await;
+    }
+
+    /// Tells every shard that this node may act again.
+    pub async fn tell_lease(&self) {
+        for shard in &self.events {
+            let _ = shard.send(ShardEvent::Lease).await;
+        }
     }
 
     /// Tells every shard to drain. Blocks while a queue is full: not for a reactor.

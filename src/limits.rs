@@ -75,6 +75,12 @@ pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
 pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 /// Messages in one frame between nodes.
 pub const MAX_LINK_MESSAGES: usize = 1024;
+/// How long a node that starts waits for a cluster to answer before it says so, ms; and for an earlier life of it to be fenced.
+pub const JOIN_PATIENCE_MS: u64 = 15_000;
+/// A registration that has to wait is tried again after so long, ms.
+pub const REGISTER_RETRY_MS: u64 = 250;
+/// How long a node that stops waits for others to lead, ms.
+pub const HAND_OVER_MS: u64 = 5_000;
 /// Longest wait of a produce request for other replicas, ms; and that of one that names none.
 pub const MAX_PRODUCE_WAIT_MS: u32 = 30_000;
 /// Longest frame between nodes: one batch that is not shipped as a segment, and the header.

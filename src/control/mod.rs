@@ -71,6 +71,19 @@ impl ControlPlane {
         Ok(plane)
     }
 
+    /// The end of the bridge, for who tells the shards something besides.
+    pub fn end(&self) -> ControlEnd {
+        self.end.clone()
+    }
+
+    /// A thread for `work`, until it ends or the plane is stopped.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn run_beside(&mut self, name: &str, work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        self.run(name, None, work)
+    }
+
     /// Where the admin port is.
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin
