@@ -8,7 +8,7 @@ use crate::request::cluster::{
     ClusterAnswer, ClusterRequest, ClusterStatus, ElectLeader, LogQuestion, Reassign, Rebalance, RebalanceStep, ReplicaLogResult,
     StatusQuestion,
 };
-use crate::request::{Refusal, Request, Response};
+use crate::request::{Code, Refusal, Request, Response};
 use crate::types::{LeaderEpoch, TopicPartition};
 
 impl Admin {
@@ -92,9 +92,26 @@ impl Admin {
     }
 
     async fn ask(&self, target: Target, request: ClusterRequest) -> Result<ClusterAnswer, ClientError> {
-        match self.brokers().request(target, &Request::Cluster(request)).await? {
+        let request = Request::Cluster(request);
+        let attempt = || async {
+            match self.brokers().request_once(target, &request).await {
+                Ok(answer) => Ok(Ok(answer.response)),
+                // What an administrator has to know, not what passes by itself.
+                Err(ClientError::Refused(refusal)) if is_final(refusal.code) => Ok(Err(refusal)),
+                Err(error) => Err(error),
+            }
+        };
+        match self.brokers().retrying(attempt).await?? {
             Response::Cluster(answer) => Ok(answer),
             other => Err(unexpected(&other)),
         }
     }
+}
+
+/// Refusals that are worth a retry to a producer, and none to who asked for this very change.
+fn is_final(code: Code) -> bool {
+    matches!(
+        code,
+        Code::UnknownTopicOrPartition | Code::ElectionNotNeeded | Code::PreferredLeaderNotAvailable | Code::EligibleLeadersNotAvailable
+    )
 }
