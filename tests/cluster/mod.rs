@@ -19,6 +19,7 @@
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
+//! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
 
 #![allow(dead_code, reason = "each test uses a part")]
@@ -29,6 +30,7 @@ pub mod faults;
 pub mod idle;
 pub mod network;
 pub mod nodes;
+pub mod readme;
 pub mod replicas;
 pub mod run;
 pub mod selftest;

@@ -53,7 +53,7 @@ pub fn compare(stores: &[(Node, &Path)], topic: TopicId, partitions: u32) -> Res
         }
         let state = first.state(partition)?;
         compared.segments += state.segments.len() as u64;
-        compared.bytes += state.segments.iter().map(|segment| u64::from(segment.valid_end)).sum::<u64>();
+        compared.bytes += state.segments.iter().map(|segment| segment.valid_end).sum::<u64>();
     }
     Ok(compared)
 }
