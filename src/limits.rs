@@ -296,6 +296,8 @@ pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
 
 /// Default of `offsets.topic.num.partitions` (Kafka's default).
 pub const OFFSETS_PARTITIONS: u32 = 50;
+/// Default of `offsets.topic.replication.factor` (Kafka's default), nodes.
+pub const OFFSETS_REPLICATION_FACTOR: u16 = 3;
 /// Default of `group.min.session.timeout.ms` (Kafka's default), ms.
 pub const GROUP_MIN_SESSION_TIMEOUT_MS: i32 = 6_000;
 /// Default of `group.max.session.timeout.ms` (Kafka's default), ms.

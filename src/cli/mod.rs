@@ -88,7 +88,7 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Bench(command) => logged("warn", || command.run()),
-            Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Serve(args) => logged("info,openraft=warn", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Cluster(command) => logged("warn", || command.run()),

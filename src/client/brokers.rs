@@ -2,7 +2,7 @@
 //!
 //! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,7 +12,8 @@ use tokio::sync::Mutex as AsyncMutex;
 use super::backoff::Backoff;
 use super::connection::{Answer, Clock, Connection, ConnectionSettings};
 use super::error::ClientError;
-use crate::request::{Code, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicPartitions};
+use crate::limits;
+use crate::request::{Broker, Code, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicPartitions};
 
 /// Settings of a client, made valid.
 #[derive(Clone, Debug)]
@@ -89,6 +90,18 @@ impl Brokers {
     /// Where a shard listens, as far as is known.
     pub fn address(&self, id: u32) -> Option<String> {
         self.lock().known.get(&id).cloned()
+    }
+
+    /// A broker with its address as another answer than metadata has it.
+    pub fn learn_broker(&self, broker: &Broker) {
+        self.lock().known.insert(broker.id, join_address(&broker.host, broker.port));
+    }
+
+    /// One broker of each node that is known.
+    pub fn one_of_each_node(&self) -> Vec<u32> {
+        let ids: BTreeSet<u32> = self.lock().known.keys().copied().collect();
+        let mut nodes = BTreeSet::new();
+        ids.into_iter().filter(|id| nodes.insert(id / limits::MAX_SHARDS)).collect()
     }
 
     async fn connect_to(&self, address: &str) -> Result<Connection, ClientError> {

@@ -210,7 +210,8 @@ pub async fn keep_lease(store: ClusterStore, lease: Lease, shards: ControlEnd, r
                 shards.tell_lease().await;
             }
         }
-        if now.fenced {
+        // The word may be older than the registration.
+        if now.fenced && store.view().node(registration.node).is_none_or(|node| !node.is_live()) {
             let outcome = store.propose(Command::RegisterNode(Box::new(registration.clone()))).await;
             match outcome {
                 Ok(_) => tracing::warn!("this node was fenced, and is registered again"),

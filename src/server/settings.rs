@@ -78,6 +78,9 @@ pub struct RawSettings {
     /// How long the positions of a group without members are kept [default: 10080]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MINUTES"))]
     pub offsets_retention_minutes: Option<u64>,
+    /// Replicas of the topic of consumer groups when it is made; fewer where there are fewer nodes [default: 3]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub offsets_topic_replication_factor: Option<u64>,
     /// How long a shard with nothing to do spins before it sleeps: lower latency for a busy CPU [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MICROS"))]
     pub spin: Option<u64>,
@@ -237,6 +240,7 @@ impl RawSettings {
             group_max_session_timeout_ms: self.group_max_session_timeout_ms.or(file.group_max_session_timeout_ms),
             group_max_size: self.group_max_size.or(file.group_max_size),
             offsets_retention_minutes: self.offsets_retention_minutes.or(file.offsets_retention_minutes),
+            offsets_topic_replication_factor: self.offsets_topic_replication_factor.or(file.offsets_topic_replication_factor),
             spin: self.spin.or(file.spin),
             buffered_io: self.buffered_io || file.buffered_io,
             insecure: self.insecure || file.insecure,
@@ -370,12 +374,15 @@ impl RawSettings {
             }
             None => defaults.offsets_retention_ms,
         };
+        let replicas = self.offsets_topic_replication_factor.unwrap_or(defaults.offsets_replication_factor.into());
+        in_range("--offsets-topic-replication-factor", replicas, 1, limits::MAX_REPLICAS as u64)?;
         Ok(group::Settings {
             min_session_timeout_ms: least,
             max_session_timeout_ms: most,
             initial_rebalance_delay_ms: delay,
             max_members: members as usize,
             offsets_retention_ms: retention_ms,
+            offsets_replication_factor: replicas as u16,
             ..defaults
         })
     }
