@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! shard i --ControlRequest--> control     proposals, each with a queue of one for its reply
+//! shard i --MembershipRequest-> control   who decides about the metadata; apart, so that a slow answer holds up no proposal
 //! shard i <---ShardEvent----- control     the catalogue whenever it changes; drain
 //! ```
 //!
@@ -18,6 +19,7 @@ use async_channel::{Receiver, Sender, bounded};
 
 use crate::cluster::{Applied, CatalogueView, Command, Committed};
 use crate::limits;
+use crate::request::cluster::ConsensusState;
 use crate::request::{Code, Refusal};
 use crate::types::ProducerId;
 
@@ -30,6 +32,23 @@ pub struct ControlRequest {
     pub reply: Sender<Result<Committed, Refusal>>,
 }
 
+/// What a shard asks about the members of the consensus.
+#[derive(Debug)]
+pub enum MembershipRequest {
+    /// How it is.
+    Status {
+        /// Where the answer goes.
+        reply: Sender<ConsensusState>,
+    },
+    /// A node is to be no member any more.
+    Remove {
+        /// Which.
+        node: u32,
+        /// Where the outcome goes.
+        reply: Sender<Result<(), Refusal>>,
+    },
+}
+
 /// What the control plane tells a shard.
 #[derive(Debug)]
 pub enum ShardEvent {
@@ -40,6 +59,8 @@ pub enum ShardEvent {
         /// To be dropped once the shard acts by it: its partitions are open.
         in_force: InForce,
     },
+    /// This node may act again, after a while in which it might not: leaders look again at what they may acknowledge.
+    Lease,
     /// Finish what is in hand, take no more, make a checkpoint, end.
     Drain,
 }
@@ -55,6 +76,7 @@ pub struct InForce(
 #[derive(Clone, Debug)]
 pub struct ShardEnd {
     requests: Sender<ControlRequest>,
+    membership: Sender<MembershipRequest>,
     events: Receiver<ShardEvent>,
 }
 
@@ -62,19 +84,21 @@ pub struct ShardEnd {
 #[derive(Clone, Debug)]
 pub struct ControlEnd {
     requests: Receiver<ControlRequest>,
+    membership: Receiver<MembershipRequest>,
     events: Vec<Sender<ShardEvent>>,
 }
 
 /// The bridge of a node: the control plane's end, and one for each shard.
 pub fn bridge(shards: usize) -> (ControlEnd, Vec<ShardEnd>) {
     let (request_sender, requests) = bounded(limits::CONTROL_REQUESTS);
+    let (membership_sender, membership) = bounded(limits::CONTROL_REQUESTS);
     let (events, ends) = (0..shards)
         .map(|_| {
             let (sender, events) = bounded(limits::SHARD_EVENTS);
-            (sender, ShardEnd { requests: request_sender.clone(), events })
+            (sender, ShardEnd { requests: request_sender.clone(), membership: membership_sender.clone(), events })
         })
         .unzip();
-    (ControlEnd { requests, events }, ends)
+    (ControlEnd { requests, membership, events }, ends)
 }
 
 impl ShardEnd {
@@ -94,6 +118,20 @@ impl ShardEnd {
         }
     }
 
+    /// How the consensus is.
+    pub async fn consensus(&self) -> Result<ConsensusState, Refusal> {
+        let (reply, answer) = bounded(1);
+        self.membership.send(MembershipRequest::Status { reply }).await.map_err(|_| stopping())?;
+        answer.recv().await.map_err(|_| stopping())
+    }
+
+    /// Makes a node no member of the consensus any more; one that is none already is no fault.
+    pub async fn remove_member(&self, node: u32) -> Result<(), Refusal> {
+        let (reply, outcome) = bounded(1);
+        self.membership.send(MembershipRequest::Remove { node, reply }).await.map_err(|_| stopping())?;
+        outcome.recv().await.map_err(|_| stopping())?
+    }
+
     /// The next event; [`ShardEvent::Drain`] for ever once the control plane is gone.
     pub async fn next_event(&self) -> ShardEvent {
         self.events.recv().await.unwrap_or(ShardEvent::Drain)
@@ -111,6 +149,11 @@ impl ControlEnd {
         self.requests.try_recv().ok()
     }
 
+    /// The next request about members; `None` once every shard is gone.
+    pub async fn next_membership_request(&self) -> Option<MembershipRequest> {
+        self.membership.recv().await.ok()
+    }
+
     /// Tells every shard of a catalogue, and waits until it is in force on all (one that has gone doesn't count).
     pub async fn publish(&self, view: &Arc<CatalogueView>) {
         let (guard, done) = bounded(1);
@@ -120,6 +163,13 @@ impl ControlEnd {
         }
         drop(guard);
         let _ = done.recv().await;
+    }
+
+    /// Tells every shard that this node may act again.
+    pub async fn tell_lease(&self) {
+        for shard in &self.events {
+            let _ = shard.send(ShardEvent::Lease).await;
+        }
     }
 
     /// Tells every shard to drain. Blocks while a queue is full: not for a reactor.

@@ -75,6 +75,12 @@ pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
 pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 /// Messages in one frame between nodes.
 pub const MAX_LINK_MESSAGES: usize = 1024;
+/// How long a node that starts waits for a cluster to answer before it says so, ms; and for an earlier life of it to be fenced.
+pub const JOIN_PATIENCE_MS: u64 = 15_000;
+/// A registration that has to wait is tried again after so long, ms.
+pub const REGISTER_RETRY_MS: u64 = 250;
+/// How long a node that stops waits for others to lead, ms.
+pub const HAND_OVER_MS: u64 = 5_000;
 /// Longest wait of a produce request for other replicas, ms; and that of one that names none.
 pub const MAX_PRODUCE_WAIT_MS: u32 = 30_000;
 /// Longest frame between nodes: one batch that is not shipped as a segment, and the header.
@@ -99,6 +105,22 @@ pub const MAX_NODE_ID: u32 = (1 << 21) - 1;
 pub const MAX_NODES: usize = 1_000;
 /// Replicas of one partition.
 pub const MAX_REPLICAS: usize = 32;
+/// Partitions that one answer about the cluster names: whoever wants more asks for the next page.
+pub const STATUS_PARTITIONS: u32 = 20_000;
+/// Moves that one step of a rebalance begins.
+pub const REBALANCE_STEP: usize = 500;
+/// Moves that come later and are named.
+pub const NAMED_MOVES: usize = 10_000;
+/// Partitions of which one request asks for the log of a replica.
+pub const REPLICA_LOGS: usize = 1_000;
+/// Segments of all logs in one answer.
+pub const REPLICA_LOG_SEGMENTS: usize = 500_000;
+/// How often it is looked whether leaders are elsewhere than they belong, ms.
+pub const BALANCE_LOOK_MS: u64 = 2_000;
+/// Looks in a row that must find some before they are moved.
+pub const BALANCE_LOOKS: u32 = 5;
+/// Leaderships that are moved at once to preferred leaders.
+pub const BALANCED_LEADERS: u32 = 1_000;
 /// Partitions that the outcome of a command names one by one; of more it says only that they are many.
 pub const MAX_NAMED_PARTITIONS: usize = 1_000;
 /// A record of partitions in a snapshot of the catalogue is closed at about this many bytes.
@@ -274,6 +296,8 @@ pub const MAX_DECOMPRESSED: usize = 256 * 1024 * 1024;
 
 /// Default of `offsets.topic.num.partitions` (Kafka's default).
 pub const OFFSETS_PARTITIONS: u32 = 50;
+/// Default of `offsets.topic.replication.factor` (Kafka's default), nodes.
+pub const OFFSETS_REPLICATION_FACTOR: u16 = 3;
 /// Default of `group.min.session.timeout.ms` (Kafka's default), ms.
 pub const GROUP_MIN_SESSION_TIMEOUT_MS: i32 = 6_000;
 /// Default of `group.max.session.timeout.ms` (Kafka's default), ms.

@@ -126,6 +126,7 @@ enumerated! {
         Group = "group", "Membership and positions of consumer groups.";
         EpochEnds = "epoch_ends", "Where leader epochs end.";
         DeleteRecords = "delete_records", "Delete the first records of partitions.";
+        Cluster = "cluster", "Operation of the cluster.";
         Other = "other", "Any other.";
     }
 }

@@ -1,16 +1,17 @@
 //! A disk that is full while the broker runs: produce is refused with its own error, what was acknowledged is read, what makes room works, and when there is
 //! room again produce works without a restart. On a small file system of its own; where none can be mounted (no root) the test says so and passes.
 
+#[path = "support/small_disk.rs"]
+mod small_disk;
 mod support;
 
-use std::fs::{self, File};
-use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use corelane::request::{AlterTopic, Code, CreateTopic, Refusal, Request, Response};
 use corelane::types::TopicPartition;
+use small_disk::SmallDisk;
 use support::{Broker, Connection, batch_of};
 
 /// Size of the file system, bytes.
@@ -19,69 +20,6 @@ const PARTITIONS: u32 = 4;
 /// Every way of an append: by the journal, straight to the segment, a file of its own.
 const SIZES: [usize; 3] = [60_000, 1_000_000, 9_500_000];
 const PATIENCE: Duration = Duration::from_secs(90);
-
-/// A loop-mounted ext4 file system, unmounted when dropped.
-struct SmallDisk {
-    directory: tempfile::TempDir,
-    root: PathBuf,
-}
-
-impl SmallDisk {
-    /// `Err` says why there can be none.
-    fn mount() -> Result<SmallDisk, String> {
-        let directory = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
-        let (image, root) = (directory.path().join("image"), directory.path().join("disk"));
-        File::create(&image).and_then(|file| file.set_len(DISK)).map_err(|e| e.to_string())?;
-        fs::create_dir(&root).map_err(|e| e.to_string())?;
-        let image = image.to_str().expect("a path of ours");
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", "-b", "4096", image])?;
-        run("mount", &["-t", "ext4", "-o", "loop", image, root.to_str().expect("a path of ours")])?;
-        Ok(SmallDisk { directory, root })
-    }
-
-    fn data(&self) -> PathBuf {
-        self.root.join("data")
-    }
-
-    /// Takes what space is left, to the last block.
-    fn fill(&self, name: &str) {
-        let mut file = File::create(self.root.join(name)).expect("an inode");
-        for piece in [1 << 20, 64 << 10, 4096] {
-            let zeros = vec![0; piece];
-            while file.write_all(&zeros).and_then(|()| file.sync_data()).is_ok() {}
-        }
-    }
-
-    fn ballast(&self, name: &str, bytes: usize) {
-        fs::write(self.root.join(name), vec![1; bytes]).expect("there is room");
-    }
-
-    fn free(&self, name: &str) {
-        fs::remove_file(self.root.join(name)).expect("it was filled");
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // The kernel may hold a killed broker's files for a moment.
-        let begun = Instant::now();
-        let root = self.root.to_str().expect("a path of ours").to_string();
-        while run("umount", &[&root]).is_err() {
-            if begun.elapsed() > PATIENCE {
-                let _ = run("umount", &["-l", &root]);
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(50));
-        }
-        let _ = fs::remove_file(self.directory.path().join("image"));
-    }
-}
-
-fn run(program: &str, arguments: &[&str]) -> Result<(), String> {
-    let path = format!("/usr/sbin:/sbin:{}", std::env::var("PATH").unwrap_or_default());
-    let done = Command::new(program).args(arguments).env("PATH", path).output().map_err(|e| format!("{program}: {e}"))?;
-    if done.status.success() { Ok(()) } else { Err(format!("{program}: {}", String::from_utf8_lossy(&done.stderr))) }
-}
 
 /// A producer that knows what was acknowledged.
 struct Ledger {
@@ -176,7 +114,7 @@ fn start(disk: &SmallDisk) -> Broker {
 
 #[test]
 fn a_full_disk_refuses_produce_loses_nothing_and_recovers() {
-    let disk = match SmallDisk::mount() {
+    let disk = match SmallDisk::mount(DISK) {
         Ok(disk) => disk,
         Err(why) => return eprintln!("SKIPPED: no file system can be mounted here: {why}"),
     };

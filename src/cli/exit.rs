@@ -22,6 +22,8 @@ pub enum Exit {
     Refused = 4,
     /// The host can't run it.
     Host = 5,
+    /// The cluster does all that is asked of it, but something is missing.
+    Degraded = 6,
 }
 
 impl From<Exit> for ExitCode {
@@ -36,7 +38,7 @@ impl From<Exit> for ExitCode {
 pub struct Failure {
     /// The code of the process.
     pub exit: Exit,
-    /// One line for people.
+    /// One line for people; empty where what the command printed says it all.
     pub message: String,
 }
 
@@ -44,6 +46,11 @@ impl Failure {
     /// A failure with its words.
     pub fn new(exit: Exit, message: impl Into<String>) -> Failure {
         Failure { exit, message: message.into() }
+    }
+
+    /// One of which the command's output tells.
+    pub fn told(exit: Exit) -> Failure {
+        Failure::new(exit, "")
     }
 
     /// Wrong usage.

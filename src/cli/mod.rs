@@ -7,6 +7,7 @@
 pub mod bench;
 pub mod broker;
 pub mod child;
+pub mod cluster;
 pub mod consume;
 pub mod demo;
 pub mod exit;
@@ -30,7 +31,7 @@ use exit::{Exit, Failure};
 
 /// Words behind every command's help.
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 the check or delivery failed, 2 wrong usage or setting, 3 broker not reachable, \
-    4 refused by the broker, 5 this host can't run it. Logs go to standard error, filtered by CORELANE_LOG (as info or corelane=debug).";
+    4 refused by the broker, 5 this host can't run it, 6 the cluster works but something is missing. Logs go to standard error, filtered by CORELANE_LOG (as info or corelane=debug).";
 
 #[derive(Parser)]
 #[command(name = "corelane", version, about = "A Kafka-class message broker that acknowledges only what is on disk", after_help = EXIT_CODES)]
@@ -51,6 +52,9 @@ enum Command {
     /// Create, list, describe, alter or delete topics, or their records
     #[command(subcommand)]
     Topic(topic::TopicCommand),
+    /// Show the state of the cluster, and change its nodes and where replicas are
+    #[command(subcommand)]
+    Cluster(cluster::ClusterCommand),
     /// List, describe, reset and delete consumer groups
     #[command(subcommand)]
     Group(group::GroupCommand),
@@ -72,6 +76,7 @@ impl Command {
             Command::Serve(args) => args.json,
             Command::Inspect(args) => args.json(),
             Command::Topic(command) => command.json(),
+            Command::Cluster(command) => command.json(),
             Command::Group(command) => command.json(),
             Command::Produce(args) => args.json,
             Command::Consume(args) => args.json,
@@ -83,9 +88,10 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Bench(command) => logged("warn", || command.run()),
-            Command::Serve(args) => logged("info", || serve::run(args)),
+            Command::Serve(args) => logged("info,openraft=warn", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
+            Command::Cluster(command) => logged("warn", || command.run()),
             Command::Group(command) => logged("warn", || command.run()),
             Command::Produce(args) => logged("warn", || produce::run(args)),
             Command::Consume(args) => logged("warn", || consume::run(args)),
@@ -114,6 +120,7 @@ pub fn main() -> ExitCode {
     let json = command.json();
     match command.run() {
         Ok(()) => Exit::Done.into(),
+        Err(failure) if failure.message.is_empty() => failure.exit.into(),
         Err(failure) => {
             eprintln!("corelane: {failure}");
             if json {

@@ -100,8 +100,14 @@ pub struct AlterArgs {
     /// The topic
     name: String,
     /// The new number of partitions, at least the present one
-    #[arg(long, value_name = "N", required_unless_present = "config")]
+    #[arg(long, value_name = "N", required_unless_present_any = ["config", "replicas"])]
     partitions: Option<u32>,
+    /// Nodes of a partition's replicas, the one first that is to lead, as 3=1,2,4; may be repeated. Waits until they are there; interrupted, it goes on all the same
+    #[arg(long, value_name = "P=N1,N2,N3", value_parser = super::cluster::reassign::replicas)]
+    replicas: Vec<(u32, Vec<u32>)>,
+    /// Do not wait for replicas
+    #[arg(long, requires = "replicas")]
+    no_wait: bool,
     /// A setting to set, or with nothing behind '=' to give back to its default; may be repeated
     #[arg(long, value_name = "KEY=VALUE", value_parser = key_value)]
     config: Vec<(String, String)>,
@@ -230,7 +236,16 @@ async fn alter(args: AlterArgs) -> Result<String, Failure> {
     for (key, value) in args.config {
         changes = if value.is_empty() { changes.reset(key) } else { changes.set(key, value) };
     }
-    let altered = admin.alter_topic(changes).await?;
+    let altered = match args.partitions.is_none() && changes == TopicChanges::new(&args.name) {
+        true => admin.describe_topic(&args.name).await?,
+        false => admin.alter_topic(changes).await?,
+    };
+    if !args.replicas.is_empty() {
+        super::cluster::reassign::begin(&admin, &args.name, &args.replicas).await?;
+        if !args.no_wait {
+            super::cluster::reassign::finish(&admin, &args.name, &args.replicas).await?;
+        }
+    }
     Ok(if args.json { line(&description_json(&altered)) } else { format!("altered {}\n", summary(&altered)) })
 }
 

@@ -3,7 +3,7 @@
 //! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt. Questions and retries are in
 //! `asking`.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use super::backoff::Backoff;
 use super::connection::{Clock, Connection, ConnectionSettings};
 use super::error::ClientError;
 use crate::limits;
-use crate::request::{Code, Metadata, PartitionMetadata, Refusal, Response, TopicPartitions};
+use crate::request::{Broker, Code, Metadata, PartitionMetadata, Refusal, Response, TopicPartitions};
 
 /// Settings of a client, made valid.
 #[derive(Clone, Debug)]
@@ -109,6 +109,18 @@ impl Brokers {
     /// Where a shard listens, as far as is known.
     pub fn address(&self, id: u32) -> Option<String> {
         self.lock().known.get(&id).cloned()
+    }
+
+    /// A broker with its address as another answer than metadata has it.
+    pub fn learn_broker(&self, broker: &Broker) {
+        self.lock().known.insert(broker.id, join_address(&broker.host, broker.port));
+    }
+
+    /// One broker of each node that is known.
+    pub fn one_of_each_node(&self) -> Vec<u32> {
+        let ids: BTreeSet<u32> = self.lock().known.keys().copied().collect();
+        let mut nodes = BTreeSet::new();
+        ids.into_iter().filter(|id| nodes.insert(id / limits::MAX_SHARDS)).collect()
     }
 
     pub(super) async fn connect_to(&self, address: &str) -> Result<Connection, ClientError> {

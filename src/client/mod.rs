@@ -17,6 +17,7 @@
 //! | `group/` | consumer groups | pure and tokio |
 //! | `large` | values too large to hold, both ways | tokio |
 //! | `admin` | topics and offsets | tokio |
+//! | `cluster` | operating a cluster | tokio |
 //! | `blocking` | the same for programs without async | std |
 //!
 //! Nothing here depends on the broker's code.
@@ -27,6 +28,7 @@ mod asking;
 mod backoff;
 pub mod blocking;
 mod brokers;
+mod cluster;
 mod connection;
 mod consumer;
 mod delivery;

@@ -10,6 +10,7 @@
 //! | [`view`], `partitions` | the state as others read it, shared between its versions |
 //! | [`node`], [`config`] | a node, the settings of a topic |
 //! | [`placement`], [`rebalance`], `leader_balance` | where replicas of new partitions go; plans for a cluster that changes |
+//! | [`survey`], [`rebalance_step`] | what an administrator is told, and a plan's next step |
 //! | [`command_log`] | the file format of `<data>/catalogue`, and of a snapshot |
 //!
 //! Invariants: a refused command changes nothing; a topic's id is never reused for another topic; leader epochs, versions of records, node epochs and
@@ -28,7 +29,9 @@ pub mod node;
 mod partitions;
 pub mod placement;
 pub mod rebalance;
+pub mod rebalance_step;
 mod restore;
+pub mod survey;
 #[cfg(test)]
 mod tests;
 pub mod view;

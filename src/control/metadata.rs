@@ -21,6 +21,7 @@ use crate::cluster::command::CommandError;
 use crate::cluster::command_log::{self, LogError, Snapshot, TornTail};
 use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed, Registration};
 use crate::limits;
+use crate::request::cluster::{ConsensusMember, ConsensusState};
 use crate::request::{Code, Refusal};
 
 /// A step of what is done to the catalogue's file.
@@ -90,6 +91,15 @@ pub trait MetadataStore: Send + Sync + 'static {
 
     /// As [`MetadataStore::propose`] for several changes in this order, each with its own outcome, made durable together.
     fn propose_all(&self, commands: Vec<Command>) -> impl Future<Output = Vec<Result<Committed, Refusal>>> + Send;
+
+    /// How the consensus is behind it, as this node knows it.
+    fn consensus(&self) -> ConsensusState;
+
+    /// Whether this node leads the consensus.
+    fn leads(&self) -> bool;
+
+    /// Makes a node no member of the consensus any more; one that is none already is no fault.
+    fn remove_member(&self, node: u32) -> impl Future<Output = Result<(), Refusal>> + Send;
 
     /// The present state.
     fn view(&self) -> Arc<CatalogueView>;
@@ -264,6 +274,21 @@ impl MetadataStore for SingleNodeLog {
         inner.catalogue = next;
         self.view.send_replace(Arc::clone(inner.catalogue.view()));
         outcomes
+    }
+
+    fn consensus(&self) -> ConsensusState {
+        let view = self.view();
+        let members = view.nodes().map(|node| ConsensusMember { node: node.id(), address: String::new(), votes: true });
+        let leader = view.nodes().next().map(|node| node.id());
+        ConsensusState { leader, members: members.collect(), applied: Some(view.commands()), ..ConsensusState::default() }
+    }
+
+    fn leads(&self) -> bool {
+        true
+    }
+
+    async fn remove_member(&self, node: u32) -> Result<(), Refusal> {
+        Err(Refusal::new(Code::InvalidRequest, format!("node {node} can't be removed: this broker is alone")))
     }
 
     fn view(&self) -> Arc<CatalogueView> {

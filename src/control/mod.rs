@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::bridge::ControlEnd;
+use crate::bridge::{ControlEnd, MembershipRequest};
 use crate::cluster::{Applied, Committed};
 use crate::limits;
 use crate::metrics::ShardMetrics;
 
+mod balance;
 pub mod exposition;
 pub mod http;
 pub mod metadata;
@@ -70,6 +71,19 @@ impl ControlPlane {
         Ok(plane)
     }
 
+    /// The end of the bridge, for who tells the shards something besides.
+    pub fn end(&self) -> ControlEnd {
+        self.end.clone()
+    }
+
+    /// A thread for `work`, until it ends or the plane is stopped.
+    ///
+    /// # Errors
+    /// When there is no thread to be had.
+    pub fn run_beside(&mut self, name: &str, work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+        self.run(name, None, work)
+    }
+
     /// Where the admin port is.
     pub fn admin(&self) -> Option<SocketAddr> {
         self.admin
@@ -119,6 +133,7 @@ impl ControlPlane {
 async fn serve_metadata<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
     let in_force = watch::Sender::new(store.view().commands());
     let publisher = tokio::spawn(publish(store.subscribe(), end.clone(), in_force.clone()));
+    let others = [tokio::spawn(serve_membership(Arc::clone(&store), end.clone())), tokio::spawn(balance::keep(Arc::clone(&store)))];
     while let Some(first) = end.next_request().await {
         let more = std::iter::from_fn(|| end.waiting_request()).take(limits::CATALOGUE_GROUP - 1);
         let (commands, replies): (Vec<_>, Vec<_>) = [first].into_iter().chain(more).map(|request| (request.command, request.reply)).unzip();
@@ -135,6 +150,18 @@ async fn serve_metadata<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
         }
     }
     publisher.abort();
+    others.iter().for_each(tokio::task::JoinHandle::abort);
+}
+
+/// Answers what is asked about the members of the consensus, one question after the other.
+async fn serve_membership<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
+    while let Some(request) = end.next_membership_request().await {
+        // An asker that has gone is no fault.
+        match request {
+            MembershipRequest::Status { reply } => drop(reply.send(store.consensus()).await),
+            MembershipRequest::Remove { node, reply } => drop(reply.send(store.remove_member(node).await).await),
+        }
+    }
 }
 
 /// Every change goes to every shard, in order.

@@ -32,6 +32,8 @@ pub struct Settings {
     pub offsets_retention_ms: i64,
     /// `offsets.retention.check.interval.ms`.
     pub retention_check_ms: u64,
+    /// `offsets.topic.replication.factor`: replicas of `__consumer_offsets` when it is made; fewer where there are fewer nodes.
+    pub offsets_replication_factor: u16,
 }
 
 impl Default for Settings {
@@ -50,6 +52,7 @@ impl Default for Settings {
             max_offset_metadata: limits::OFFSET_METADATA_MAX,
             offsets_retention_ms: limits::OFFSETS_RETENTION_MS,
             retention_check_ms: limits::OFFSETS_RETENTION_CHECK_MS,
+            offsets_replication_factor: limits::OFFSETS_REPLICATION_FACTOR,
         }
     }
 }

@@ -3,6 +3,7 @@
 //! Record batches are not part of these values: a request points into the payload that came with it by byte
 //! range, a response is paired by the codec with the batches' bytes, so nothing here copies a record.
 
+pub mod cluster;
 pub mod consumer_protocol;
 pub mod fields;
 pub mod group;
@@ -10,6 +11,7 @@ mod group_error;
 
 use std::ops::Range;
 
+use self::cluster::{ClusterAnswer, ClusterRequest};
 use self::group::{GroupAnswer, GroupError, GroupRequest};
 use crate::types::{Durability, LeaderEpoch, Offset, ProducerEpoch, ProducerId, Timestamp, TopicId, TopicPartition};
 
@@ -53,6 +55,8 @@ pub enum Request {
     DeleteRecords(Vec<DeleteRecords>),
     /// Where leader epochs of partitions end.
     EpochEnds(Vec<EpochQuestion>),
+    /// Of an administrator of the cluster.
+    Cluster(ClusterRequest),
 }
 
 /// Which topics to describe.
@@ -210,6 +214,8 @@ pub enum Response {
     RecordsDeleted(Vec<DeleteRecordsResult>),
     /// To [`Request::EpochEnds`], in the order of the request.
     EpochEnds(Vec<EpochEndResult>),
+    /// To [`Request::Cluster`].
+    Cluster(ClusterAnswer),
     /// The whole request was refused.
     Refused(Refusal),
 }

@@ -2,6 +2,7 @@
 
 mod catalogue_trace;
 pub mod host;
+pub mod membership;
 pub mod settings;
 mod start;
 

@@ -42,6 +42,21 @@ pub struct RawSettings {
     /// Address of the admin port: /metrics, /healthz, /readyz, /stat; none serves none [default: 127.0.0.1:9644]
     #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT|none"))]
     pub admin_listen: Option<String>,
+    /// Id of this node in its cluster [default: 0, or what its data directory says]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub node_id: Option<u32>,
+    /// Port for other nodes: consensus on this one, shard i's replication on the port + 1 + i [default: none, the node is alone]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT"))]
+    pub cluster_listen: Option<String>,
+    /// Host that other nodes are told, if it differs from the one of --cluster-listen
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST"))]
+    pub cluster_advertise: Option<String>,
+    /// --cluster-listen address of a member of the cluster to join, several times for several; only looked at while the data directory is empty
+    #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT"))]
+    pub join: Vec<String>,
+    /// Rack of this node, or whatever fails as one: replicas are spread over them
+    #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
+    pub rack: Option<String>,
     /// When an append is acknowledged, unless its topic says otherwise: durable (synced), written, memory [default: durable]
     #[cfg_attr(feature = "cli", arg(long, value_name = "LEVEL"))]
     pub durability: Option<String>,
@@ -63,6 +78,9 @@ pub struct RawSettings {
     /// How long the positions of a group without members are kept [default: 10080]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MINUTES"))]
     pub offsets_retention_minutes: Option<u64>,
+    /// Replicas of the topic of consumer groups when it is made; fewer where there are fewer nodes [default: 3]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub offsets_topic_replication_factor: Option<u64>,
     /// How long a shard with nothing to do spins before it sleeps: lower latency for a busy CPU [default: 0]
     #[cfg_attr(feature = "cli", arg(long, value_name = "MICROS"))]
     pub spin: Option<u64>,
@@ -95,6 +113,12 @@ pub struct ServeSettings {
     pub memory_bytes: u64,
     /// The admin port; `None` serves none.
     pub admin_listen: Option<SocketAddr>,
+    /// The id that this node is to have; `None`: what its data directory says.
+    pub node_id: Option<u32>,
+    /// The other nodes; `None` of a node that is alone.
+    pub cluster: Option<ClusterSettings>,
+    /// Its rack.
+    pub rack: Option<String>,
     /// The default of topics.
     pub durability: Durability,
     /// Metadata asked for a topic that does not exist may create it.
@@ -105,6 +129,24 @@ pub struct ServeSettings {
     pub spin: Duration,
     /// Page cache instead of direct I/O.
     pub buffered_io: bool,
+}
+
+/// A node's place among others.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ClusterSettings {
+    /// The port for consensus; replication is on those above it.
+    pub listen: SocketAddr,
+    /// Host that other nodes are told.
+    pub advertised_host: String,
+    /// Members of the cluster to join.
+    pub join: Vec<String>,
+}
+
+impl ClusterSettings {
+    /// Where a shard takes replication.
+    pub fn replication(&self, shard: u32) -> SocketAddr {
+        SocketAddr::new(self.listen.ip(), self.listen.port() + 1 + shard as u16)
+    }
 }
 
 /// What one shard needs to know of the settings.
@@ -186,6 +228,11 @@ impl RawSettings {
             shards: self.shards.or(file.shards),
             memory: self.memory.or(file.memory),
             admin_listen: self.admin_listen.or(file.admin_listen),
+            node_id: self.node_id.or(file.node_id),
+            cluster_listen: self.cluster_listen.or(file.cluster_listen),
+            cluster_advertise: self.cluster_advertise.or(file.cluster_advertise),
+            join: if self.join.is_empty() { file.join } else { self.join },
+            rack: self.rack.or(file.rack),
             durability: self.durability.or(file.durability),
             auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
             group_initial_rebalance_delay_ms: self.group_initial_rebalance_delay_ms.or(file.group_initial_rebalance_delay_ms),
@@ -193,6 +240,7 @@ impl RawSettings {
             group_max_session_timeout_ms: self.group_max_session_timeout_ms.or(file.group_max_session_timeout_ms),
             group_max_size: self.group_max_size.or(file.group_max_size),
             offsets_retention_minutes: self.offsets_retention_minutes.or(file.offsets_retention_minutes),
+            offsets_topic_replication_factor: self.offsets_topic_replication_factor.or(file.offsets_topic_replication_factor),
             spin: self.spin.or(file.spin),
             buffered_io: self.buffered_io || file.buffered_io,
             insecure: self.insecure || file.insecure,
@@ -231,6 +279,10 @@ impl RawSettings {
                 cpus.ids.len()
             )));
         }
+        let node_id =
+            self.node_id.map(|id| in_range("--node-id", u64::from(id), 0, u64::from(limits::MAX_NODE_ID)).map(|()| id)).transpose()?;
+        let rack = self.rack.clone().map(rack).transpose()?;
+        let cluster = self.cluster(listen, admin_listen, shards)?;
         let (shard_cpus, spare_cpus) = cpus.assign(shards);
         Ok(ServeSettings {
             data: self.data.unwrap_or_else(|| DEFAULT_DATA.into()),
@@ -242,6 +294,9 @@ impl RawSettings {
             spare_cpus,
             memory_bytes: memory.0,
             admin_listen,
+            node_id,
+            cluster,
+            rack,
             durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
             auto_create_topics: self.auto_create_topics.unwrap_or(true),
             groups,
@@ -252,6 +307,49 @@ impl RawSettings {
 }
 
 impl RawSettings {
+    fn cluster(&self, listen: SocketAddr, admin: Option<SocketAddr>, shards: u32) -> Result<Option<ClusterSettings>, SettingsError> {
+        let Some(text) = self.cluster_listen.as_deref() else {
+            let lonely = [("--join", !self.join.is_empty()), ("--cluster-advertise", self.cluster_advertise.is_some())];
+            return match lonely.iter().find(|(_, given)| *given) {
+                Some((name, _)) => Err(SettingsError::Conflict(format!(
+                    "{name} is for a node of a cluster: say with --cluster-listen where others find it"
+                ))),
+                None => Ok(None),
+            };
+        };
+        let (host, own) = address("--cluster-listen", text)?;
+        if !self.insecure {
+            check_loopback("--cluster-listen", Some(own))?;
+        }
+        if own.port() == 0 {
+            return Err(value("--cluster-listen", "a port that others can be told, not 0", text));
+        }
+        check_port_range("--cluster-listen", own.port(), shards + 1)?;
+        check_apart(own, shards, listen, admin)?;
+        let advertised_host = match self.cluster_advertise.as_deref() {
+            Some(host)
+                if !host.is_empty() && host.len() <= limits::MAX_HOST_NAME && !host.contains(|c: char| c.is_whitespace() || c == '/') =>
+            {
+                unbracketed(host).to_owned()
+            }
+            Some(other) => return Err(value("--cluster-advertise", "a host that other nodes can reach", other)),
+            None if own.ip().is_unspecified() => {
+                return Err(SettingsError::Conflict(format!(
+                    "--cluster-listen {own} is every address: say with --cluster-advertise which one other nodes shall use"
+                )));
+            }
+            None => host,
+        };
+        for member in &self.join {
+            let is_one =
+                member.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0));
+            if !is_one {
+                return Err(value("--join", "HOST:PORT, the --cluster-listen of a member", member));
+            }
+        }
+        Ok(Some(ClusterSettings { listen: own, advertised_host, join: self.join.clone() }))
+    }
+
     fn groups(&self) -> Result<group::Settings, SettingsError> {
         let defaults = group::Settings::default();
         let ms = |name, given: Option<u64>, default: i32, least| match given {
@@ -276,12 +374,15 @@ impl RawSettings {
             }
             None => defaults.offsets_retention_ms,
         };
+        let replicas = self.offsets_topic_replication_factor.unwrap_or(defaults.offsets_replication_factor.into());
+        in_range("--offsets-topic-replication-factor", replicas, 1, limits::MAX_REPLICAS as u64)?;
         Ok(group::Settings {
             min_session_timeout_ms: least,
             max_session_timeout_ms: most,
             initial_rebalance_delay_ms: delay,
             max_members: members as usize,
             offsets_retention_ms: retention_ms,
+            offsets_replication_factor: replicas as u16,
             ..defaults
         })
     }
@@ -376,6 +477,33 @@ fn check_ports(listen: SocketAddr, admin: Option<SocketAddr>, shards: u32) -> Re
             taken.start,
             taken.end - 1
         )));
+    }
+    Ok(())
+}
+
+fn rack(text: String) -> Result<String, SettingsError> {
+    match (1..=limits::MAX_HOST_NAME).contains(&text.len()) {
+        true => Ok(text),
+        false => Err(value("--rack", format!("a name of 1 to {} bytes", limits::MAX_HOST_NAME), text)),
+    }
+}
+
+/// The ports for other nodes are none of those for clients and administrators.
+fn check_apart(cluster: SocketAddr, shards: u32, listen: SocketAddr, admin: Option<SocketAddr>) -> Result<(), SettingsError> {
+    let range = |first: SocketAddr, count: u32| (first.ip(), u32::from(first.port())..u32::from(first.port()) + count);
+    let own = range(cluster, shards + 1);
+    let others = [Some(("--listen", range(listen, shards))), admin.map(|admin| ("--admin-listen", range(admin, 1)))];
+    for (name, (ip, ports)) in others.into_iter().flatten() {
+        let same_host = ip == own.0 || ip.is_unspecified() || own.0.is_unspecified();
+        if same_host && ports.start != 0 && ports.start < own.1.end && own.1.start < ports.end {
+            return Err(SettingsError::Conflict(format!(
+                "--cluster-listen {cluster} takes the ports {} to {}, {name} {} to {}: they must be apart",
+                own.1.start,
+                own.1.end - 1,
+                ports.start,
+                ports.end - 1
+            )));
+        }
     }
     Ok(())
 }
@@ -481,6 +609,9 @@ mod tests {
     fn defaults_are_those_of_the_manual() {
         let settings = raw().validate(&cpus(4)).unwrap();
         let expected = ServeSettings {
+            node_id: None,
+            cluster: None,
+            rack: None,
             data: "./corelane-data".into(),
             listen: "127.0.0.1:9092".parse().unwrap(),
             advertised_host: "127.0.0.1".into(),

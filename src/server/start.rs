@@ -25,7 +25,8 @@ use crate::metrics::ShardMetrics;
 use crate::request::Broker;
 use crate::server::catalogue_trace::witness;
 use crate::server::host;
-use crate::server::settings::ServeSettings;
+use crate::server::membership::{self, NodeStore};
+use crate::server::settings::{ClusterSettings, ServeSettings};
 use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
 use crate::shard::mesh::mesh;
@@ -100,14 +101,28 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     }
     let reserve = Arc::new(Reserve::open(&settings.data, settings.buffered_io).map_err(store_error)?);
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
-    let (mut meta, fresh) = open_identity(&mut files)?;
+    let (mut meta, fresh) = open_identity(&mut files, &settings)?;
     drop_unfinished_catalogue(&mut files)?;
     let shards = settings.shards();
     let addresses: Vec<SocketAddr> =
         listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().map_err(|e| failed("listeners", &e))?;
     let brokers = brokers(&settings, meta.node_id, &addresses);
     let registration = registration(&settings, &meta, fresh, &brokers);
-    let catalogue = open_catalogue(&settings.data, &registration, fresh, witness(trace.clone(), settings.data.clone()))?;
+    let hears = witness(trace.clone(), settings.data.clone());
+    let mut replication: Vec<Option<TcpListener>> = (0..shards).map(|_| None).collect();
+    let (consensus, catalogue) = match &settings.cluster {
+        None => (None, NodeStore::Alone(open_catalogue(&settings.data, &registration, fresh, hears)?)),
+        Some(cluster) => {
+            let bind = |address| listen_once_free(address).map_err(|error| ServeError::Listen { address, error });
+            let listener = bind(cluster.listen)?;
+            for (shard, listener) in replication.iter_mut().enumerate() {
+                *listener = Some(bind(cluster.replication(shard as u32))?);
+            }
+            let joins = fresh && !cluster.join.is_empty();
+            let (consensus, store) = membership::enter_cluster(&settings, cluster, &meta, joins, &registration, listener, hears)?;
+            (Some((consensus, store.clone())), NodeStore::Cluster(store))
+        }
+    };
     let view = catalogue.view();
     let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
     let recovered = recover(&mut files, &settings, ring, &meta, &view)?;
@@ -117,7 +132,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let metrics: Vec<_> = (0..shards).map(|s| Arc::new(ShardMetrics::new(s))).collect();
     let status = Arc::new(NodeStatus::new(meta.node_id));
     let (control_end, shard_ends) = bridge(shards as usize);
-    let control = ControlPlane::start(ControlParts {
+    let mut control = ControlPlane::start(ControlParts {
         store: catalogue,
         end: control_end,
         shards: metrics.clone(),
@@ -130,13 +145,17 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let lease = Lease::begin();
+    if let Some((_, store)) = &consensus {
+        let keeping = membership::keep_lease(store.clone(), lease.clone(), control.end(), registration.clone());
+        control.run_beside("corelane-lease", keeping).map_err(|e| failed("the thread of the lease", &e))?;
+    }
     let mut threads = Vec::new();
     let before = kick::Known::now().map_err(|e| failed("/proc", &e))?;
     let mut journals = share_of(&recovered, ring, shards);
     let places = mesh(shards);
     let RecoveredStore { generation, salt, shards: images, next_journal_id, .. } = recovered;
-    let parts = settings.per_shard().zip(images).zip(listeners).zip(places).zip(shard_ends).zip(&metrics);
-    for (((((shard, partitions), listener), mesh), control), metrics) in parts {
+    let parts = settings.per_shard().zip(images).zip(listeners).zip(replication).zip(places).zip(shard_ends).zip(&metrics);
+    for ((((((shard, partitions), listener), replication), mesh), control), metrics) in parts {
         let parts = ShardParts {
             shard: shard.shard,
             data: settings.data.clone(),
@@ -154,7 +173,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             journal_ids: (next_journal_id + u64::from(shard.shard), u64::from(shards)),
             identity: identity.clone(),
             listener,
-            replication: None,
+            replication,
             lease: lease.clone(),
             mesh,
             control,
@@ -195,6 +214,9 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Ended::Told(_) => return Err(ServeError::Failed("a shard ended by itself".into())),
     }
     status.advance(NodeState::Draining);
+    if let Some((_, store)) = &consensus {
+        membership::hand_over(store, meta.node_id);
+    }
     control.drain();
     for _ in 0..shards {
         match ended.recv_blocking() {
@@ -207,6 +229,9 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         thread.join().map_err(|e| failed("executor", &e))?;
     }
     control.stop();
+    if let Some((consensus, _)) = consensus {
+        consensus.stop();
+    }
     mark(&mut files, &meta, true)?;
     drop(lock);
     Ok(())
@@ -257,14 +282,22 @@ pub fn lock_data(data: &Path) -> Result<std::fs::File, ServeError> {
     }
 }
 
-fn open_identity(files: &mut BlockingFiles) -> Result<(MetaSlot, bool), ServeError> {
+fn open_identity(files: &mut BlockingFiles, settings: &ServeSettings) -> Result<(MetaSlot, bool), ServeError> {
     match identity::read(files).map_err(store_error)? {
-        Some(meta) => Ok((meta, false)),
+        Some(meta) => {
+            check_identity(&meta, settings)?;
+            Ok((meta, false))
+        }
         None => {
+            let founded = || Ok(*uuid::Uuid::new_v4().as_bytes());
+            let cluster = match settings.cluster.as_ref().filter(|cluster| !cluster.join.is_empty()) {
+                Some(cluster) => membership::cluster_to_join(cluster),
+                None => founded(),
+            }?;
             let meta = MetaSlot {
                 oldest_reader: 1,
-                node_id: 0,
-                cluster: *uuid::Uuid::new_v4().as_bytes(),
+                node_id: settings.node_id.unwrap_or(0),
+                cluster,
                 incarnation: *uuid::Uuid::new_v4().as_bytes(),
                 sequence: 0,
                 clean_shutdown: false,
@@ -272,6 +305,36 @@ fn open_identity(files: &mut BlockingFiles) -> Result<(MetaSlot, bool), ServeErr
             Ok((identity::write(files, None, &meta).map_err(store_error)?, true))
         }
     }
+}
+
+/// A store knows which node it is, and whether it is one of a cluster's.
+fn check_identity(meta: &MetaSlot, settings: &ServeSettings) -> Result<(), ServeError> {
+    if let Some(id) = settings.node_id.filter(|id| *id != meta.node_id) {
+        let text =
+            format!("the data directory {} is of node {}, not of node {id}: a node keeps its id", settings.data.display(), meta.node_id);
+        return Err(ServeError::Store(text));
+    }
+    let is_member = membership::knows_its_cluster(&settings.data);
+    match &settings.cluster {
+        None if is_member => {
+            let text = format!(
+                "the data directory {} is of a node of a cluster: say with --cluster-listen where other nodes find it",
+                settings.data.display()
+            );
+            Err(ServeError::Store(text))
+        }
+        Some(cluster) if !is_member && !cluster.join.is_empty() => refuse_other_cluster(meta, cluster),
+        _ => Ok(()),
+    }
+}
+
+/// A node that was alone has topics of its own, and may have acknowledged records: those of another cluster can't come in their place.
+fn refuse_other_cluster(meta: &MetaSlot, cluster: &ClusterSettings) -> Result<(), ServeError> {
+    let theirs = membership::cluster_to_join(cluster)?;
+    let (ours, theirs) = (uuid::Uuid::from_bytes(meta.cluster), uuid::Uuid::from_bytes(theirs));
+    Err(ServeError::Store(format!(
+        "this node is of cluster {ours} and has a catalogue of its own, so it can't join cluster {theirs}: use an empty data directory"
+    )))
 }
 
 fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Result<MetaSlot, ServeError> {
@@ -287,7 +350,7 @@ fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError
     }
 }
 
-/// What this node says of itself. There is no consensus between nodes here, so no other has to find it.
+/// What this node says of itself.
 fn registration(settings: &ServeSettings, meta: &MetaSlot, fresh: bool, brokers: &[Broker]) -> Registration {
     Registration {
         node: meta.node_id,
@@ -295,11 +358,11 @@ fn registration(settings: &ServeSettings, meta: &MetaSlot, fresh: bool, brokers:
         cluster: meta.cluster,
         protocol: PROTOCOL,
         software: env!("CARGO_PKG_VERSION").into(),
-        cluster_address: None,
-        replication_port: 0,
+        cluster_address: settings.cluster.as_ref().map(|cluster| Endpoint::new(&cluster.advertised_host, cluster.listen.port())),
+        replication_port: settings.cluster.as_ref().map_or(0, |cluster| cluster.listen.port() + 1),
         clients: brokers.iter().map(|broker| Endpoint::new(&broker.host, broker.port)).collect(),
         shards: settings.shards(),
-        rack: None,
+        rack: settings.rack.clone(),
         durability: settings.durability,
         clean_stop: meta.clean_shutdown || fresh,
     }
@@ -326,8 +389,11 @@ fn recover(
     view: &crate::cluster::CatalogueView,
 ) -> Result<RecoveredStore, ServeError> {
     let shards = settings.shards();
-    let catalogue: Vec<_> =
-        view.topics().flat_map(|t| (0..t.partitions).map(|partition| TopicPartition { topic: t.id, partition })).collect();
+    let node = meta.node_id;
+    // Those without a record are of a store from before there were clusters.
+    let is_here = |id: &TopicPartition| view.partition(id).is_none_or(|record| record.replica(node).is_some());
+    let all = view.topics().flat_map(|t| (0..t.partitions).map(|partition| TopicPartition { topic: t.id, partition }));
+    let catalogue: Vec<_> = all.filter(is_here).collect();
     let begun = std::time::Instant::now();
     let request = OpenRequest {
         cluster: meta.cluster,
@@ -335,7 +401,7 @@ fn recover(
         salt: uuid::Uuid::new_v4().as_u64_pair().0 | 1,
         now_ms: now_ms(),
         catalogue: &catalogue,
-        owner: &|p: TopicPartition| p.topic.shard_of(p.partition, shards),
+        owner: &|p: TopicPartition| view.shard_on(node, &p).unwrap_or_else(|| p.topic.shard_of(p.partition, shards)),
     };
     let recovered = open_store(files, &request).map_err(store_error)?;
     let report = &recovered.report;

@@ -9,6 +9,7 @@ pub mod budget;
 pub mod buffer;
 pub mod checkpoint;
 pub mod cleaner;
+pub mod cluster_admin;
 pub mod connection;
 pub mod context;
 pub mod deletion;

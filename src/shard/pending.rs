@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::limits;
 use crate::request::{Acks, Appended, Code, Produce, ProduceResult, Refusal};
-use crate::types::{Offset, TopicPartition};
+use crate::types::{LeaderEpoch, Offset, TopicPartition};
 
 /// Who gets the results of a produce request.
 pub trait Answer {
@@ -21,6 +21,8 @@ pub struct Patience {
     pub acks: Acks,
     /// The wait for other replicas ends here.
     pub deadline: Instant,
+    /// The batch was made for this leadership and is refused in any other; `None` for one that any leader may take.
+    pub epoch: Option<LeaderEpoch>,
 }
 
 impl Patience {
@@ -28,7 +30,12 @@ impl Patience {
     pub fn new(acks: Acks, timeout_ms: u32) -> Patience {
         let most = limits::MAX_PRODUCE_WAIT_MS;
         let wait = if timeout_ms == 0 { most } else { timeout_ms.min(most) };
-        Patience { acks, deadline: Instant::now() + Duration::from_millis(u64::from(wait)) }
+        Patience { acks, deadline: Instant::now() + Duration::from_millis(u64::from(wait)), epoch: None }
+    }
+
+    /// The same for a batch that only the leader of that epoch may take.
+    pub fn in_epoch(self, epoch: LeaderEpoch) -> Patience {
+        Patience { epoch: Some(epoch), ..self }
     }
 }
 

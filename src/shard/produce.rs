@@ -191,7 +191,7 @@ pub async fn append_anywhere(context: &Rc<Context>, id: TopicPartition, bytes: V
     }
     context.metrics.add(Counter::MeshSent, 1);
     let batches = vec![ProduceBatch { partition: id, range: 0..bytes.len() }];
-    let Patience { acks, deadline } = done.patience;
+    let Patience { acks, deadline, .. } = done.patience;
     let left = deadline.saturating_duration_since(Instant::now()).as_millis().max(1);
     let produce = Produce { acks, timeout_ms: left as u32, batches, crc_trailer: false };
     follow(context.mesh.send(context.owner(&id), Request::Produce(produce), Bytes::from(bytes)).await, vec![done]);

@@ -238,6 +238,7 @@ async fn act_on_events(context: &Rc<Context>) {
                 topics::apply(context, view).await;
                 drop(in_force);
             }
+            ShardEvent::Lease => context.replication.wake_all(),
             ShardEvent::Drain => return,
         }
     }

@@ -10,6 +10,7 @@ use crate::cluster::{Applied, Catalogue, Command, Committed};
 use crate::metrics::{Counter, RequestKind};
 use crate::request::{AlterTopic, Code, CreateTopic, Refusal, Request, Response};
 use crate::shard::budget::Building;
+use crate::shard::cluster_admin;
 use crate::shard::connection::respond;
 use crate::shard::context::Context;
 use crate::shard::deletion::delete_records;
@@ -73,6 +74,7 @@ fn kind(request: &Request) -> RequestKind {
         Request::Group(_) | Request::FindCoordinator(_) => RequestKind::Group,
         Request::DeleteRecords(_) => RequestKind::DeleteRecords,
         Request::EpochEnds(_) => RequestKind::EpochEnds,
+        Request::Cluster(_) => RequestKind::Cluster,
     }
 }
 
@@ -97,6 +99,7 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
         Request::InitProducerId => Ok(Response::ProducerId(context.next_producer_id().await?, 0)),
         Request::FindCoordinator(groups) => Ok(Response::Coordinators(groups::coordinators(context, &groups).await)),
         Request::EpochEnds(questions) => Ok(Response::EpochEnds(epoch_ends(context, &questions).await)),
+        Request::Cluster(request) => Ok(Response::Cluster(cluster_admin::answer(context, request).await?)),
         Request::DeleteRecords(asked) => Ok(Response::RecordsDeleted(delete_records(context, &asked).await)),
         Request::Group(_) | Request::Produce(_) | Request::Fetch(_) => Err(Refusal::new(Code::Internal, "answered elsewhere")),
     }

@@ -400,6 +400,12 @@ impl Store {
             done.complete(Err(refusal));
             return Err(Blocked::Decided);
         }
+        let present = cell.machine.borrow().epoch();
+        if let Some(epoch) = done.patience.epoch.filter(|epoch| *epoch != present) {
+            // It waited for room while the leadership changed.
+            done.complete(Err(cell.refusal(Code::NotLeader, format!("the batch is of epoch {epoch}, the present one is {present}"))));
+            return Err(Blocked::Decided);
+        }
         if cell.busy.get() {
             return Err(Blocked::Room(done));
         }

@@ -5,7 +5,7 @@
 
 use flatbuffers::{ForwardsUOffset, InvalidFlatbuffer, Vector};
 
-use super::{NO_LEADER, generated as g, groups, verified};
+use super::{NO_LEADER, cluster, generated as g, groups, verified};
 use crate::request::{
     Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEnd, EpochEndResult,
     EpochQuestion, Fetch, FetchPartition, FetchResult, Fetched, FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest,
@@ -175,6 +175,9 @@ fn request_of(root: &g::Request<'_>, payload_len: usize, spare: &mut Vec<Produce
     if let Some(delete) = root.body_as_delete_records_request() {
         return delete.partitions().iter().map(records_to_delete_of).collect::<Result<_, _>>().map(Request::DeleteRecords);
     }
+    if let Some(request) = cluster::request_of(root)? {
+        return Ok(Request::Cluster(request));
+    }
     Err(Fault::Kind(root.body_type().0))
 }
 
@@ -329,6 +332,9 @@ fn response_of(root: &g::Response<'_>, payload_len: usize) -> Result<Response, F
     if let Some(answer) = groups::answer_of(root)? {
         return Ok(Response::Group(answer));
     }
+    if let Some(answer) = cluster::answer_of(root)? {
+        return Ok(Response::Cluster(answer));
+    }
     Err(Fault::Kind(root.body_type().0))
 }
 
@@ -394,12 +400,12 @@ fn delete_records_results_of(deleted: &g::DeleteRecordsResponse<'_>) -> Result<V
 }
 
 /// The refusals of a list's items, taken in the order of their indices.
-struct Refusals {
+pub(super) struct Refusals {
     rest: std::iter::Peekable<std::vec::IntoIter<(usize, Refusal)>>,
 }
 
 impl Refusals {
-    fn of<'b>(list: Option<Vector<'b, ForwardsUOffset<g::RefusedItem<'b>>>>, items: usize) -> Result<Refusals, Fault> {
+    pub(super) fn of<'b>(list: Option<Vector<'b, ForwardsUOffset<g::RefusedItem<'b>>>>, items: usize) -> Result<Refusals, Fault> {
         let mut found: Vec<(usize, Refusal)> = Vec::new();
         for refused in list.into_iter().flatten() {
             let index = refused.index() as usize;
@@ -413,7 +419,7 @@ impl Refusals {
     }
 
     /// What became of the item: its refusal where there is one. To be called with rising indices.
-    fn outcome<T>(&mut self, index: usize, done: T) -> Result<T, Refusal> {
+    pub(super) fn outcome<T>(&mut self, index: usize, done: T) -> Result<T, Refusal> {
         match self.rest.next_if(|(refused, _)| *refused == index) {
             Some((_, refusal)) => Err(refusal),
             None => Ok(done),
@@ -470,6 +476,6 @@ fn description_of(topic: &g::TopicDescription<'_>) -> Result<TopicDescription, F
     })
 }
 
-fn partition(topic: &g::Uuid, partition: u32) -> TopicPartition {
+pub(super) fn partition(topic: &g::Uuid, partition: u32) -> TopicPartition {
     TopicPartition { topic: TopicId(topic.0), partition }
 }

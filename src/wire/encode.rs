@@ -8,7 +8,7 @@ use flatbuffers::{FlatBufferBuilder, UnionWIPOffset, Vector, WIPOffset};
 use super::NO_LEADER;
 use super::frame::{self, FrameError};
 use super::generated as g;
-use super::groups;
+use super::{cluster, groups};
 use crate::limits;
 use crate::request::{
     Acks, AlterTopic, Code, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEndResult, EpochQuestion, Fetch, FetchResult,
@@ -123,6 +123,7 @@ fn request_body(b: &mut Builder, request: &Request, payload_len: usize) -> (g::R
         Request::FindCoordinator(names) => groups::find_coordinator_request(b, names),
         Request::Group(request) => groups::request_body(b, request),
         Request::EpochEnds(questions) => (Body::EpochEndsRequest, epoch_ends_request(b, questions).as_union_value()),
+        Request::Cluster(request) => cluster::request_body(b, request),
         Request::DeleteRecords(partitions) => (Body::DeleteRecordsRequest, delete_records_request(b, partitions).as_union_value()),
     }
 }
@@ -255,6 +256,7 @@ fn response_body(b: &mut Builder, response: &Response, payload_len: usize) -> (g
         Response::Coordinators(found) => groups::coordinators_response(b, found),
         Response::Group(answer) => groups::response_body(b, answer),
         Response::EpochEnds(results) => (Body::EpochEndsResponse, epoch_ends_response(b, results).as_union_value()),
+        Response::Cluster(answer) => cluster::response_body(b, answer),
         Response::RecordsDeleted(results) => (Body::DeleteRecordsResponse, delete_records_response(b, results).as_union_value()),
         Response::Refused(refusal) => (Body::Refusal, refusal_offset(b, refusal).as_union_value()),
     }
@@ -324,7 +326,10 @@ fn delete_records_response(b: &mut Builder, results: &[DeleteRecordsResult]) -> 
 }
 
 /// The refusals of a list with their places; none at all (and nothing allocated) where nothing was refused.
-fn refused_items<'a>(b: &mut Builder, items: impl Iterator<Item = Option<&'a Refusal>>) -> Option<Offset<Tables<g::RefusedItem<'static>>>> {
+pub(super) fn refused_items<'a>(
+    b: &mut Builder,
+    items: impl Iterator<Item = Option<&'a Refusal>>,
+) -> Option<Offset<Tables<g::RefusedItem<'static>>>> {
     let mut refused = Vec::new();
     for (index, refusal) in items.enumerate() {
         if let Some(refusal) = refusal {

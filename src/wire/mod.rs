@@ -16,6 +16,7 @@
 //!
 //! Not here: record batches (`batch`), and what a request means.
 
+mod cluster;
 pub mod decode;
 pub mod encode;
 pub mod frame;
@@ -49,6 +50,8 @@ where
     flatbuffers::root_with_opts::<T>(&options, header)
 }
 
+#[cfg(test)]
+mod cluster_values;
 #[cfg(test)]
 mod group_values;
 #[cfg(test)]

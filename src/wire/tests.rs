@@ -82,6 +82,7 @@ fn request() -> impl Strategy<Value = (Request, usize)> {
         group_values::request().prop_map(|r| (Request::Group(r), 0)),
         vec(delete, 0..5).prop_map(|d| (Request::DeleteRecords(d), 0)),
         vec(epoch, 0..5).prop_map(|e| (Request::EpochEnds(e), 0)),
+        cluster_values::request().prop_map(|r| (Request::Cluster(r), 0)),
     ]
 }
 
@@ -157,6 +158,7 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
         refusal().prop_map(|r| (Response::Refused(r), 0)),
         group_values::coordinators().prop_map(|c| (Response::Coordinators(c), 0)),
         group_values::answer().prop_map(|a| (Response::Group(a), 0)),
+        cluster_values::answer().prop_map(|a| (Response::Cluster(a), 0)),
     ]
 }
 

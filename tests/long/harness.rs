@@ -28,6 +28,11 @@ pub struct Entry {
 pub trait Check {
     /// One round. An error is a failed check: it says what was expected and what was there.
     fn round(&mut self, round: &mut Round<'_>) -> Result<(), String>;
+
+    /// After the last round, if none failed: judges what several rounds have in common.
+    fn end(&mut self, _round: &mut Round<'_>) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 /// What a round is given.
@@ -40,6 +45,8 @@ pub struct Round<'a> {
     pub scratch: &'a Path,
     /// Of the short form, which `cargo test` runs.
     pub is_short: bool,
+    /// What `--partitions` says.
+    pub partitions: Option<u32>,
     /// Sums over the rounds, by name, for the result.
     counts: &'a mut BTreeMap<String, u64>,
 }
@@ -65,9 +72,12 @@ struct Arguments {
     /// Stop after this long.
     #[arg(long, default_value_t = 600, conflicts_with = "rounds")]
     seconds: u64,
-    /// Stop after this many rounds in all, instead.
-    #[arg(long)]
+    /// Stop after this many rounds in all, instead; a round is a fault of `cluster`, a trial of `failover`.
+    #[arg(long, visible_aliases = ["faults", "trials"])]
     rounds: Option<u64>,
+    /// Partitions, where a check is about many of them.
+    #[arg(long)]
+    partitions: Option<u32>,
     /// Start of everything random; default: a new one, which is printed.
     #[arg(long)]
     seed: Option<u64>,
@@ -98,10 +108,13 @@ pub struct Run {
     failure: Option<String>,
     result_file: PathBuf,
     is_short: bool,
+    partitions: Option<u32>,
 }
 
 /// The words behind `--long` to an exit code: 0 passed, 1 failed, 2 wrong usage.
-pub fn run_long(checks: &[Entry], arguments: Vec<String>) -> ExitCode {
+pub fn run_long(checks: &[Entry], mut arguments: Vec<String>) -> ExitCode {
+    // Behind cargo's words nobody needs it, and many write it.
+    arguments.retain(|argument| argument != "--");
     let arguments = match Arguments::try_parse_from(arguments) {
         Ok(arguments) => arguments,
         Err(refusal) => {
@@ -132,6 +145,7 @@ pub fn run_long(checks: &[Entry], arguments: Vec<String>) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    run.partitions = arguments.partitions;
     let until = match (arguments.round, arguments.rounds) {
         (Some(round), _) => {
             run.next_round = round;
@@ -168,7 +182,8 @@ impl Run {
     /// A run from round 0.
     pub fn new(entry: Entry, seed: u64, directory: &Path) -> Run {
         let result_file = directory.join(format!("{}.json", entry.name));
-        Run { entry, seed, next_round: 0, seconds_before: 0.0, counts: BTreeMap::new(), failure: None, result_file, is_short: false }
+        let counts = BTreeMap::new();
+        Run { entry, seed, next_round: 0, seconds_before: 0.0, counts, failure: None, result_file, is_short: false, partitions: None }
     }
 
     /// A run that goes on behind the last whole round of the result file.
@@ -199,7 +214,7 @@ impl Run {
             if ended || self.failure.is_some() {
                 break;
             }
-            let outcome = self.round(check.as_mut(), &scratch);
+            let outcome = self.round(&scratch, |round| check.round(round));
             self.seconds_before = seconds_before + started.elapsed().as_secs_f64();
             match outcome {
                 Ok(()) => self.next_round += 1,
@@ -210,6 +225,14 @@ impl Run {
             }
             progress(&format!("{} round {} {:.0} s {:?}", self.entry.name, self.next_round, self.seconds_before, self.counts));
         }
+        if self.failure.is_none() {
+            if let Err(words) = self.round(&scratch, |round| check.end(round)) {
+                self.failure = Some(self.replay_words(&words));
+            }
+            if let Err(refusal) = self.keep() {
+                self.failure.get_or_insert(format!("{}: {refusal}", self.result_file.display()));
+            }
+        }
         // A failed round leaves its files to be looked at.
         if self.failure.is_none() {
             let _ = fs::remove_dir_all(&scratch);
@@ -217,13 +240,14 @@ impl Run {
         self.failure.is_none()
     }
 
-    fn round(&mut self, check: &mut dyn Check, scratch: &Path) -> Result<(), String> {
+    fn round(&mut self, scratch: &Path, work: impl FnOnce(&mut Round<'_>) -> Result<(), String>) -> Result<(), String> {
         let _ = fs::remove_dir_all(scratch);
         fs::create_dir_all(scratch).map_err(|e| format!("{}: {e}", scratch.display()))?;
         let seed = mix(self.seed, self.next_round);
         // Counts of a failed round don't count: it is run again on --resume.
         let mut counts = self.counts.clone();
-        check.round(&mut Round { number: self.next_round, seed, scratch, is_short: self.is_short, counts: &mut counts })?;
+        let (number, is_short, partitions) = (self.next_round, self.is_short, self.partitions);
+        work(&mut Round { number, seed, scratch, is_short, partitions, counts: &mut counts })?;
         self.counts = counts;
         Ok(())
     }

@@ -8,6 +8,11 @@
 //! one round at most and `--resume` goes on behind it.
 
 mod broker;
+#[allow(unused_imports, reason = "the judge's own tests use all of it")]
+#[path = "../simulation/checker/mod.rs"]
+mod checker;
+#[path = "../cluster/mod.rs"]
+mod cluster;
 #[path = "../crash/mod.rs"]
 mod crash;
 mod crash_everywhere;
@@ -17,6 +22,8 @@ mod kill;
 #[path = "../lived/mod.rs"]
 mod lived;
 mod selftest;
+#[path = "../support/small_disk.rs"]
+mod small_disk;
 mod start;
 #[path = "../support/mod.rs"]
 mod support;
@@ -26,7 +33,15 @@ use std::process::ExitCode;
 use harness::Entry;
 
 /// Every check, in the order of `--help`.
-const CHECKS: &[Entry] = &[kill::ENTRY, start::ENTRY, crash_everywhere::ENTRY, flips::ENTRY];
+const CHECKS: &[Entry] = &[
+    kill::ENTRY,
+    start::ENTRY,
+    crash_everywhere::ENTRY,
+    flips::ENTRY,
+    cluster::run::ENTRY,
+    cluster::failover::ENTRY,
+    cluster::idle::ENTRY,
+];
 
 fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
@@ -40,5 +55,6 @@ fn main() -> ExitCode {
     let mut trials = harness::short_forms(CHECKS);
     trials.extend(selftest::trials());
     trials.extend(kill::trials());
+    trials.extend(cluster::selftest::trials());
     libtest_mimic::run(&libtest_mimic::Arguments::from_args(), trials).exit_code()
 }

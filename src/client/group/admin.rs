@@ -2,17 +2,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::coordinator::Coordinator;
 use crate::client::admin::Admin;
-use crate::client::brokers::unexpected;
+use crate::client::brokers::{Target, unexpected};
 use crate::client::error::ClientError;
 use crate::request::consumer_protocol::PROTOCOL_TYPE;
 use crate::request::group::{
     CommitOffsets, CommitPartition, DescribedGroup, GroupAnswer, GroupError, GroupRequest, ListedGroup, MemberRef, State,
 };
-use crate::request::{Code, OffsetSpec, Response};
+use crate::request::{Code, OffsetSpec, Request, Response};
 use crate::types::{Offset, Timestamp};
 
 /// Where a group is in one partition.
@@ -68,16 +67,22 @@ impl Admin {
     /// # Errors
     /// Not all coordinators answer.
     pub async fn list_groups(&self) -> Result<Vec<ListedGroup>, ClientError> {
-        let coordinator = &self.coordinator("");
+        // Each node knows those that it coordinates. One whose coordinator moves meanwhile is told of by two of them.
         let attempt = || async {
-            match coordinator.ask_any(GroupRequest::List(Vec::new())).await? {
-                GroupAnswer::List(listed) => listed.map_err(|error| coordinator.refused(error)),
-                other => Err(unexpected(&Response::Group(other))),
+            let brokers = self.brokers();
+            brokers.refresh_once(Some(&[])).await?;
+            let mut groups = BTreeMap::new();
+            for broker in brokers.one_of_each_node() {
+                let request = Request::Group(GroupRequest::List(Vec::new()));
+                let listed = match brokers.request_once(Target::Broker(broker), &request).await?.response {
+                    Response::Group(GroupAnswer::List(listed)) => listed.map_err(|error| self.coordinator("").refused(error))?,
+                    other => return Err(unexpected(&other)),
+                };
+                groups.extend(listed.into_iter().map(|group| (group.group.clone(), group)));
             }
+            Ok(groups.into_values().collect())
         };
-        let mut groups = self.brokers().retrying(attempt).await?;
-        groups.sort_by(|a, b| a.group.cmp(&b.group));
-        Ok(groups)
+        self.brokers().retrying(attempt).await
     }
 
     /// A group with its members; one that is not there is [`State::Dead`].
@@ -86,15 +91,13 @@ impl Admin {
     /// Its coordinator does not answer.
     pub async fn describe_group(&self, group: &str) -> Result<DescribedGroup, ClientError> {
         let coordinator = &self.coordinator(group);
-        let attempt = || async {
-            match coordinator.ask(GroupRequest::Describe(vec![group.into()]), Duration::ZERO).await? {
-                GroupAnswer::Describe(mut described) if described.len() == 1 => {
-                    described.remove(0).1.map_err(|error| coordinator.refused(error))
-                }
-                other => Err(coordinator.surprised(&other)),
+        let read = |answer| match answer {
+            GroupAnswer::Describe(mut described) if described.len() == 1 => {
+                described.remove(0).1.map_err(|error| coordinator.refused(error))
             }
+            other => Err(coordinator.surprised(&other)),
         };
-        self.brokers().retrying(attempt).await
+        coordinator.settle(GroupRequest::Describe(vec![group.into()]), read).await
     }
 
     /// Positions of a group, and partitions that its members were given and have no position in, with the ends of the partitions; by topic and partition.
@@ -222,15 +225,11 @@ impl Admin {
     /// There is no such group, it has members, or its coordinator does not answer.
     pub async fn delete_group(&self, group: &str) -> Result<(), ClientError> {
         let coordinator = &self.coordinator(group);
-        let attempt = || async {
-            match coordinator.ask(GroupRequest::Delete(vec![group.into()]), Duration::ZERO).await? {
-                GroupAnswer::DeleteGroups(mut deleted) if deleted.len() == 1 => {
-                    deleted.remove(0).1.map_err(|error| coordinator.refused(error))
-                }
-                other => Err(coordinator.surprised(&other)),
-            }
+        let read = |answer| match answer {
+            GroupAnswer::DeleteGroups(mut deleted) if deleted.len() == 1 => deleted.remove(0).1.map_err(|error| coordinator.refused(error)),
+            other => Err(coordinator.surprised(&other)),
         };
-        self.brokers().retrying(attempt).await
+        coordinator.settle(GroupRequest::Delete(vec![group.into()]), read).await
     }
 }
 

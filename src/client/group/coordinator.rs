@@ -42,6 +42,8 @@ impl Coordinator {
         if self.brokers.address(broker.id).is_none() {
             self.brokers.refresh_once(Some(&[])).await?;
         }
+        // Whoever answered may not have heard of it yet, and it may have come back at another address.
+        self.brokers.learn_broker(&broker);
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = Some(broker.id);
         Ok(broker.id)
     }
@@ -66,16 +68,8 @@ impl Coordinator {
         }
     }
 
-    /// One attempt of a request that is not about this group alone, at any broker.
-    pub async fn ask_any(&self, request: GroupRequest) -> Result<GroupAnswer, ClientError> {
-        match self.brokers.request_once(Target::Any, &Request::Group(request)).await?.response {
-            Response::Group(answer) => Ok(answer),
-            other => Err(unexpected(&other)),
-        }
-    }
-
     /// Attempts until the coordinator has said yes or no for good, or until the retry timeout.
-    async fn settle<T>(&self, request: GroupRequest, read: impl Fn(GroupAnswer) -> Result<T, ClientError>) -> Result<T, ClientError> {
+    pub async fn settle<T>(&self, request: GroupRequest, read: impl Fn(GroupAnswer) -> Result<T, ClientError>) -> Result<T, ClientError> {
         let attempt = || async {
             let answer = read(self.ask(request.clone(), Duration::ZERO).await?);
             if let Err(ClientError::Group { error: GroupError::NotCoordinator | GroupError::CoordinatorNotAvailable, .. }) = &answer {

@@ -2,6 +2,7 @@
 
 mod leadership;
 mod membership;
+mod operation;
 mod placement;
 mod random;
 mod rebalance;

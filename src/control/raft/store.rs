@@ -22,6 +22,7 @@ use super::{ConsensusId, Member, Raft, consensus_id, duties, service};
 use crate::cluster::{CatalogueView, Command, Committed};
 use crate::control::metadata::{MetadataStore, Witness};
 use crate::limits;
+use crate::request::cluster::{ConsensusMember, ConsensusState};
 use crate::request::{Code, Refusal};
 
 /// Why there is no consensus.
@@ -357,6 +358,29 @@ impl MetadataStore for ClusterStore {
             return Vec::new();
         }
         self.submit(commands).await.unwrap_or_else(|refusal| vec![Err(refusal); count])
+    }
+
+    fn consensus(&self) -> ConsensusState {
+        let status = self.status();
+        let member =
+            |(_, member, votes): (ConsensusId, Member, bool)| ConsensusMember { node: member.node, address: member.address, votes };
+        let mut members: Vec<_> = status.members.into_iter().map(member).collect();
+        members.sort_by_key(|member| member.node);
+        let failure = status.failure.map(|refusal| refusal.message);
+        ConsensusState { leader: status.leader, term: status.term, applied: status.applied, members, failure }
+    }
+
+    fn leads(&self) -> bool {
+        self.status().leads
+    }
+
+    async fn remove_member(&self, node: u32) -> Result<(), Refusal> {
+        match self.remove(node).await {
+            Ok(()) | Err(RemoveError::Membership(MembershipRefusal::Unknown(_))) => Ok(()),
+            Err(RemoveError::Membership(refusal)) => Err(Refusal::new(Code::InvalidRequest, refusal.to_string())),
+            Err(RemoveError::Refused(refusal)) => Err(refusal),
+            Err(error @ RemoveError::Peer(_)) => Err(Refusal::new(Code::Unavailable, error.to_string())),
+        }
     }
 
     fn view(&self) -> Arc<CatalogueView> {

@@ -349,6 +349,10 @@ impl Partition {
     /// When the cut is none that [`Partition::cut_segment`] allows.
     pub fn truncate(&mut self, cut: &Cut, unclean: bool, found: &[ProducerSnapshot], now: Timestamp) -> Vec<SegmentInfo> {
         assert!((cut.segment, cut.position) <= (self.flushed.segment, self.flushed.position), "what is cut is flushed");
+        if cut.offset < self.ladder.committed() {
+            // What was committed goes: the snapshot may hold it, and other records take its offsets.
+            self.groups = None;
+        }
         self.ladder.truncate(cut.offset, unclean).expect("a cut that was allowed");
         let mut gone = Vec::new();
         while let Some(last) = self.segments.pop_back_if(|last| last.base_offset > cut.segment) {

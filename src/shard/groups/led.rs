@@ -1,7 +1,14 @@
 //! One coordinator with its partition: requests go in, records go to the log, answers come out when the log has them.
 //!
-//! One task drives it ([`Led::drive`]): it loads the partition, appends in the order in which the machine asks, reports outcomes in that same order, and keeps
+//! One task drives it ([`Led::drive`]): it waits until this shard leads the partition, loads it, appends in the order in which the machine asks, reports outcomes in that same order, and keeps
 //! the machine's time. Requests touch the machine at once and leave the rest to that task.
+//!
+//! # Leaderships
+//! A machine is that of one leadership: of an epoch of the partition. Each request and each append asks first whether that epoch goes on ([`Standing`]); the machine is thrown away when it does
+//! not, and who waits is told to look for the coordinator again. What it had sent to the log may be committed by the next leader or not, so nobody is told either. An append that waited for room
+//! meanwhile is refused by the log, though this node may lead again by then: the machine that made it knew nothing of what came between.
+//!
+//! A leader whose lease is over can't know whether it still leads: it answers nobody, and its members' sessions stand still until it knows. To load all anew for each hiccup would cost the members more.
 //!
 //! # When an append fails
 //! What the log refused is not in it: the machine is told so. Where that is in doubt, the machine is thrown away and made again from the log: it must not answer by what
@@ -15,6 +22,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use super::load;
+use super::standing::{SessionClock, Standing};
 use crate::batch::{BatchBuilder, Compression};
 use crate::group::assignors::{self, Strategy};
 use crate::group::records::LogRecord;
@@ -23,23 +31,30 @@ use crate::limits;
 use crate::request::group::{GroupAnswer, GroupError, GroupRequest, ListedGroup, State, SyncGroup};
 use crate::request::{Acks, Code, ProduceResult, Refusal};
 use crate::shard::context::Context;
-use crate::shard::event::Event;
+use crate::shard::event::{Event, wait_any};
 use crate::shard::pending::{Answer, Patience, PendingProduce};
 use crate::shard::produce;
+use crate::shard::role::Role;
 use crate::shard::store::now_ms;
-use crate::types::{Offset, TopicPartition};
+use crate::types::{LeaderEpoch, Offset, TopicPartition};
 
 /// A partition that can't be loaded is tried again after this long.
 const RELOAD_PAUSE: Duration = Duration::from_secs(1);
 /// The task looks at the machine so often although nothing is due.
 const LONGEST_SLEEP_MS: u64 = 60_000;
+/// A lease that is over is looked at again after this long.
+const LEASE_PAUSE: Duration = Duration::from_millis(100);
+/// Longest wait of an append for the other replicas, ms. Members wait as long for a commit.
+const COMMIT_PATIENCE_MS: u32 = 30_000;
 
-/// A coordinator that this shard runs.
+/// The coordinator of a partition that this shard has; it serves while the shard leads the partition.
 pub struct Led {
     /// Its partition of `__consumer_offsets`.
     pub partition: TopicPartition,
     settings: Settings,
     machine: RefCell<Coordinator>,
+    /// The leadership that the machine is of; `None` while it is not loaded.
+    serves: Cell<Option<LeaderEpoch>>,
     /// Which of its machines this is: each is made from the log.
     life: Cell<u64>,
     waiters: RefCell<HashMap<Waiter, async_channel::Sender<GroupAnswer>>>,
@@ -57,16 +72,17 @@ pub struct Led {
     /// Until when the task sleeps, ms of [`Led::now`].
     sleeps_until: Cell<u64>,
     wake: Event,
-    begun: Instant,
+    clock: Cell<SessionClock>,
 }
 
 impl Led {
-    /// One that begins to load. Its task ends with [`Led::stop`].
+    /// One that begins to load once this shard leads. Its task ends with [`Led::stop`].
     pub fn begin(context: &Rc<Context>, partition: TopicPartition, settings: Settings) -> Rc<Led> {
         let led = Rc::new(Led {
             partition,
             settings,
             machine: RefCell::new(Coordinator::new(settings)),
+            serves: Cell::new(None),
             life: Cell::new(0),
             waiters: RefCell::default(),
             next_waiter: Cell::new(0),
@@ -78,7 +94,7 @@ impl Led {
             stopped: Cell::new(false),
             sleeps_until: Cell::new(0),
             wake: Event::default(),
-            begun: Instant::now(),
+            clock: Cell::new(SessionClock::start(Instant::now())),
         });
         glommio::spawn_local(led.clone().drive(context.clone())).detach();
         led
@@ -86,10 +102,36 @@ impl Led {
 
     /// Makes a snapshot for the checkpoint that is taken last; then ends it.
     pub fn finish(&self, context: &Context) {
-        if self.since_snapshot.get() > 0 && !self.in_doubt.get() {
+        if self.since_snapshot.get() > 0 && self.check(context).is_ok() {
             self.make_snapshot(context);
         }
         self.stop();
+    }
+
+    /// The metadata changed: it may be led by another now.
+    pub fn look(&self) {
+        self.wake.notify();
+    }
+
+    /// Whether requests can be answered now.
+    fn check(&self, context: &Context) -> Result<(), GroupError> {
+        let standing = Standing::of(context, &self.partition);
+        self.let_time_go(standing);
+        let is_gone = context.store.partition(&self.partition).is_none_or(|cell| cell.gone().is_some());
+        match standing {
+            Standing::Elsewhere => Err(GroupError::NotCoordinator),
+            Standing::Doubtful(_) => Err(GroupError::CoordinatorNotAvailable),
+            Standing::Leads(_) if is_gone => Err(GroupError::CoordinatorNotAvailable),
+            Standing::Leads(epoch) if self.serves.get() == Some(epoch) && !self.in_doubt.get() => Ok(()),
+            Standing::Coming | Standing::Leads(_) => Err(GroupError::CoordinatorLoadInProgress),
+        }
+    }
+
+    /// Members' sessions stand still while nobody can be answered.
+    fn let_time_go(&self, standing: Standing) {
+        let mut clock = self.clock.get();
+        clock.set_going(!matches!(standing, Standing::Doubtful(_)), Instant::now());
+        self.clock.set(clock);
     }
 
     /// Ends it: whoever waits is told to look for the coordinator again.
@@ -101,6 +143,9 @@ impl Led {
 
     /// Asks the machine; the answer comes when what it relies on is durable.
     pub async fn ask(self: &Rc<Led>, context: &Context, request: GroupRequest) -> GroupAnswer {
+        if let Err(error) = self.check(context) {
+            return super::refusal(&request)(error);
+        }
         let now = self.now();
         let waiter = Waiter(self.next_waiter.get());
         self.next_waiter.set(waiter.0 + 1);
@@ -148,9 +193,13 @@ impl Led {
         None
     }
 
-    /// Groups in one of these states.
-    pub fn list(&self, states: &[State]) -> Result<Vec<ListedGroup>, GroupError> {
-        self.machine.borrow().list(states)
+    /// Groups in one of these states; none of a partition that is led elsewhere.
+    pub fn list(&self, context: &Context, states: &[State]) -> Result<Vec<ListedGroup>, GroupError> {
+        match self.check(context) {
+            Ok(()) => self.machine.borrow().list(states),
+            Err(GroupError::NotCoordinator) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Positions in a topic that is no more go.
@@ -181,7 +230,7 @@ impl Led {
     }
 
     fn now(&self) -> Now {
-        Now { steady_ms: self.begun.elapsed().as_millis() as u64, wall: now_ms() }
+        Now { steady_ms: self.clock.get().ms(Instant::now()), wall: now_ms() }
     }
 
     /// Does what the machine wants, as far as that is done at once; the task does the rest.
@@ -209,6 +258,8 @@ impl Led {
     }
 
     fn unload(&self) {
+        self.serves.set(None);
+        self.since_snapshot.set(0);
         self.machine.borrow_mut().handle_unload();
         self.appends.borrow_mut().clear();
         self.in_flight.borrow_mut().clear();
@@ -220,27 +271,51 @@ impl Led {
 
     /// The task.
     async fn drive(self: Rc<Led>, context: Rc<Context>) {
-        while !self.stopped.get() {
-            match load::load(&context, self.partition, self.settings).await {
-                Ok(machine) => {
+        while let Some(epoch) = self.wait_to_lead(&context).await {
+            let loaded = load::load(&context, self.partition, self.settings, epoch).await;
+            let still_leads = || Standing::of(&context, &self.partition).epoch() == Some(epoch);
+            match loaded {
+                _ if self.stopped.get() => return,
+                Ok(machine) if still_leads() => {
                     self.machine.replace(machine);
                     self.begin_service(&context);
-                    self.serve(&context).await;
+                    self.serves.set(Some(epoch));
+                    self.serve(&context, epoch).await;
                 }
-                Err(reason) => {
-                    tracing::error!(partition = %self.partition, %reason, "the groups of this partition can't be loaded");
+                Err(reason) if still_leads() => {
+                    tracing::error!(partition = %self.partition, epoch, %reason, "the groups of this partition can't be loaded");
                 }
+                // Another leads it by now.
+                Ok(_) | Err(_) => {}
             }
             if self.stopped.get() {
                 return;
             }
             self.unload();
             self.in_doubt.set(false);
-            let pause = self.wake.ticket();
-            self.wake.wait_until(pause, Instant::now() + RELOAD_PAUSE).await;
-            // Loading again: clients that ask meanwhile are told so.
-            self.machine.replace(Coordinator::new(self.settings));
+            if still_leads() {
+                let pause = self.wake.ticket();
+                self.wake.wait_until(pause, Instant::now() + RELOAD_PAUSE).await;
+            }
         }
+    }
+
+    /// Until this shard leads; the epoch then. `None` when it is stopped.
+    async fn wait_to_lead(&self, context: &Context) -> Option<LeaderEpoch> {
+        while !self.stopped.get() {
+            let wake = self.wake.ticket();
+            let Some(cell) = context.store.partition(&self.partition) else {
+                // It was dropped, and so will this be.
+                self.wake.wait(wake).await;
+                continue;
+            };
+            let tickets = [(&self.wake, wake), (&cell.committed, cell.committed.ticket())];
+            if let Some(epoch) = Standing::of(context, &self.partition).epoch() {
+                return Some(epoch);
+            }
+            wait_any(&tickets, Instant::now() + Duration::from_millis(LONGEST_SLEEP_MS)).await;
+        }
+        None
     }
 
     fn begin_service(&self, context: &Context) {
@@ -253,25 +328,33 @@ impl Led {
         }
     }
 
-    /// Until it is stopped or the log is in doubt.
-    async fn serve(self: &Rc<Led>, context: &Rc<Context>) {
+    /// Until it is stopped, the leadership is over or the log is in doubt.
+    async fn serve(self: &Rc<Led>, context: &Rc<Context>, epoch: LeaderEpoch) {
+        let Some(cell) = context.store.partition(&self.partition) else { return };
         while !self.stopped.get() && !self.in_doubt.get() {
-            let ticket = self.wake.ticket();
+            let tickets = [&self.wake, &cell.committed].map(|event| (event, event.ticket()));
+            let standing = Standing::of(context, &self.partition);
+            if standing.epoch() != Some(epoch) {
+                return;
+            }
+            self.let_time_go(standing);
             self.settle();
             self.keep_snapshot(context);
             let now = self.now();
-            if self.machine.borrow().poll_timeout().is_some_and(|due| due <= now.steady_ms) {
+            let has_lease = standing == Standing::Leads(epoch);
+            if has_lease && self.machine.borrow().poll_timeout().is_some_and(|due| due <= now.steady_ms) {
                 self.machine.borrow_mut().handle_time(now);
             }
             self.pump();
             let next = self.appends.borrow_mut().pop_front();
             if let Some((token, records)) = next {
-                self.append(context, token, &records).await;
+                self.append(context, epoch, token, &records).await;
                 continue;
             }
             let due = self.machine.borrow().poll_timeout().unwrap_or(u64::MAX).min(now.steady_ms + LONGEST_SLEEP_MS);
             self.sleeps_until.set(due);
-            self.wake.wait_until(ticket, self.begun + Duration::from_millis(due)).await;
+            let deadline = if has_lease { self.clock.get().moment(due) } else { Instant::now() + LEASE_PAUSE };
+            wait_any(&tickets, deadline).await;
             self.sleeps_until.set(0);
         }
     }
@@ -307,9 +390,16 @@ impl Led {
         }
     }
 
-    async fn append(self: &Rc<Led>, context: &Rc<Context>, token: Token, records: &[LogRecord]) {
+    async fn append(self: &Rc<Led>, context: &Rc<Context>, epoch: LeaderEpoch, token: Token, records: &[LogRecord]) {
         let life = self.life.get();
         self.in_flight.borrow_mut().push_back(token);
+        let Some(cell) = context.store.partition(&self.partition) else {
+            return self.decided(life, token, Err(AppendFailure::NotLeader));
+        };
+        if matches!(cell.role(), Role::Leader(_)) && !cell.enough_replicas.get() {
+            // It would wait in the log for a commit that may never come.
+            return self.decided(life, token, Err(AppendFailure::Unavailable));
+        }
         let mut batch = BatchBuilder::new(Compression::None);
         let now = now_ms();
         for record in records {
@@ -318,7 +408,8 @@ impl Led {
             }
         }
         let answer = Box::new(Appended { led: self.clone(), life, token, records: records.len() });
-        let pending = PendingProduce::new(std::iter::once(self.partition), Patience::new(Acks::All, 0), answer);
+        let pending =
+            PendingProduce::new(std::iter::once(self.partition), Patience::new(Acks::All, COMMIT_PATIENCE_MS).in_epoch(epoch), answer);
         produce::append(context, &self.partition, &batch.build(), pending.completion(0)).await;
     }
 

@@ -1,9 +1,12 @@
 //! Reads the groups of a partition from its log.
 //!
-//! Everything that the log holds when the read begins is committed before it ends: an append that is still being written when a coordinator is made again counts, so it is waited for.
+//! Everything that the log holds when the read begins is committed before: an append that is still being written when a coordinator is made again counts, and so does what a leader
+//! before this one left behind, so both are waited for. A new leader's epoch begins at its log's end, and nobody but a coordinator appends, so this is the wait for the watermark to
+//! reach the epoch's start. Until then nobody knows which of the last records stay.
 
 use std::rc::Rc;
 
+use super::standing::Standing;
 use crate::batch::{self, BatchIter};
 use crate::group::{Coordinator, Settings};
 use crate::limits;
@@ -12,16 +15,20 @@ use crate::request::{Fetch, FetchPartition};
 use crate::shard::context::Context;
 use crate::shard::fetch::fetch_mine;
 use crate::shard::partition_cell::PartitionCell;
-use crate::types::{Offset, TopicPartition};
+use crate::types::{LeaderEpoch, Offset, TopicPartition};
 
-/// A coordinator with everything that its partition says; it does not serve yet.
+/// A coordinator with everything that its partition says; it does not serve yet. It is that of the leader in `epoch`, as long as that goes on.
 ///
 /// # Errors
-/// Why it can't be read, in words: the partition is quarantined, its disk fails, or it holds what is no group's.
-pub async fn load(context: &Rc<Context>, partition: TopicPartition, settings: Settings) -> Result<Coordinator, String> {
+/// Why it can't be read, in words: the partition is quarantined, led by another by now, its disk fails, or it holds what is no group's.
+pub async fn load(context: &Rc<Context>, partition: TopicPartition, settings: Settings, epoch: LeaderEpoch) -> Result<Coordinator, String> {
     let cell = context.store.partition(&partition).ok_or("the partition is not here")?;
+    // Before it is its turn: others do not wait for its replicas.
+    let end = wait_for_all(context, &cell, epoch).await?;
     let _turn = Turn::take(context).await;
-    let end = wait_for_all(&cell).await?;
+    if Standing::of(context, &partition).epoch() != Some(epoch) {
+        return Err(led_elsewhere(epoch));
+    }
     let (mut machine, mut offset) = begin(&cell, settings, end);
     while offset < end {
         let chunk = read(context, partition, offset).await?;
@@ -57,12 +64,20 @@ fn begin(cell: &PartitionCell, settings: Settings, end: Offset) -> (Coordinator,
     (Coordinator::new(settings), log_start)
 }
 
+fn led_elsewhere(epoch: LeaderEpoch) -> String {
+    format!("the leadership of epoch {epoch} is over")
+}
+
 /// Until everything that was appended is committed; the log's end.
-async fn wait_for_all(cell: &PartitionCell) -> Result<Offset, String> {
+async fn wait_for_all(context: &Context, cell: &PartitionCell, epoch: LeaderEpoch) -> Result<Offset, String> {
     loop {
+        // Notified when the role changes, too.
         let ticket = cell.committed.ticket();
         if let Some(refusal) = cell.gone() {
             return Err(refusal.to_string());
+        }
+        if Standing::of(context, &cell.id).epoch() != Some(epoch) {
+            return Err(led_elsewhere(epoch));
         }
         let (committed, appended) = {
             let machine = cell.machine.borrow();

@@ -7,13 +7,15 @@
 //! ```
 //!
 //! A group is coordinated where its partition of `__consumer_offsets` lives, so a coordinator's records never cross shards. Any shard takes a request for any
-//! group and passes it on through the mesh; clients are told the right one ([`coordinators`]).
+//! group and passes it on through the mesh; clients are told the right one ([`coordinators`]). Between nodes nothing is passed on: a group whose partition another node leads is refused
+//! with NOT_COORDINATOR. Each shard has a [`Led`] for each replica of the topic that it has; those of partitions that are led elsewhere wait, with nothing loaded and nothing written.
 //!
 //! The topic is made with the first request that names a group. A position in a topic that does not exist is refused here, because only the catalogue knows;
 //! positions of a deleted topic are deleted.
 
 mod led;
 mod load;
+mod standing;
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +25,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::cluster::Topic;
+use crate::cluster::{NodeState, Topic};
 use crate::group::{Settings, partition_of};
 use crate::limits;
 use crate::metrics::Counter;
@@ -76,7 +78,7 @@ impl Groups {
     }
 }
 
-/// Begins to coordinate what came to this shard, ends what went, and forgets positions in topics that are gone. To be called when the catalogue changed.
+/// Begins to coordinate what came to this shard, ends what went, and forgets positions in topics that are gone. To be called when the catalogue changed and is in force here.
 pub fn follow_catalogue(context: &Rc<Context>, deleted: &[String]) {
     let groups = &context.groups;
     let topic = context.view.borrow().topic(OFFSETS_TOPIC).cloned();
@@ -100,6 +102,7 @@ pub fn follow_catalogue(context: &Rc<Context>, deleted: &[String]) {
     }
     for led in groups.all() {
         deleted.iter().for_each(|name| led.topic_deleted(name));
+        led.look();
     }
     groups.followed.notify();
 }
@@ -109,16 +112,36 @@ fn partitions(topic: &Topic) -> impl Iterator<Item = TopicPartition> + use<> {
     (0..topic.partitions).map(move |partition| TopicPartition { topic: id, partition })
 }
 
-/// The brokers to which requests of these groups go, in order.
+/// The brokers to which requests of these groups go, in order: the shards that lead the groups' partitions.
 pub async fn coordinators(context: &Rc<Context>, groups: &[String]) -> Vec<Result<Broker, GroupError>> {
     let topic = offsets_topic(context).await;
-    let brokers = &context.identity.brokers;
-    let of = |group: &String| {
-        let shard = context.owner(&place(topic.as_ref().map_err(|error| *error)?, group));
-        // With fewer endpoints than shards the others are reached through the advertised ones.
-        Ok(brokers[shard as usize % brokers.len()].clone())
-    };
+    let of = |group: &String| leader(context, &place(topic.as_ref().map_err(|error| *error)?, group));
     groups.iter().map(of).collect()
+}
+
+/// Where clients find the shard that leads a partition.
+fn leader(context: &Context, partition: &TopicPartition) -> Result<Broker, GroupError> {
+    let view = context.view.borrow();
+    match view.partition(partition) {
+        Some(record) if record.leader != Some(context.identity.node) => {
+            let found = record.leader.and_then(|node| {
+                let shard = view.shard_on(node, partition)?;
+                let (id, endpoint) = view.node(node)?.client_endpoint(shard)?;
+                Some(Broker { id, host: endpoint.host.clone(), port: endpoint.port })
+            });
+            found.ok_or(GroupError::CoordinatorNotAvailable)
+        }
+        _ => {
+            let brokers = &context.identity.brokers;
+            // With fewer endpoints than shards the others are reached through the advertised ones.
+            Ok(brokers[context.owner(partition) as usize % brokers.len()].clone())
+        }
+    }
+}
+
+/// Whether another node leads a partition, or none does.
+fn is_elsewhere(context: &Context, partition: &TopicPartition) -> bool {
+    context.view.borrow().partition(partition).is_some_and(|record| record.leader != Some(context.identity.node))
 }
 
 fn place(topic: &Topic, group: &str) -> TopicPartition {
@@ -131,14 +154,8 @@ async fn offsets_topic(context: &Rc<Context>) -> Result<Arc<Topic>, GroupError> 
     if let Some(topic) = known() {
         return Ok(topic);
     }
-    let config = OFFSETS_TOPIC_CONFIG.map(|(name, value)| (name.into(), value.into())).to_vec();
-    let create = CreateTopic {
-        name: OFFSETS_TOPIC.into(),
-        partitions: Some(limits::OFFSETS_PARTITIONS),
-        replication_factor: None,
-        config,
-        validate_only: false,
-    };
+    let nodes = context.view.borrow().nodes().filter(|node| node.state == NodeState::Live && !node.retiring).count();
+    let create = new_offsets_topic(context.groups.settings.offsets_replication_factor, nodes);
     let followed = context.groups.followed.ticket();
     match service::create_topic(context, create).await {
         Err(refusal) if refusal.code != Code::TopicExists => {
@@ -151,6 +168,25 @@ async fn offsets_topic(context: &Rc<Context>) -> Result<Arc<Topic>, GroupError> 
             known().ok_or(GroupError::CoordinatorNotAvailable)
         }
         _ => known().ok_or(GroupError::CoordinatorNotAvailable),
+    }
+}
+
+/// The topic as it is made in a cluster of so many nodes: that many replicas, or as many as there are nodes for.
+///
+/// Two of three replicas have a position before a member is told so: then one node may be lost, and groups go on while another one is away. Of two replicas each would stop the groups when it is away, so
+/// one is enough there.
+fn new_offsets_topic(replicas: u16, nodes: usize) -> CreateTopic {
+    let replicas = replicas.min(nodes.clamp(1, limits::MAX_REPLICAS) as u16);
+    let mut config: Vec<(String, String)> = OFFSETS_TOPIC_CONFIG.map(|(name, value)| (name.into(), value.into())).to_vec();
+    if replicas >= 3 {
+        config.push(("min.insync.replicas".into(), "2".into()));
+    }
+    CreateTopic {
+        name: OFFSETS_TOPIC.into(),
+        partitions: Some(limits::OFFSETS_PARTITIONS),
+        replication_factor: Some(replicas),
+        config,
+        validate_only: false,
     }
 }
 
@@ -333,6 +369,9 @@ fn refuse_commit(asked: Vec<(String, Vec<i32>)>, error: GroupError) -> GroupAnsw
 async fn pass_on(context: &Rc<Context>, group: &str, request: GroupRequest) -> Result<GroupAnswer, GroupError> {
     let topic = offsets_topic(context).await?;
     let partition = place(&topic, group);
+    if is_elsewhere(context, &partition) {
+        return Err(GroupError::NotCoordinator);
+    }
     match context.owner(&partition) {
         shard if shard == context.mesh.shard() => Ok(here(context, request).await),
         shard => pass_to(context, shard, request).await,
@@ -370,7 +409,7 @@ pub async fn here(context: &Rc<Context>, request: GroupRequest) -> GroupAnswer {
 fn list_here(context: &Context, states: &[State]) -> Result<Vec<ListedGroup>, GroupError> {
     let mut groups = Vec::new();
     for led in context.groups.all() {
-        groups.extend(led.list(states)?);
+        groups.extend(led.list(context, states)?);
     }
     Ok(groups)
 }

@@ -60,6 +60,11 @@ impl Lease {
         self.until.fetch_max(until, Ordering::Relaxed);
     }
 
+    /// Whether it goes on.
+    pub fn holds(&self) -> bool {
+        self.now() < self.until.load(Ordering::Relaxed)
+    }
+
     fn now(&self) -> Millis {
         self.begun.elapsed().as_millis() as u64
     }
@@ -107,6 +112,11 @@ impl Replication {
         if let Some(replica) = self.replicas.borrow_mut().remove(id) {
             replica.end();
         }
+    }
+
+    /// Every replica looks again at what it may do.
+    pub fn wake_all(&self) {
+        self.replicas.borrow().values().for_each(|replica| replica.look_again());
     }
 
     /// The shard ends: every task of it does.

@@ -122,6 +122,11 @@ impl Replica {
         self.wake.notify();
     }
 
+    /// Something changed that it looks at.
+    pub fn look_again(&self) {
+        self.wake.notify();
+    }
+
     /// The partition is no replica any more, or the shard ends.
     pub fn end(&self) {
         self.is_over.set(true);

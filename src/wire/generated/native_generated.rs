@@ -196,6 +196,182 @@ impl<'a> ::flatbuffers::Verifiable for GroupState {
 
 impl ::flatbuffers::SimpleToVerifyInSlice for GroupState {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_ELECTION_KIND: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_ELECTION_KIND: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_ELECTION_KIND: [ElectionKind; 3] = [
+  ElectionKind::Preferred,
+  ElectionKind::HandOver,
+  ElectionKind::Unclean,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct ElectionKind(pub u8);
+#[allow(non_upper_case_globals)]
+impl ElectionKind {
+  pub const Preferred: Self = Self(0);
+  pub const HandOver: Self = Self(1);
+  pub const Unclean: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Preferred,
+    Self::HandOver,
+    Self::Unclean,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Preferred => Some("Preferred"),
+      Self::HandOver => Some("HandOver"),
+      Self::Unclean => Some("Unclean"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for ElectionKind {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for ElectionKind {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for ElectionKind {
+    type Output = ElectionKind;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for ElectionKind {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ElectionKind {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ElectionKind {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MIN_NODE_STATE: u8 = 0;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+pub const ENUM_MAX_NODE_STATE: u8 = 2;
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
+#[allow(non_camel_case_types)]
+pub const ENUM_VALUES_NODE_STATE: [NodeState; 3] = [
+  NodeState::Live,
+  NodeState::Draining,
+  NodeState::Fenced,
+];
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(transparent)]
+pub struct NodeState(pub u8);
+#[allow(non_upper_case_globals)]
+impl NodeState {
+  pub const Live: Self = Self(0);
+  pub const Draining: Self = Self(1);
+  pub const Fenced: Self = Self(2);
+
+  pub const ENUM_MIN: u8 = 0;
+  pub const ENUM_MAX: u8 = 2;
+  pub const ENUM_VALUES: &'static [Self] = &[
+    Self::Live,
+    Self::Draining,
+    Self::Fenced,
+  ];
+  /// Returns the variant's name or "" if unknown.
+  pub fn variant_name(self) -> Option<&'static str> {
+    match self {
+      Self::Live => Some("Live"),
+      Self::Draining => Some("Draining"),
+      Self::Fenced => Some("Fenced"),
+      _ => None,
+    }
+  }
+}
+impl ::core::fmt::Debug for NodeState {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    if let Some(name) = self.variant_name() {
+      f.write_str(name)
+    } else {
+      f.write_fmt(format_args!("<UNKNOWN {:?}>", self.0))
+    }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for NodeState {
+  type Inner = Self;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    let b = unsafe { ::flatbuffers::read_scalar_at::<u8>(buf, loc) };
+    Self(b)
+  }
+}
+
+impl ::flatbuffers::Push for NodeState {
+    type Output = NodeState;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        unsafe { ::flatbuffers::emplace_scalar::<u8>(dst, self.0) };
+    }
+}
+
+impl ::flatbuffers::EndianScalar for NodeState {
+  type Scalar = u8;
+  #[inline]
+  fn to_little_endian(self) -> u8 {
+    self.0.to_le()
+  }
+  #[inline]
+  #[allow(clippy::wrong_self_convention)]
+  fn from_little_endian(v: u8) -> Self {
+    let b = u8::from_le(v);
+    Self(b)
+  }
+}
+
+impl<'a> ::flatbuffers::Verifiable for NodeState {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    u8::run_verifier(v, pos)
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for NodeState {}
+#[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_ACKS: i8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MAX_ACKS: i8 = 2;
@@ -378,10 +554,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for OffsetSpec {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_BODY: u8 = 22;
+pub const ENUM_MAX_REQUEST_BODY: u8 = 29;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 23] = [
+pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 30] = [
   RequestBody::NONE,
   RequestBody::MetadataRequest,
   RequestBody::CreateTopicRequest,
@@ -405,6 +581,13 @@ pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 23] = [
   RequestBody::DeleteOffsetsRequest,
   RequestBody::DeleteRecordsRequest,
   RequestBody::EpochEndsRequest,
+  RequestBody::ClusterStatusRequest,
+  RequestBody::ReassignRequest,
+  RequestBody::ElectLeaderRequest,
+  RequestBody::RebalanceRequest,
+  RequestBody::RetireNodeRequest,
+  RequestBody::RemoveNodeRequest,
+  RequestBody::ReplicaLogsRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -435,9 +618,16 @@ impl RequestBody {
   pub const DeleteOffsetsRequest: Self = Self(20);
   pub const DeleteRecordsRequest: Self = Self(21);
   pub const EpochEndsRequest: Self = Self(22);
+  pub const ClusterStatusRequest: Self = Self(23);
+  pub const ReassignRequest: Self = Self(24);
+  pub const ElectLeaderRequest: Self = Self(25);
+  pub const RebalanceRequest: Self = Self(26);
+  pub const RetireNodeRequest: Self = Self(27);
+  pub const RemoveNodeRequest: Self = Self(28);
+  pub const ReplicaLogsRequest: Self = Self(29);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 22;
+  pub const ENUM_MAX: u8 = 29;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataRequest,
@@ -462,6 +652,13 @@ impl RequestBody {
     Self::DeleteOffsetsRequest,
     Self::DeleteRecordsRequest,
     Self::EpochEndsRequest,
+    Self::ClusterStatusRequest,
+    Self::ReassignRequest,
+    Self::ElectLeaderRequest,
+    Self::RebalanceRequest,
+    Self::RetireNodeRequest,
+    Self::RemoveNodeRequest,
+    Self::ReplicaLogsRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -489,6 +686,13 @@ impl RequestBody {
       Self::DeleteOffsetsRequest => Some("DeleteOffsetsRequest"),
       Self::DeleteRecordsRequest => Some("DeleteRecordsRequest"),
       Self::EpochEndsRequest => Some("EpochEndsRequest"),
+      Self::ClusterStatusRequest => Some("ClusterStatusRequest"),
+      Self::ReassignRequest => Some("ReassignRequest"),
+      Self::ElectLeaderRequest => Some("ElectLeaderRequest"),
+      Self::RebalanceRequest => Some("RebalanceRequest"),
+      Self::RetireNodeRequest => Some("RetireNodeRequest"),
+      Self::RemoveNodeRequest => Some("RemoveNodeRequest"),
+      Self::ReplicaLogsRequest => Some("ReplicaLogsRequest"),
       _ => None,
     }
   }
@@ -548,10 +752,10 @@ pub struct RequestBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_BODY: u8 = 23;
+pub const ENUM_MAX_RESPONSE_BODY: u8 = 30;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 24] = [
+pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 31] = [
   ResponseBody::NONE,
   ResponseBody::MetadataResponse,
   ResponseBody::CreateTopicResponse,
@@ -576,6 +780,13 @@ pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 24] = [
   ResponseBody::DeleteOffsetsResponse,
   ResponseBody::DeleteRecordsResponse,
   ResponseBody::EpochEndsResponse,
+  ResponseBody::ClusterStatusResponse,
+  ResponseBody::ReassignResponse,
+  ResponseBody::ElectLeaderResponse,
+  ResponseBody::RebalanceResponse,
+  ResponseBody::RetireNodeResponse,
+  ResponseBody::RemoveNodeResponse,
+  ResponseBody::ReplicaLogsResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -608,9 +819,16 @@ impl ResponseBody {
   pub const DeleteOffsetsResponse: Self = Self(21);
   pub const DeleteRecordsResponse: Self = Self(22);
   pub const EpochEndsResponse: Self = Self(23);
+  pub const ClusterStatusResponse: Self = Self(24);
+  pub const ReassignResponse: Self = Self(25);
+  pub const ElectLeaderResponse: Self = Self(26);
+  pub const RebalanceResponse: Self = Self(27);
+  pub const RetireNodeResponse: Self = Self(28);
+  pub const RemoveNodeResponse: Self = Self(29);
+  pub const ReplicaLogsResponse: Self = Self(30);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 23;
+  pub const ENUM_MAX: u8 = 30;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataResponse,
@@ -636,6 +854,13 @@ impl ResponseBody {
     Self::DeleteOffsetsResponse,
     Self::DeleteRecordsResponse,
     Self::EpochEndsResponse,
+    Self::ClusterStatusResponse,
+    Self::ReassignResponse,
+    Self::ElectLeaderResponse,
+    Self::RebalanceResponse,
+    Self::RetireNodeResponse,
+    Self::RemoveNodeResponse,
+    Self::ReplicaLogsResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -664,6 +889,13 @@ impl ResponseBody {
       Self::DeleteOffsetsResponse => Some("DeleteOffsetsResponse"),
       Self::DeleteRecordsResponse => Some("DeleteRecordsResponse"),
       Self::EpochEndsResponse => Some("EpochEndsResponse"),
+      Self::ClusterStatusResponse => Some("ClusterStatusResponse"),
+      Self::ReassignResponse => Some("ReassignResponse"),
+      Self::ElectLeaderResponse => Some("ElectLeaderResponse"),
+      Self::RebalanceResponse => Some("RebalanceResponse"),
+      Self::RetireNodeResponse => Some("RetireNodeResponse"),
+      Self::RemoveNodeResponse => Some("RemoveNodeResponse"),
+      Self::ReplicaLogsResponse => Some("ReplicaLogsResponse"),
       _ => None,
     }
   }
@@ -798,6 +1030,668 @@ impl<'a> Uuid {
     // Created from a valid Table for this object
     // Which contains a valid array in this slot
     unsafe { ::flatbuffers::emplace_scalar_array(&mut self.0, 0, items) };
+  }
+
+}
+
+// struct PartitionId, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct PartitionId(pub [u8; 20]);
+impl Default for PartitionId { 
+  fn default() -> Self { 
+    Self([0; 20])
+  }
+}
+impl ::core::fmt::Debug for PartitionId {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("PartitionId")
+      .field("topic", &self.topic())
+      .field("partition", &self.partition())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for PartitionId {}
+impl<'a> ::flatbuffers::Follow<'a> for PartitionId {
+  type Inner = &'a PartitionId;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a PartitionId>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a PartitionId {
+  type Inner = &'a PartitionId;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<PartitionId>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for PartitionId {
+    type Output = PartitionId;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const PartitionId as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for PartitionId {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> PartitionId {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topic: &Uuid,
+    partition: u32,
+  ) -> Self {
+    let mut s = Self([0; 20]);
+    s.set_topic(topic);
+    s.set_partition(partition);
+    s
+  }
+
+  pub fn topic(&self) -> &Uuid {
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid struct in this slot
+    unsafe { &*(self.0[0..].as_ptr() as *const Uuid) }
+  }
+
+  #[allow(clippy::identity_op)]
+  pub fn set_topic(&mut self, x: &Uuid) {
+    self.0[0..0 + 16].copy_from_slice(&x.0)
+  }
+
+  pub fn partition(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partition(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct ClusterCounts, aligned to 4
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct ClusterCounts(pub [u8; 28]);
+impl Default for ClusterCounts { 
+  fn default() -> Self { 
+    Self([0; 28])
+  }
+}
+impl ::core::fmt::Debug for ClusterCounts {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("ClusterCounts")
+      .field("topics", &self.topics())
+      .field("partitions", &self.partitions())
+      .field("offline", &self.offline())
+      .field("below_min_insync", &self.below_min_insync())
+      .field("under_replicated", &self.under_replicated())
+      .field("moving", &self.moving())
+      .field("led_elsewhere", &self.led_elsewhere())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for ClusterCounts {}
+impl<'a> ::flatbuffers::Follow<'a> for ClusterCounts {
+  type Inner = &'a ClusterCounts;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a ClusterCounts>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a ClusterCounts {
+  type Inner = &'a ClusterCounts;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<ClusterCounts>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for ClusterCounts {
+    type Output = ClusterCounts;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const ClusterCounts as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(4)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for ClusterCounts {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> ClusterCounts {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    topics: u32,
+    partitions: u32,
+    offline: u32,
+    below_min_insync: u32,
+    under_replicated: u32,
+    moving: u32,
+    led_elsewhere: u32,
+  ) -> Self {
+    let mut s = Self([0; 28]);
+    s.set_topics(topics);
+    s.set_partitions(partitions);
+    s.set_offline(offline);
+    s.set_below_min_insync(below_min_insync);
+    s.set_under_replicated(under_replicated);
+    s.set_moving(moving);
+    s.set_led_elsewhere(led_elsewhere);
+    s
+  }
+
+  pub fn topics(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_topics(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  pub fn partitions(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[4..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_partitions(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[4..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Nobody leads them.
+  pub fn offline(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_offline(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// They are led, and fewer are in sync than `min.insync.replicas`.
+  pub fn below_min_insync(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[12..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_below_min_insync(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[12..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Fewer are in sync than there are to be.
+  pub fn under_replicated(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_under_replicated(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Their replicas move.
+  pub fn moving(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[20..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_moving(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[20..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// The preferred leader could lead them and does not.
+  pub fn led_elsewhere(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_led_elsewhere(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+}
+
+// struct SegmentHash, aligned to 8
+#[repr(transparent)]
+#[derive(Clone, Copy, PartialEq)]
+pub struct SegmentHash(pub [u8; 40]);
+impl Default for SegmentHash { 
+  fn default() -> Self { 
+    Self([0; 40])
+  }
+}
+impl ::core::fmt::Debug for SegmentHash {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter) -> ::core::fmt::Result {
+    f.debug_struct("SegmentHash")
+      .field("base_offset", &self.base_offset())
+      .field("end_offset", &self.end_offset())
+      .field("running_hash", &self.running_hash())
+      .field("bytes", &self.bytes())
+      .field("generation", &self.generation())
+      .field("sealed", &self.sealed())
+      .finish()
+  }
+}
+
+impl ::flatbuffers::SimpleToVerifyInSlice for SegmentHash {}
+impl<'a> ::flatbuffers::Follow<'a> for SegmentHash {
+  type Inner = &'a SegmentHash;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { <&'a SegmentHash>::follow(buf, loc) }
+  }
+}
+impl<'a> ::flatbuffers::Follow<'a> for &'a SegmentHash {
+  type Inner = &'a SegmentHash;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    unsafe { ::flatbuffers::follow_cast_ref::<SegmentHash>(buf, loc) }
+  }
+}
+impl<'b> ::flatbuffers::Push for SegmentHash {
+    type Output = SegmentHash;
+    #[inline]
+    unsafe fn push(&self, dst: &mut [u8], _written_len: usize) {
+        let src = unsafe { ::core::slice::from_raw_parts(self as *const SegmentHash as *const u8, <Self as ::flatbuffers::Push>::size()) };
+        dst.copy_from_slice(src);
+    }
+    #[inline]
+    fn alignment() -> ::flatbuffers::PushAlignment {
+        ::flatbuffers::PushAlignment::new(8)
+    }
+}
+
+impl<'a> ::flatbuffers::Verifiable for SegmentHash {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.in_buffer::<Self>(pos)
+  }
+}
+
+impl<'a> SegmentHash {
+  #[allow(clippy::too_many_arguments)]
+  pub fn new(
+    base_offset: i64,
+    end_offset: i64,
+    running_hash: u64,
+    bytes: u64,
+    generation: u32,
+    sealed: bool,
+  ) -> Self {
+    let mut s = Self([0; 40]);
+    s.set_base_offset(base_offset);
+    s.set_end_offset(end_offset);
+    s.set_running_hash(running_hash);
+    s.set_bytes(bytes);
+    s.set_generation(generation);
+    s.set_sealed(sealed);
+    s
+  }
+
+  pub fn base_offset(&self) -> i64 {
+    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[0..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_base_offset(&mut self, x: i64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[0..].as_mut_ptr(),
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// One past its last offset.
+  pub fn end_offset(&self) -> i64 {
+    let mut mem = ::core::mem::MaybeUninit::<<i64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[8..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_end_offset(&mut self, x: i64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[8..].as_mut_ptr(),
+        ::core::mem::size_of::<<i64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Over the heads of all batches from the log's beginning to this segment's end.
+  pub fn running_hash(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[16..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_running_hash(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[16..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Of its batches.
+  pub fn bytes(&self) -> u64 {
+    let mut mem = ::core::mem::MaybeUninit::<<u64 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[24..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_bytes(&mut self, x: u64) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[24..].as_mut_ptr(),
+        ::core::mem::size_of::<<u64 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// Counts its rewrites by the cleaner.
+  pub fn generation(&self) -> u32 {
+    let mut mem = ::core::mem::MaybeUninit::<<u32 as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[32..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_generation(&mut self, x: u32) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[32..].as_mut_ptr(),
+        ::core::mem::size_of::<<u32 as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
+  }
+
+  /// No more batches come.
+  pub fn sealed(&self) -> bool {
+    let mut mem = ::core::mem::MaybeUninit::<<bool as ::flatbuffers::EndianScalar>::Scalar>::uninit();
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    ::flatbuffers::EndianScalar::from_little_endian(unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        self.0[36..].as_ptr(),
+        mem.as_mut_ptr() as *mut u8,
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+      mem.assume_init()
+    })
+  }
+
+  pub fn set_sealed(&mut self, x: bool) {
+    let x_le = ::flatbuffers::EndianScalar::to_little_endian(x);
+    // Safety:
+    // Created from a valid Table for this object
+    // Which contains a valid value in this slot
+    unsafe {
+      ::core::ptr::copy_nonoverlapping(
+        &x_le as *const _ as *const u8,
+        self.0[36..].as_mut_ptr(),
+        ::core::mem::size_of::<<bool as ::flatbuffers::EndianScalar>::Scalar>(),
+      );
+    }
   }
 
 }
@@ -3573,6 +4467,3272 @@ impl ::core::fmt::Debug for HelloReply<'_> {
       ds.field("max_in_flight", &self.max_in_flight());
       ds.field("software", &self.software());
       ds.field("refusal", &self.refusal());
+      ds.finish()
+  }
+}
+pub enum ClusterStatusRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// How the cluster is. Partitions are named by the order of their topics' names.
+pub struct ClusterStatusRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ClusterStatusRequest<'a> {
+  type Inner = ClusterStatusRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ClusterStatusRequest<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ALL_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_SKIP: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MOST: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ClusterStatusRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ClusterStatusRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ClusterStatusRequest<'bldr>> {
+    let mut builder = ClusterStatusRequestBuilder::new(_fbb);
+    builder.add_most(args.most);
+    builder.add_skip(args.skip);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_all_partitions(args.all_partitions);
+    builder.finish()
+  }
+
+
+  /// Name partitions of this topic only; absent means of all topics.
+  #[inline]
+  pub fn topic(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ClusterStatusRequest::VT_TOPIC, None)}
+  }
+  /// Name those too that nothing is wrong with.
+  #[inline]
+  pub fn all_partitions(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ClusterStatusRequest::VT_ALL_PARTITIONS, Some(false)).unwrap()}
+  }
+  /// Leave out so many of them: the pages before.
+  #[inline]
+  pub fn skip(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ClusterStatusRequest::VT_SKIP, Some(0)).unwrap()}
+  }
+  /// Name at most so many.
+  #[inline]
+  pub fn most(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ClusterStatusRequest::VT_MOST, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ClusterStatusRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, false)?
+     .visit_field::<bool>("all_partitions", Self::VT_ALL_PARTITIONS, false)?
+     .visit_field::<u32>("skip", Self::VT_SKIP, false)?
+     .visit_field::<u32>("most", Self::VT_MOST, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ClusterStatusRequestArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub all_partitions: bool,
+    pub skip: u32,
+    pub most: u32,
+}
+impl<'a> Default for ClusterStatusRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ClusterStatusRequestArgs {
+      topic: None,
+      all_partitions: false,
+      skip: 0,
+      most: 0,
+    }
+  }
+}
+
+pub struct ClusterStatusRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ClusterStatusRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ClusterStatusRequest::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_all_partitions(&mut self, all_partitions: bool) {
+    self.fbb_.push_slot::<bool>(ClusterStatusRequest::VT_ALL_PARTITIONS, all_partitions, false);
+  }
+  #[inline]
+  pub fn add_skip(&mut self, skip: u32) {
+    self.fbb_.push_slot::<u32>(ClusterStatusRequest::VT_SKIP, skip, 0);
+  }
+  #[inline]
+  pub fn add_most(&mut self, most: u32) {
+    self.fbb_.push_slot::<u32>(ClusterStatusRequest::VT_MOST, most, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ClusterStatusRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ClusterStatusRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ClusterStatusRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ClusterStatusRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ClusterStatusRequest");
+      ds.field("topic", &self.topic());
+      ds.field("all_partitions", &self.all_partitions());
+      ds.field("skip", &self.skip());
+      ds.field("most", &self.most());
+      ds.finish()
+  }
+}
+pub enum ReplicaSetOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReplicaSet<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaSet<'a> {
+  type Inner = ReplicaSet<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReplicaSet<'a> {
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODES: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReplicaSet { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReplicaSetArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReplicaSet<'bldr>> {
+    let mut builder = ReplicaSetBuilder::new(_fbb);
+    if let Some(x) = args.nodes { builder.add_nodes(x); }
+    builder.add_partition(args.partition);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ReplicaSet::VT_PARTITION, Some(0)).unwrap()}
+  }
+  /// The preferred leader first.
+  #[inline]
+  pub fn nodes(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(ReplicaSet::VT_NODES, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReplicaSet<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("nodes", Self::VT_NODES, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReplicaSetArgs<'a> {
+    pub partition: u32,
+    pub nodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for ReplicaSetArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReplicaSetArgs {
+      partition: 0,
+      nodes: None, // required field
+    }
+  }
+}
+
+pub struct ReplicaSetBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReplicaSetBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(ReplicaSet::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_nodes(&mut self, nodes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaSet::VT_NODES, nodes);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReplicaSetBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReplicaSetBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReplicaSet<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReplicaSet::VT_NODES,"nodes");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReplicaSet<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReplicaSet");
+      ds.field("partition", &self.partition());
+      ds.field("nodes", &self.nodes());
+      ds.finish()
+  }
+}
+pub enum ReassignRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Partitions of a topic are to have their replicas there.
+pub struct ReassignRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReassignRequest<'a> {
+  type Inner = ReassignRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReassignRequest<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReassignRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReassignRequest<'bldr>> {
+    let mut builder = ReassignRequestBuilder::new(_fbb);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ReassignRequest::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaSet<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaSet>>>>(ReassignRequest::VT_PARTITIONS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReassignRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ReplicaSet>>>>("partitions", Self::VT_PARTITIONS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignRequestArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaSet<'a>>>>>,
+}
+impl<'a> Default for ReassignRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignRequestArgs {
+      topic: None, // required field
+      partitions: None, // required field
+    }
+  }
+}
+
+pub struct ReassignRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignRequest::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ReplicaSet<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignRequest::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReassignRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReassignRequest::VT_TOPIC,"topic");
+    self.fbb_.required(o, ReassignRequest::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReassignRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReassignRequest");
+      ds.field("topic", &self.topic());
+      ds.field("partitions", &self.partitions());
+      ds.finish()
+  }
+}
+pub enum ElectLeaderRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// Somebody is to lead a partition.
+pub struct ElectLeaderRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeaderRequest<'a> {
+  type Inner = ElectLeaderRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeaderRequest<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_KIND: ::flatbuffers::VOffsetT = 8;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeaderRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeaderRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ElectLeaderRequest<'bldr>> {
+    let mut builder = ElectLeaderRequestBuilder::new(_fbb);
+    if let Some(x) = args.node { builder.add_node(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_kind(args.kind);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ElectLeaderRequest::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ElectLeaderRequest::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn kind(&self) -> ElectionKind {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ElectionKind>(ElectLeaderRequest::VT_KIND, Some(ElectionKind::Preferred)).unwrap()}
+  }
+  /// Who, unless it is the preferred leader.
+  #[inline]
+  pub fn node(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ElectLeaderRequest::VT_NODE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeaderRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<ElectionKind>("kind", Self::VT_KIND, false)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeaderRequestArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub kind: ElectionKind,
+    pub node: Option<u32>,
+}
+impl<'a> Default for ElectLeaderRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ElectLeaderRequestArgs {
+      topic: None, // required field
+      partition: 0,
+      kind: ElectionKind::Preferred,
+      node: None,
+    }
+  }
+}
+
+pub struct ElectLeaderRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeaderRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ElectLeaderRequest::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(ElectLeaderRequest::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_kind(&mut self, kind: ElectionKind) {
+    self.fbb_.push_slot::<ElectionKind>(ElectLeaderRequest::VT_KIND, kind, ElectionKind::Preferred);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot_always::<u32>(ElectLeaderRequest::VT_NODE, node);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeaderRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeaderRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeaderRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ElectLeaderRequest::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeaderRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeaderRequest");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("kind", &self.kind());
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum RebalanceRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// One step towards an even cluster, or one in which a node has no replicas; to be asked again until nothing is left to do.
+pub struct RebalanceRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RebalanceRequest<'a> {
+  type Inner = RebalanceRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RebalanceRequest<'a> {
+  pub const VT_EMPTY: ::flatbuffers::VOffsetT = 4;
+  pub const VT_MOST_MOVING: ::flatbuffers::VOffsetT = 6;
+  pub const VT_DRY_RUN: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RebalanceRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RebalanceRequestArgs
+  ) -> ::flatbuffers::WIPOffset<RebalanceRequest<'bldr>> {
+    let mut builder = RebalanceRequestBuilder::new(_fbb);
+    builder.add_most_moving(args.most_moving);
+    if let Some(x) = args.empty { builder.add_empty(x); }
+    builder.add_dry_run(args.dry_run);
+    builder.finish()
+  }
+
+
+  /// This node is to have no replicas; absent means that all are to have alike.
+  #[inline]
+  pub fn empty(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceRequest::VT_EMPTY, None)}
+  }
+  /// Partitions whose replicas move at the same time, at most.
+  #[inline]
+  pub fn most_moving(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceRequest::VT_MOST_MOVING, Some(0)).unwrap()}
+  }
+  /// Say what would be done, do nothing.
+  #[inline]
+  pub fn dry_run(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(RebalanceRequest::VT_DRY_RUN, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RebalanceRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("empty", Self::VT_EMPTY, false)?
+     .visit_field::<u32>("most_moving", Self::VT_MOST_MOVING, false)?
+     .visit_field::<bool>("dry_run", Self::VT_DRY_RUN, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RebalanceRequestArgs {
+    pub empty: Option<u32>,
+    pub most_moving: u32,
+    pub dry_run: bool,
+}
+impl<'a> Default for RebalanceRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    RebalanceRequestArgs {
+      empty: None,
+      most_moving: 0,
+      dry_run: false,
+    }
+  }
+}
+
+pub struct RebalanceRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RebalanceRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_empty(&mut self, empty: u32) {
+    self.fbb_.push_slot_always::<u32>(RebalanceRequest::VT_EMPTY, empty);
+  }
+  #[inline]
+  pub fn add_most_moving(&mut self, most_moving: u32) {
+    self.fbb_.push_slot::<u32>(RebalanceRequest::VT_MOST_MOVING, most_moving, 0);
+  }
+  #[inline]
+  pub fn add_dry_run(&mut self, dry_run: bool) {
+    self.fbb_.push_slot::<bool>(RebalanceRequest::VT_DRY_RUN, dry_run, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RebalanceRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RebalanceRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RebalanceRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RebalanceRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RebalanceRequest");
+      ds.field("empty", &self.empty());
+      ds.field("most_moving", &self.most_moving());
+      ds.field("dry_run", &self.dry_run());
+      ds.finish()
+  }
+}
+pub enum RetireNodeRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// A node is to get no replicas any more, or may get some again.
+pub struct RetireNodeRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RetireNodeRequest<'a> {
+  type Inner = RetireNodeRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RetireNodeRequest<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_RETIRING: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RetireNodeRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RetireNodeRequestArgs
+  ) -> ::flatbuffers::WIPOffset<RetireNodeRequest<'bldr>> {
+    let mut builder = RetireNodeRequestBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.add_retiring(args.retiring);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RetireNodeRequest::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn retiring(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(RetireNodeRequest::VT_RETIRING, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RetireNodeRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<bool>("retiring", Self::VT_RETIRING, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RetireNodeRequestArgs {
+    pub node: u32,
+    pub retiring: bool,
+}
+impl<'a> Default for RetireNodeRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    RetireNodeRequestArgs {
+      node: 0,
+      retiring: false,
+    }
+  }
+}
+
+pub struct RetireNodeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RetireNodeRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(RetireNodeRequest::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_retiring(&mut self, retiring: bool) {
+    self.fbb_.push_slot::<bool>(RetireNodeRequest::VT_RETIRING, retiring, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RetireNodeRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RetireNodeRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RetireNodeRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RetireNodeRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RetireNodeRequest");
+      ds.field("node", &self.node());
+      ds.field("retiring", &self.retiring());
+      ds.finish()
+  }
+}
+pub enum RemoveNodeRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// A node that has no replicas and has stopped is no member of the cluster any more.
+pub struct RemoveNodeRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveNodeRequest<'a> {
+  type Inner = RemoveNodeRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveNodeRequest<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveNodeRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RemoveNodeRequestArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveNodeRequest<'bldr>> {
+    let mut builder = RemoveNodeRequestBuilder::new(_fbb);
+    builder.add_node(args.node);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RemoveNodeRequest::VT_NODE, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RemoveNodeRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveNodeRequestArgs {
+    pub node: u32,
+}
+impl<'a> Default for RemoveNodeRequestArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveNodeRequestArgs {
+      node: 0,
+    }
+  }
+}
+
+pub struct RemoveNodeRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveNodeRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(RemoveNodeRequest::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveNodeRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveNodeRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveNodeRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveNodeRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveNodeRequest");
+      ds.field("node", &self.node());
+      ds.finish()
+  }
+}
+pub enum ReplicaLogsRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// What the node that is asked has of partitions.
+pub struct ReplicaLogsRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaLogsRequest<'a> {
+  type Inner = ReplicaLogsRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReplicaLogsRequest<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReplicaLogsRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReplicaLogsRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReplicaLogsRequest<'bldr>> {
+    let mut builder = ReplicaLogsRequestBuilder::new(_fbb);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, PartitionId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionId>>>(ReplicaLogsRequest::VT_PARTITIONS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReplicaLogsRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionId>>>("partitions", Self::VT_PARTITIONS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReplicaLogsRequestArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionId>>>,
+}
+impl<'a> Default for ReplicaLogsRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReplicaLogsRequestArgs {
+      partitions: None, // required field
+    }
+  }
+}
+
+pub struct ReplicaLogsRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReplicaLogsRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionId>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaLogsRequest::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReplicaLogsRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReplicaLogsRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReplicaLogsRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReplicaLogsRequest::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReplicaLogsRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReplicaLogsRequest");
+      ds.field("partitions", &self.partitions());
+      ds.finish()
+  }
+}
+pub enum EndpointOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct Endpoint<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for Endpoint<'a> {
+  type Inner = Endpoint<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> Endpoint<'a> {
+  pub const VT_HOST: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PORT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    Endpoint { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args EndpointArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<Endpoint<'bldr>> {
+    let mut builder = EndpointBuilder::new(_fbb);
+    if let Some(x) = args.host { builder.add_host(x); }
+    builder.add_port(args.port);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn host(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Endpoint::VT_HOST, None).unwrap()}
+  }
+  #[inline]
+  pub fn port(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(Endpoint::VT_PORT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for Endpoint<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("host", Self::VT_HOST, true)?
+     .visit_field::<u16>("port", Self::VT_PORT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct EndpointArgs<'a> {
+    pub host: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub port: u16,
+}
+impl<'a> Default for EndpointArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    EndpointArgs {
+      host: None, // required field
+      port: 0,
+    }
+  }
+}
+
+pub struct EndpointBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> EndpointBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_host(&mut self, host: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Endpoint::VT_HOST, host);
+  }
+  #[inline]
+  pub fn add_port(&mut self, port: u16) {
+    self.fbb_.push_slot::<u16>(Endpoint::VT_PORT, port, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> EndpointBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    EndpointBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<Endpoint<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, Endpoint::VT_HOST,"host");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for Endpoint<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("Endpoint");
+      ds.field("host", &self.host());
+      ds.field("port", &self.port());
+      ds.finish()
+  }
+}
+pub enum NodeStatusOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct NodeStatus<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for NodeStatus<'a> {
+  type Inner = NodeStatus<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> NodeStatus<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_STATE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_RETIRING: ::flatbuffers::VOffsetT = 8;
+  pub const VT_NODE_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_INCARNATION: ::flatbuffers::VOffsetT = 12;
+  pub const VT_SHARDS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_RACK: ::flatbuffers::VOffsetT = 16;
+  pub const VT_SOFTWARE: ::flatbuffers::VOffsetT = 18;
+  pub const VT_CLUSTER_ADDRESS: ::flatbuffers::VOffsetT = 20;
+  pub const VT_CLIENTS: ::flatbuffers::VOffsetT = 22;
+  pub const VT_LEADS: ::flatbuffers::VOffsetT = 24;
+  pub const VT_PREFERRED: ::flatbuffers::VOffsetT = 26;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 28;
+  pub const VT_BEHIND: ::flatbuffers::VOffsetT = 30;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    NodeStatus { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args NodeStatusArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<NodeStatus<'bldr>> {
+    let mut builder = NodeStatusBuilder::new(_fbb);
+    builder.add_node_epoch(args.node_epoch);
+    builder.add_behind(args.behind);
+    builder.add_replicas(args.replicas);
+    builder.add_preferred(args.preferred);
+    if let Some(x) = args.leads { builder.add_leads(x); }
+    if let Some(x) = args.clients { builder.add_clients(x); }
+    if let Some(x) = args.cluster_address { builder.add_cluster_address(x); }
+    if let Some(x) = args.software { builder.add_software(x); }
+    if let Some(x) = args.rack { builder.add_rack(x); }
+    builder.add_shards(args.shards);
+    if let Some(x) = args.incarnation { builder.add_incarnation(x); }
+    builder.add_node(args.node);
+    builder.add_retiring(args.retiring);
+    builder.add_state(args.state);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(NodeStatus::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn state(&self) -> NodeState {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<NodeState>(NodeStatus::VT_STATE, Some(NodeState::Live)).unwrap()}
+  }
+  /// It is to have no replicas.
+  #[inline]
+  pub fn retiring(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(NodeStatus::VT_RETIRING, Some(false)).unwrap()}
+  }
+  /// Which registration this is, of all there were in the cluster.
+  #[inline]
+  pub fn node_epoch(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(NodeStatus::VT_NODE_EPOCH, Some(0)).unwrap()}
+  }
+  /// UUID of this life of the node.
+  #[inline]
+  pub fn incarnation(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(NodeStatus::VT_INCARNATION, None).unwrap()}
+  }
+  #[inline]
+  pub fn shards(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(NodeStatus::VT_SHARDS, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rack(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(NodeStatus::VT_RACK, None)}
+  }
+  #[inline]
+  pub fn software(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(NodeStatus::VT_SOFTWARE, None).unwrap()}
+  }
+  /// Where consensus listens; absent of a node that is alone.
+  #[inline]
+  pub fn cluster_address(&self) -> Option<Endpoint<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Endpoint>>(NodeStatus::VT_CLUSTER_ADDRESS, None)}
+  }
+  /// Where clients find its advertised shards.
+  #[inline]
+  pub fn clients(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint>>>>(NodeStatus::VT_CLIENTS, None).unwrap()}
+  }
+  /// Partitions that it leads, by shard.
+  #[inline]
+  pub fn leads(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(NodeStatus::VT_LEADS, None).unwrap()}
+  }
+  /// Partitions that it leads once each preferred leader does.
+  #[inline]
+  pub fn preferred(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(NodeStatus::VT_PREFERRED, Some(0)).unwrap()}
+  }
+  /// Partitions of which it has a replica.
+  #[inline]
+  pub fn replicas(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(NodeStatus::VT_REPLICAS, Some(0)).unwrap()}
+  }
+  /// Those of them with which it is not in sync.
+  #[inline]
+  pub fn behind(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(NodeStatus::VT_BEHIND, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for NodeStatus<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<NodeState>("state", Self::VT_STATE, false)?
+     .visit_field::<bool>("retiring", Self::VT_RETIRING, false)?
+     .visit_field::<u64>("node_epoch", Self::VT_NODE_EPOCH, false)?
+     .visit_field::<Uuid>("incarnation", Self::VT_INCARNATION, true)?
+     .visit_field::<u32>("shards", Self::VT_SHARDS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("rack", Self::VT_RACK, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("software", Self::VT_SOFTWARE, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Endpoint>>("cluster_address", Self::VT_CLUSTER_ADDRESS, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<Endpoint>>>>("clients", Self::VT_CLIENTS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("leads", Self::VT_LEADS, true)?
+     .visit_field::<u32>("preferred", Self::VT_PREFERRED, false)?
+     .visit_field::<u32>("replicas", Self::VT_REPLICAS, false)?
+     .visit_field::<u32>("behind", Self::VT_BEHIND, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct NodeStatusArgs<'a> {
+    pub node: u32,
+    pub state: NodeState,
+    pub retiring: bool,
+    pub node_epoch: u64,
+    pub incarnation: Option<&'a Uuid>,
+    pub shards: u32,
+    pub rack: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub software: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub cluster_address: Option<::flatbuffers::WIPOffset<Endpoint<'a>>>,
+    pub clients: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<Endpoint<'a>>>>>,
+    pub leads: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub preferred: u32,
+    pub replicas: u32,
+    pub behind: u32,
+}
+impl<'a> Default for NodeStatusArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    NodeStatusArgs {
+      node: 0,
+      state: NodeState::Live,
+      retiring: false,
+      node_epoch: 0,
+      incarnation: None, // required field
+      shards: 0,
+      rack: None,
+      software: None, // required field
+      cluster_address: None,
+      clients: None, // required field
+      leads: None, // required field
+      preferred: 0,
+      replicas: 0,
+      behind: 0,
+    }
+  }
+}
+
+pub struct NodeStatusBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> NodeStatusBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(NodeStatus::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_state(&mut self, state: NodeState) {
+    self.fbb_.push_slot::<NodeState>(NodeStatus::VT_STATE, state, NodeState::Live);
+  }
+  #[inline]
+  pub fn add_retiring(&mut self, retiring: bool) {
+    self.fbb_.push_slot::<bool>(NodeStatus::VT_RETIRING, retiring, false);
+  }
+  #[inline]
+  pub fn add_node_epoch(&mut self, node_epoch: u64) {
+    self.fbb_.push_slot::<u64>(NodeStatus::VT_NODE_EPOCH, node_epoch, 0);
+  }
+  #[inline]
+  pub fn add_incarnation(&mut self, incarnation: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(NodeStatus::VT_INCARNATION, incarnation);
+  }
+  #[inline]
+  pub fn add_shards(&mut self, shards: u32) {
+    self.fbb_.push_slot::<u32>(NodeStatus::VT_SHARDS, shards, 0);
+  }
+  #[inline]
+  pub fn add_rack(&mut self, rack: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(NodeStatus::VT_RACK, rack);
+  }
+  #[inline]
+  pub fn add_software(&mut self, software: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(NodeStatus::VT_SOFTWARE, software);
+  }
+  #[inline]
+  pub fn add_cluster_address(&mut self, cluster_address: ::flatbuffers::WIPOffset<Endpoint<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Endpoint>>(NodeStatus::VT_CLUSTER_ADDRESS, cluster_address);
+  }
+  #[inline]
+  pub fn add_clients(&mut self, clients: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<Endpoint<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(NodeStatus::VT_CLIENTS, clients);
+  }
+  #[inline]
+  pub fn add_leads(&mut self, leads: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(NodeStatus::VT_LEADS, leads);
+  }
+  #[inline]
+  pub fn add_preferred(&mut self, preferred: u32) {
+    self.fbb_.push_slot::<u32>(NodeStatus::VT_PREFERRED, preferred, 0);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: u32) {
+    self.fbb_.push_slot::<u32>(NodeStatus::VT_REPLICAS, replicas, 0);
+  }
+  #[inline]
+  pub fn add_behind(&mut self, behind: u32) {
+    self.fbb_.push_slot::<u32>(NodeStatus::VT_BEHIND, behind, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> NodeStatusBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    NodeStatusBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<NodeStatus<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, NodeStatus::VT_INCARNATION,"incarnation");
+    self.fbb_.required(o, NodeStatus::VT_SOFTWARE,"software");
+    self.fbb_.required(o, NodeStatus::VT_CLIENTS,"clients");
+    self.fbb_.required(o, NodeStatus::VT_LEADS,"leads");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for NodeStatus<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("NodeStatus");
+      ds.field("node", &self.node());
+      ds.field("state", &self.state());
+      ds.field("retiring", &self.retiring());
+      ds.field("node_epoch", &self.node_epoch());
+      ds.field("incarnation", &self.incarnation());
+      ds.field("shards", &self.shards());
+      ds.field("rack", &self.rack());
+      ds.field("software", &self.software());
+      ds.field("cluster_address", &self.cluster_address());
+      ds.field("clients", &self.clients());
+      ds.field("leads", &self.leads());
+      ds.field("preferred", &self.preferred());
+      ds.field("replicas", &self.replicas());
+      ds.field("behind", &self.behind());
+      ds.finish()
+  }
+}
+pub enum ConsensusMemberOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ConsensusMember<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ConsensusMember<'a> {
+  type Inner = ConsensusMember<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ConsensusMember<'a> {
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 4;
+  pub const VT_ADDRESS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_VOTES: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ConsensusMember { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ConsensusMemberArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ConsensusMember<'bldr>> {
+    let mut builder = ConsensusMemberBuilder::new(_fbb);
+    if let Some(x) = args.address { builder.add_address(x); }
+    builder.add_node(args.node);
+    builder.add_votes(args.votes);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsensusMember::VT_NODE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn address(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ConsensusMember::VT_ADDRESS, None).unwrap()}
+  }
+  #[inline]
+  pub fn votes(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(ConsensusMember::VT_VOTES, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ConsensusMember<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("address", Self::VT_ADDRESS, true)?
+     .visit_field::<bool>("votes", Self::VT_VOTES, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ConsensusMemberArgs<'a> {
+    pub node: u32,
+    pub address: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub votes: bool,
+}
+impl<'a> Default for ConsensusMemberArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ConsensusMemberArgs {
+      node: 0,
+      address: None, // required field
+      votes: false,
+    }
+  }
+}
+
+pub struct ConsensusMemberBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConsensusMemberBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(ConsensusMember::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_address(&mut self, address: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ConsensusMember::VT_ADDRESS, address);
+  }
+  #[inline]
+  pub fn add_votes(&mut self, votes: bool) {
+    self.fbb_.push_slot::<bool>(ConsensusMember::VT_VOTES, votes, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConsensusMemberBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ConsensusMemberBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ConsensusMember<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ConsensusMember::VT_ADDRESS,"address");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ConsensusMember<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ConsensusMember");
+      ds.field("node", &self.node());
+      ds.field("address", &self.address());
+      ds.field("votes", &self.votes());
+      ds.finish()
+  }
+}
+pub enum ConsensusStateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// The consensus as the node that answers sees it.
+pub struct ConsensusState<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ConsensusState<'a> {
+  type Inner = ConsensusState<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ConsensusState<'a> {
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_TERM: ::flatbuffers::VOffsetT = 6;
+  pub const VT_APPLIED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MEMBERS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_FAILURE: ::flatbuffers::VOffsetT = 12;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ConsensusState { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ConsensusStateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ConsensusState<'bldr>> {
+    let mut builder = ConsensusStateBuilder::new(_fbb);
+    if let Some(x) = args.applied { builder.add_applied(x); }
+    builder.add_term(args.term);
+    if let Some(x) = args.failure { builder.add_failure(x); }
+    if let Some(x) = args.members { builder.add_members(x); }
+    if let Some(x) = args.leader { builder.add_leader(x); }
+    builder.finish()
+  }
+
+
+  /// Absent where none is known.
+  #[inline]
+  pub fn leader(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ConsensusState::VT_LEADER, None)}
+  }
+  /// Counts elections.
+  #[inline]
+  pub fn term(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ConsensusState::VT_TERM, Some(0)).unwrap()}
+  }
+  /// The last entry that is applied; absent where there is none.
+  #[inline]
+  pub fn applied(&self) -> Option<u64> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ConsensusState::VT_APPLIED, None)}
+  }
+  #[inline]
+  pub fn members(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ConsensusMember<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ConsensusMember>>>>(ConsensusState::VT_MEMBERS, None).unwrap()}
+  }
+  /// Why it has stopped on this node.
+  #[inline]
+  pub fn failure(&self) -> Option<&'a str> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(ConsensusState::VT_FAILURE, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ConsensusState<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<u64>("term", Self::VT_TERM, false)?
+     .visit_field::<u64>("applied", Self::VT_APPLIED, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ConsensusMember>>>>("members", Self::VT_MEMBERS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("failure", Self::VT_FAILURE, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ConsensusStateArgs<'a> {
+    pub leader: Option<u32>,
+    pub term: u64,
+    pub applied: Option<u64>,
+    pub members: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ConsensusMember<'a>>>>>,
+    pub failure: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for ConsensusStateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ConsensusStateArgs {
+      leader: None,
+      term: 0,
+      applied: None,
+      members: None, // required field
+      failure: None,
+    }
+  }
+}
+
+pub struct ConsensusStateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ConsensusStateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot_always::<u32>(ConsensusState::VT_LEADER, leader);
+  }
+  #[inline]
+  pub fn add_term(&mut self, term: u64) {
+    self.fbb_.push_slot::<u64>(ConsensusState::VT_TERM, term, 0);
+  }
+  #[inline]
+  pub fn add_applied(&mut self, applied: u64) {
+    self.fbb_.push_slot_always::<u64>(ConsensusState::VT_APPLIED, applied);
+  }
+  #[inline]
+  pub fn add_members(&mut self, members: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ConsensusMember<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ConsensusState::VT_MEMBERS, members);
+  }
+  #[inline]
+  pub fn add_failure(&mut self, failure: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ConsensusState::VT_FAILURE, failure);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ConsensusStateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ConsensusStateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ConsensusState<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ConsensusState::VT_MEMBERS,"members");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ConsensusState<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ConsensusState");
+      ds.field("leader", &self.leader());
+      ds.field("term", &self.term());
+      ds.field("applied", &self.applied());
+      ds.field("members", &self.members());
+      ds.field("failure", &self.failure());
+      ds.finish()
+  }
+}
+pub enum PartitionStateOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PartitionState<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PartitionState<'a> {
+  type Inner = PartitionState<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PartitionState<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_REPLICAS: ::flatbuffers::VOffsetT = 12;
+  pub const VT_ISR: ::flatbuffers::VOffsetT = 14;
+  pub const VT_ELIGIBLE: ::flatbuffers::VOffsetT = 16;
+  pub const VT_TARGET: ::flatbuffers::VOffsetT = 18;
+  pub const VT_MIN_INSYNC: ::flatbuffers::VOffsetT = 20;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PartitionState { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PartitionStateArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PartitionState<'bldr>> {
+    let mut builder = PartitionStateBuilder::new(_fbb);
+    if let Some(x) = args.target { builder.add_target(x); }
+    if let Some(x) = args.eligible { builder.add_eligible(x); }
+    if let Some(x) = args.isr { builder.add_isr(x); }
+    if let Some(x) = args.replicas { builder.add_replicas(x); }
+    builder.add_leader_epoch(args.leader_epoch);
+    if let Some(x) = args.leader { builder.add_leader(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.add_min_insync(args.min_insync);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PartitionState::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PartitionState::VT_PARTITION, Some(0)).unwrap()}
+  }
+  /// Absent while nobody leads.
+  #[inline]
+  pub fn leader(&self) -> Option<u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PartitionState::VT_LEADER, None)}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(PartitionState::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+  /// The preferred leader first.
+  #[inline]
+  pub fn replicas(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PartitionState::VT_REPLICAS, None).unwrap()}
+  }
+  /// Those in sync.
+  #[inline]
+  pub fn isr(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PartitionState::VT_ISR, None).unwrap()}
+  }
+  /// Those that may lead besides.
+  #[inline]
+  pub fn eligible(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PartitionState::VT_ELIGIBLE, None)}
+  }
+  /// Where they are to be; absent where nothing moves.
+  #[inline]
+  pub fn target(&self) -> Option<::flatbuffers::Vector<'a, u32>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PartitionState::VT_TARGET, None)}
+  }
+  #[inline]
+  pub fn min_insync(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(PartitionState::VT_MIN_INSYNC, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PartitionState<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<i32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("replicas", Self::VT_REPLICAS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("isr", Self::VT_ISR, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("eligible", Self::VT_ELIGIBLE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("target", Self::VT_TARGET, false)?
+     .visit_field::<u16>("min_insync", Self::VT_MIN_INSYNC, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PartitionStateArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub leader: Option<u32>,
+    pub leader_epoch: i32,
+    pub replicas: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub isr: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub eligible: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub target: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub min_insync: u16,
+}
+impl<'a> Default for PartitionStateArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PartitionStateArgs {
+      topic: None, // required field
+      partition: 0,
+      leader: None,
+      leader_epoch: 0,
+      replicas: None, // required field
+      isr: None, // required field
+      eligible: None,
+      target: None,
+      min_insync: 0,
+    }
+  }
+}
+
+pub struct PartitionStateBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PartitionStateBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionState::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(PartitionState::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot_always::<u32>(PartitionState::VT_LEADER, leader);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: i32) {
+    self.fbb_.push_slot::<i32>(PartitionState::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn add_replicas(&mut self, replicas: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionState::VT_REPLICAS, replicas);
+  }
+  #[inline]
+  pub fn add_isr(&mut self, isr: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionState::VT_ISR, isr);
+  }
+  #[inline]
+  pub fn add_eligible(&mut self, eligible: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionState::VT_ELIGIBLE, eligible);
+  }
+  #[inline]
+  pub fn add_target(&mut self, target: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PartitionState::VT_TARGET, target);
+  }
+  #[inline]
+  pub fn add_min_insync(&mut self, min_insync: u16) {
+    self.fbb_.push_slot::<u16>(PartitionState::VT_MIN_INSYNC, min_insync, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PartitionStateBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PartitionStateBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PartitionState<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, PartitionState::VT_TOPIC,"topic");
+    self.fbb_.required(o, PartitionState::VT_REPLICAS,"replicas");
+    self.fbb_.required(o, PartitionState::VT_ISR,"isr");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PartitionState<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PartitionState");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("leader", &self.leader());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.field("replicas", &self.replicas());
+      ds.field("isr", &self.isr());
+      ds.field("eligible", &self.eligible());
+      ds.field("target", &self.target());
+      ds.field("min_insync", &self.min_insync());
+      ds.finish()
+  }
+}
+pub enum ClusterStatusResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ClusterStatusResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ClusterStatusResponse<'a> {
+  type Inner = ClusterStatusResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ClusterStatusResponse<'a> {
+  pub const VT_CLUSTER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_NODE: ::flatbuffers::VOffsetT = 6;
+  pub const VT_VERSION: ::flatbuffers::VOffsetT = 8;
+  pub const VT_CONSENSUS: ::flatbuffers::VOffsetT = 10;
+  pub const VT_NODES: ::flatbuffers::VOffsetT = 12;
+  pub const VT_COUNTS: ::flatbuffers::VOffsetT = 14;
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_LEFT: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ClusterStatusResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ClusterStatusResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ClusterStatusResponse<'bldr>> {
+    let mut builder = ClusterStatusResponseBuilder::new(_fbb);
+    builder.add_version(args.version);
+    builder.add_left(args.left);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    if let Some(x) = args.counts { builder.add_counts(x); }
+    if let Some(x) = args.nodes { builder.add_nodes(x); }
+    if let Some(x) = args.consensus { builder.add_consensus(x); }
+    builder.add_node(args.node);
+    if let Some(x) = args.cluster { builder.add_cluster(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn cluster(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(ClusterStatusResponse::VT_CLUSTER, None).unwrap()}
+  }
+  /// The node that answers.
+  #[inline]
+  pub fn node(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ClusterStatusResponse::VT_NODE, Some(0)).unwrap()}
+  }
+  /// Counts changes of the metadata, as far as the node that answers knows them.
+  #[inline]
+  pub fn version(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(ClusterStatusResponse::VT_VERSION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn consensus(&self) -> ConsensusState<'a> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<ConsensusState>>(ClusterStatusResponse::VT_CONSENSUS, None).unwrap()}
+  }
+  #[inline]
+  pub fn nodes(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NodeStatus<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NodeStatus>>>>(ClusterStatusResponse::VT_NODES, None).unwrap()}
+  }
+  #[inline]
+  pub fn counts(&self) -> &'a ClusterCounts {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<ClusterCounts>(ClusterStatusResponse::VT_COUNTS, None).unwrap()}
+  }
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionState<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionState>>>>(ClusterStatusResponse::VT_PARTITIONS, None).unwrap()}
+  }
+  /// Partitions that come after the last one that is named.
+  #[inline]
+  pub fn left(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ClusterStatusResponse::VT_LEFT, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ClusterStatusResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("cluster", Self::VT_CLUSTER, true)?
+     .visit_field::<u32>("node", Self::VT_NODE, false)?
+     .visit_field::<u64>("version", Self::VT_VERSION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<ConsensusState>>("consensus", Self::VT_CONSENSUS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<NodeStatus>>>>("nodes", Self::VT_NODES, true)?
+     .visit_field::<ClusterCounts>("counts", Self::VT_COUNTS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PartitionState>>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<u32>("left", Self::VT_LEFT, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ClusterStatusResponseArgs<'a> {
+    pub cluster: Option<&'a Uuid>,
+    pub node: u32,
+    pub version: u64,
+    pub consensus: Option<::flatbuffers::WIPOffset<ConsensusState<'a>>>,
+    pub nodes: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<NodeStatus<'a>>>>>,
+    pub counts: Option<&'a ClusterCounts>,
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PartitionState<'a>>>>>,
+    pub left: u32,
+}
+impl<'a> Default for ClusterStatusResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ClusterStatusResponseArgs {
+      cluster: None, // required field
+      node: 0,
+      version: 0,
+      consensus: None, // required field
+      nodes: None, // required field
+      counts: None, // required field
+      partitions: None, // required field
+      left: 0,
+    }
+  }
+}
+
+pub struct ClusterStatusResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ClusterStatusResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_cluster(&mut self, cluster: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(ClusterStatusResponse::VT_CLUSTER, cluster);
+  }
+  #[inline]
+  pub fn add_node(&mut self, node: u32) {
+    self.fbb_.push_slot::<u32>(ClusterStatusResponse::VT_NODE, node, 0);
+  }
+  #[inline]
+  pub fn add_version(&mut self, version: u64) {
+    self.fbb_.push_slot::<u64>(ClusterStatusResponse::VT_VERSION, version, 0);
+  }
+  #[inline]
+  pub fn add_consensus(&mut self, consensus: ::flatbuffers::WIPOffset<ConsensusState<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<ConsensusState>>(ClusterStatusResponse::VT_CONSENSUS, consensus);
+  }
+  #[inline]
+  pub fn add_nodes(&mut self, nodes: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<NodeStatus<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ClusterStatusResponse::VT_NODES, nodes);
+  }
+  #[inline]
+  pub fn add_counts(&mut self, counts: &ClusterCounts) {
+    self.fbb_.push_slot_always::<&ClusterCounts>(ClusterStatusResponse::VT_COUNTS, counts);
+  }
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PartitionState<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ClusterStatusResponse::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_left(&mut self, left: u32) {
+    self.fbb_.push_slot::<u32>(ClusterStatusResponse::VT_LEFT, left, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ClusterStatusResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ClusterStatusResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ClusterStatusResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ClusterStatusResponse::VT_CLUSTER,"cluster");
+    self.fbb_.required(o, ClusterStatusResponse::VT_CONSENSUS,"consensus");
+    self.fbb_.required(o, ClusterStatusResponse::VT_NODES,"nodes");
+    self.fbb_.required(o, ClusterStatusResponse::VT_COUNTS,"counts");
+    self.fbb_.required(o, ClusterStatusResponse::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ClusterStatusResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ClusterStatusResponse");
+      ds.field("cluster", &self.cluster());
+      ds.field("node", &self.node());
+      ds.field("version", &self.version());
+      ds.field("consensus", &self.consensus());
+      ds.field("nodes", &self.nodes());
+      ds.field("counts", &self.counts());
+      ds.field("partitions", &self.partitions());
+      ds.field("left", &self.left());
+      ds.finish()
+  }
+}
+pub enum ReassignResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReassignResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReassignResponse<'a> {
+  type Inner = ReassignResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReassignResponse<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_REFUSALS: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReassignResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReassignResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReassignResponse<'bldr>> {
+    let mut builder = ReassignResponseBuilder::new(_fbb);
+    if let Some(x) = args.refusals { builder.add_refusals(x); }
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.finish()
+  }
+
+
+  /// As asked.
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(ReassignResponse::VT_PARTITIONS, None).unwrap()}
+  }
+  #[inline]
+  pub fn refusals(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>(ReassignResponse::VT_REFUSALS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReassignResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>("refusals", Self::VT_REFUSALS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReassignResponseArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub refusals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>>>,
+}
+impl<'a> Default for ReassignResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReassignResponseArgs {
+      partitions: None, // required field
+      refusals: None,
+    }
+  }
+}
+
+pub struct ReassignResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReassignResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignResponse::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_refusals(&mut self, refusals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<RefusedItem<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReassignResponse::VT_REFUSALS, refusals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReassignResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReassignResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReassignResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReassignResponse::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReassignResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReassignResponse");
+      ds.field("partitions", &self.partitions());
+      ds.field("refusals", &self.refusals());
+      ds.finish()
+  }
+}
+pub enum ElectLeaderResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ElectLeaderResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ElectLeaderResponse<'a> {
+  type Inner = ElectLeaderResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ElectLeaderResponse<'a> {
+  pub const VT_LEADER: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ElectLeaderResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ElectLeaderResponseArgs
+  ) -> ::flatbuffers::WIPOffset<ElectLeaderResponse<'bldr>> {
+    let mut builder = ElectLeaderResponseBuilder::new(_fbb);
+    builder.add_leader_epoch(args.leader_epoch);
+    builder.add_leader(args.leader);
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn leader(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(ElectLeaderResponse::VT_LEADER, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn leader_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ElectLeaderResponse::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ElectLeaderResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("leader", Self::VT_LEADER, false)?
+     .visit_field::<i32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ElectLeaderResponseArgs {
+    pub leader: u32,
+    pub leader_epoch: i32,
+}
+impl<'a> Default for ElectLeaderResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    ElectLeaderResponseArgs {
+      leader: 0,
+      leader_epoch: 0,
+    }
+  }
+}
+
+pub struct ElectLeaderResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ElectLeaderResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_leader(&mut self, leader: u32) {
+    self.fbb_.push_slot::<u32>(ElectLeaderResponse::VT_LEADER, leader, 0);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: i32) {
+    self.fbb_.push_slot::<i32>(ElectLeaderResponse::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ElectLeaderResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ElectLeaderResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ElectLeaderResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ElectLeaderResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ElectLeaderResponse");
+      ds.field("leader", &self.leader());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.finish()
+  }
+}
+pub enum PlannedMoveOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct PlannedMove<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for PlannedMove<'a> {
+  type Inner = PlannedMove<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> PlannedMove<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_FROM: ::flatbuffers::VOffsetT = 8;
+  pub const VT_TO: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    PlannedMove { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args PlannedMoveArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<PlannedMove<'bldr>> {
+    let mut builder = PlannedMoveBuilder::new(_fbb);
+    if let Some(x) = args.to { builder.add_to(x); }
+    if let Some(x) = args.from { builder.add_from(x); }
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(PlannedMove::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(PlannedMove::VT_PARTITION, Some(0)).unwrap()}
+  }
+  /// Where its replicas are, or are already on their way to.
+  #[inline]
+  pub fn from(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PlannedMove::VT_FROM, None).unwrap()}
+  }
+  /// Where they are to be.
+  #[inline]
+  pub fn to(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(PlannedMove::VT_TO, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for PlannedMove<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("from", Self::VT_FROM, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("to", Self::VT_TO, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct PlannedMoveArgs<'a> {
+    pub topic: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub partition: u32,
+    pub from: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub to: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+}
+impl<'a> Default for PlannedMoveArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    PlannedMoveArgs {
+      topic: None, // required field
+      partition: 0,
+      from: None, // required field
+      to: None, // required field
+    }
+  }
+}
+
+pub struct PlannedMoveBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> PlannedMoveBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PlannedMove::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(PlannedMove::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_from(&mut self, from: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PlannedMove::VT_FROM, from);
+  }
+  #[inline]
+  pub fn add_to(&mut self, to: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(PlannedMove::VT_TO, to);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> PlannedMoveBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    PlannedMoveBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<PlannedMove<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, PlannedMove::VT_TOPIC,"topic");
+    self.fbb_.required(o, PlannedMove::VT_FROM,"from");
+    self.fbb_.required(o, PlannedMove::VT_TO,"to");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for PlannedMove<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("PlannedMove");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("from", &self.from());
+      ds.field("to", &self.to());
+      ds.finish()
+  }
+}
+pub enum RebalanceResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RebalanceResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RebalanceResponse<'a> {
+  type Inner = RebalanceResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RebalanceResponse<'a> {
+  pub const VT_BEGUN: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PLANNED: ::flatbuffers::VOffsetT = 6;
+  pub const VT_UNNAMED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MOVING: ::flatbuffers::VOffsetT = 10;
+  pub const VT_WAITS_FOR: ::flatbuffers::VOffsetT = 12;
+  pub const VT_WITHOUT_LEADER: ::flatbuffers::VOffsetT = 14;
+  pub const VT_LED_ELSEWHERE: ::flatbuffers::VOffsetT = 16;
+  pub const VT_REFUSAL: ::flatbuffers::VOffsetT = 18;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RebalanceResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args RebalanceResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<RebalanceResponse<'bldr>> {
+    let mut builder = RebalanceResponseBuilder::new(_fbb);
+    if let Some(x) = args.refusal { builder.add_refusal(x); }
+    builder.add_led_elsewhere(args.led_elsewhere);
+    builder.add_without_leader(args.without_leader);
+    if let Some(x) = args.waits_for { builder.add_waits_for(x); }
+    builder.add_moving(args.moving);
+    builder.add_unnamed(args.unnamed);
+    if let Some(x) = args.planned { builder.add_planned(x); }
+    if let Some(x) = args.begun { builder.add_begun(x); }
+    builder.finish()
+  }
+
+
+  /// Moves that were begun.
+  #[inline]
+  pub fn begun(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove>>>>(RebalanceResponse::VT_BEGUN, None).unwrap()}
+  }
+  /// Those that come later; not all of them where there are many.
+  #[inline]
+  pub fn planned(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove>>>>(RebalanceResponse::VT_PLANNED, None).unwrap()}
+  }
+  /// Later ones that are not named.
+  #[inline]
+  pub fn unnamed(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceResponse::VT_UNNAMED, Some(0)).unwrap()}
+  }
+  /// Partitions whose replicas move now, those that were begun among them.
+  #[inline]
+  pub fn moving(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceResponse::VT_MOVING, Some(0)).unwrap()}
+  }
+  /// Nodes that are away, and that moving partitions wait for.
+  #[inline]
+  pub fn waits_for(&self) -> ::flatbuffers::Vector<'a, u32> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, u32>>>(RebalanceResponse::VT_WAITS_FOR, None).unwrap()}
+  }
+  /// Moving partitions that nobody leads: nobody can ship them.
+  #[inline]
+  pub fn without_leader(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceResponse::VT_WITHOUT_LEADER, Some(0)).unwrap()}
+  }
+  /// Partitions that the preferred leader could lead and does not.
+  #[inline]
+  pub fn led_elsewhere(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(RebalanceResponse::VT_LED_ELSEWHERE, Some(0)).unwrap()}
+  }
+  /// Why moves that were to begin did not: the first reason.
+  #[inline]
+  pub fn refusal(&self) -> Option<Refusal<'a>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<Refusal>>(RebalanceResponse::VT_REFUSAL, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for RebalanceResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PlannedMove>>>>("begun", Self::VT_BEGUN, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<PlannedMove>>>>("planned", Self::VT_PLANNED, true)?
+     .visit_field::<u32>("unnamed", Self::VT_UNNAMED, false)?
+     .visit_field::<u32>("moving", Self::VT_MOVING, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u32>>>("waits_for", Self::VT_WAITS_FOR, true)?
+     .visit_field::<u32>("without_leader", Self::VT_WITHOUT_LEADER, false)?
+     .visit_field::<u32>("led_elsewhere", Self::VT_LED_ELSEWHERE, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<Refusal>>("refusal", Self::VT_REFUSAL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RebalanceResponseArgs<'a> {
+    pub begun: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove<'a>>>>>,
+    pub planned: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<PlannedMove<'a>>>>>,
+    pub unnamed: u32,
+    pub moving: u32,
+    pub waits_for: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u32>>>,
+    pub without_leader: u32,
+    pub led_elsewhere: u32,
+    pub refusal: Option<::flatbuffers::WIPOffset<Refusal<'a>>>,
+}
+impl<'a> Default for RebalanceResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    RebalanceResponseArgs {
+      begun: None, // required field
+      planned: None, // required field
+      unnamed: 0,
+      moving: 0,
+      waits_for: None, // required field
+      without_leader: 0,
+      led_elsewhere: 0,
+      refusal: None,
+    }
+  }
+}
+
+pub struct RebalanceResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RebalanceResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_begun(&mut self, begun: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PlannedMove<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RebalanceResponse::VT_BEGUN, begun);
+  }
+  #[inline]
+  pub fn add_planned(&mut self, planned: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<PlannedMove<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RebalanceResponse::VT_PLANNED, planned);
+  }
+  #[inline]
+  pub fn add_unnamed(&mut self, unnamed: u32) {
+    self.fbb_.push_slot::<u32>(RebalanceResponse::VT_UNNAMED, unnamed, 0);
+  }
+  #[inline]
+  pub fn add_moving(&mut self, moving: u32) {
+    self.fbb_.push_slot::<u32>(RebalanceResponse::VT_MOVING, moving, 0);
+  }
+  #[inline]
+  pub fn add_waits_for(&mut self, waits_for: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , u32>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(RebalanceResponse::VT_WAITS_FOR, waits_for);
+  }
+  #[inline]
+  pub fn add_without_leader(&mut self, without_leader: u32) {
+    self.fbb_.push_slot::<u32>(RebalanceResponse::VT_WITHOUT_LEADER, without_leader, 0);
+  }
+  #[inline]
+  pub fn add_led_elsewhere(&mut self, led_elsewhere: u32) {
+    self.fbb_.push_slot::<u32>(RebalanceResponse::VT_LED_ELSEWHERE, led_elsewhere, 0);
+  }
+  #[inline]
+  pub fn add_refusal(&mut self, refusal: ::flatbuffers::WIPOffset<Refusal<'b >>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<Refusal>>(RebalanceResponse::VT_REFUSAL, refusal);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RebalanceResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RebalanceResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RebalanceResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, RebalanceResponse::VT_BEGUN,"begun");
+    self.fbb_.required(o, RebalanceResponse::VT_PLANNED,"planned");
+    self.fbb_.required(o, RebalanceResponse::VT_WAITS_FOR,"waits_for");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RebalanceResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RebalanceResponse");
+      ds.field("begun", &self.begun());
+      ds.field("planned", &self.planned());
+      ds.field("unnamed", &self.unnamed());
+      ds.field("moving", &self.moving());
+      ds.field("waits_for", &self.waits_for());
+      ds.field("without_leader", &self.without_leader());
+      ds.field("led_elsewhere", &self.led_elsewhere());
+      ds.field("refusal", &self.refusal());
+      ds.finish()
+  }
+}
+pub enum RetireNodeResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RetireNodeResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RetireNodeResponse<'a> {
+  type Inner = RetireNodeResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RetireNodeResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RetireNodeResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args RetireNodeResponseArgs
+  ) -> ::flatbuffers::WIPOffset<RetireNodeResponse<'bldr>> {
+    let mut builder = RetireNodeResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for RetireNodeResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RetireNodeResponseArgs {
+}
+impl<'a> Default for RetireNodeResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    RetireNodeResponseArgs {
+    }
+  }
+}
+
+pub struct RetireNodeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RetireNodeResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RetireNodeResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RetireNodeResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RetireNodeResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RetireNodeResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RetireNodeResponse");
+      ds.finish()
+  }
+}
+pub enum RemoveNodeResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct RemoveNodeResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for RemoveNodeResponse<'a> {
+  type Inner = RemoveNodeResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> RemoveNodeResponse<'a> {
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    RemoveNodeResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    _args: &'args RemoveNodeResponseArgs
+  ) -> ::flatbuffers::WIPOffset<RemoveNodeResponse<'bldr>> {
+    let mut builder = RemoveNodeResponseBuilder::new(_fbb);
+    builder.finish()
+  }
+
+}
+
+impl ::flatbuffers::Verifiable for RemoveNodeResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct RemoveNodeResponseArgs {
+}
+impl<'a> Default for RemoveNodeResponseArgs {
+  #[inline]
+  fn default() -> Self {
+    RemoveNodeResponseArgs {
+    }
+  }
+}
+
+pub struct RemoveNodeResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> RemoveNodeResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> RemoveNodeResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    RemoveNodeResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<RemoveNodeResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for RemoveNodeResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("RemoveNodeResponse");
+      ds.finish()
+  }
+}
+pub enum ReplicaLogOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReplicaLog<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaLog<'a> {
+  type Inner = ReplicaLog<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReplicaLog<'a> {
+  pub const VT_LOG_START: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LOG_END: ::flatbuffers::VOffsetT = 6;
+  pub const VT_HIGH_WATERMARK: ::flatbuffers::VOffsetT = 8;
+  pub const VT_LEADER_EPOCH: ::flatbuffers::VOffsetT = 10;
+  pub const VT_LAST_EPOCH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_SEGMENTS: ::flatbuffers::VOffsetT = 14;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReplicaLog { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReplicaLogArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReplicaLog<'bldr>> {
+    let mut builder = ReplicaLogBuilder::new(_fbb);
+    builder.add_high_watermark(args.high_watermark);
+    builder.add_log_end(args.log_end);
+    builder.add_log_start(args.log_start);
+    if let Some(x) = args.segments { builder.add_segments(x); }
+    builder.add_last_epoch(args.last_epoch);
+    builder.add_leader_epoch(args.leader_epoch);
+    builder.finish()
+  }
+
+
+  /// First readable offset.
+  #[inline]
+  pub fn log_start(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(ReplicaLog::VT_LOG_START, Some(0)).unwrap()}
+  }
+  /// One past the last offset.
+  #[inline]
+  pub fn log_end(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(ReplicaLog::VT_LOG_END, Some(0)).unwrap()}
+  }
+  /// One past the last committed offset, as far as this replica knows.
+  #[inline]
+  pub fn high_watermark(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(ReplicaLog::VT_HIGH_WATERMARK, Some(0)).unwrap()}
+  }
+  /// The present epoch, as far as this replica knows.
+  #[inline]
+  pub fn leader_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ReplicaLog::VT_LEADER_EPOCH, Some(0)).unwrap()}
+  }
+  /// The epoch of its last record; -1 of a log without records.
+  #[inline]
+  pub fn last_epoch(&self) -> i32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i32>(ReplicaLog::VT_LAST_EPOCH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn segments(&self) -> ::flatbuffers::Vector<'a, SegmentHash> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, SegmentHash>>>(ReplicaLog::VT_SEGMENTS, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReplicaLog<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i64>("log_start", Self::VT_LOG_START, false)?
+     .visit_field::<i64>("log_end", Self::VT_LOG_END, false)?
+     .visit_field::<i64>("high_watermark", Self::VT_HIGH_WATERMARK, false)?
+     .visit_field::<i32>("leader_epoch", Self::VT_LEADER_EPOCH, false)?
+     .visit_field::<i32>("last_epoch", Self::VT_LAST_EPOCH, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, SegmentHash>>>("segments", Self::VT_SEGMENTS, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReplicaLogArgs<'a> {
+    pub log_start: i64,
+    pub log_end: i64,
+    pub high_watermark: i64,
+    pub leader_epoch: i32,
+    pub last_epoch: i32,
+    pub segments: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, SegmentHash>>>,
+}
+impl<'a> Default for ReplicaLogArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReplicaLogArgs {
+      log_start: 0,
+      log_end: 0,
+      high_watermark: 0,
+      leader_epoch: 0,
+      last_epoch: 0,
+      segments: None, // required field
+    }
+  }
+}
+
+pub struct ReplicaLogBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReplicaLogBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_log_start(&mut self, log_start: i64) {
+    self.fbb_.push_slot::<i64>(ReplicaLog::VT_LOG_START, log_start, 0);
+  }
+  #[inline]
+  pub fn add_log_end(&mut self, log_end: i64) {
+    self.fbb_.push_slot::<i64>(ReplicaLog::VT_LOG_END, log_end, 0);
+  }
+  #[inline]
+  pub fn add_high_watermark(&mut self, high_watermark: i64) {
+    self.fbb_.push_slot::<i64>(ReplicaLog::VT_HIGH_WATERMARK, high_watermark, 0);
+  }
+  #[inline]
+  pub fn add_leader_epoch(&mut self, leader_epoch: i32) {
+    self.fbb_.push_slot::<i32>(ReplicaLog::VT_LEADER_EPOCH, leader_epoch, 0);
+  }
+  #[inline]
+  pub fn add_last_epoch(&mut self, last_epoch: i32) {
+    self.fbb_.push_slot::<i32>(ReplicaLog::VT_LAST_EPOCH, last_epoch, 0);
+  }
+  #[inline]
+  pub fn add_segments(&mut self, segments: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , SegmentHash>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaLog::VT_SEGMENTS, segments);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReplicaLogBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReplicaLogBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReplicaLog<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReplicaLog::VT_SEGMENTS,"segments");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReplicaLog<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReplicaLog");
+      ds.field("log_start", &self.log_start());
+      ds.field("log_end", &self.log_end());
+      ds.field("high_watermark", &self.high_watermark());
+      ds.field("leader_epoch", &self.leader_epoch());
+      ds.field("last_epoch", &self.last_epoch());
+      ds.field("segments", &self.segments());
+      ds.finish()
+  }
+}
+pub enum ReplicaLogsResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct ReplicaLogsResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for ReplicaLogsResponse<'a> {
+  type Inner = ReplicaLogsResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> ReplicaLogsResponse<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_LOGS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_REFUSALS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    ReplicaLogsResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args ReplicaLogsResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<ReplicaLogsResponse<'bldr>> {
+    let mut builder = ReplicaLogsResponseBuilder::new(_fbb);
+    if let Some(x) = args.refusals { builder.add_refusals(x); }
+    if let Some(x) = args.logs { builder.add_logs(x); }
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, PartitionId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionId>>>(ReplicaLogsResponse::VT_PARTITIONS, None).unwrap()}
+  }
+  /// One for each partition; those that were refused have nothing in them.
+  #[inline]
+  pub fn logs(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaLog<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaLog>>>>(ReplicaLogsResponse::VT_LOGS, None).unwrap()}
+  }
+  #[inline]
+  pub fn refusals(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>(ReplicaLogsResponse::VT_REFUSALS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for ReplicaLogsResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionId>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<ReplicaLog>>>>("logs", Self::VT_LOGS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>("refusals", Self::VT_REFUSALS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct ReplicaLogsResponseArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionId>>>,
+    pub logs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<ReplicaLog<'a>>>>>,
+    pub refusals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>>>,
+}
+impl<'a> Default for ReplicaLogsResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    ReplicaLogsResponseArgs {
+      partitions: None, // required field
+      logs: None, // required field
+      refusals: None,
+    }
+  }
+}
+
+pub struct ReplicaLogsResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> ReplicaLogsResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionId>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaLogsResponse::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_logs(&mut self, logs: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<ReplicaLog<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaLogsResponse::VT_LOGS, logs);
+  }
+  #[inline]
+  pub fn add_refusals(&mut self, refusals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<RefusedItem<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(ReplicaLogsResponse::VT_REFUSALS, refusals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> ReplicaLogsResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    ReplicaLogsResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<ReplicaLogsResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, ReplicaLogsResponse::VT_PARTITIONS,"partitions");
+    self.fbb_.required(o, ReplicaLogsResponse::VT_LOGS,"logs");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for ReplicaLogsResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("ReplicaLogsResponse");
+      ds.field("partitions", &self.partitions());
+      ds.field("logs", &self.logs());
+      ds.field("refusals", &self.refusals());
       ds.finish()
   }
 }
@@ -7452,6 +11612,111 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_cluster_status_request(&self) -> Option<ClusterStatusRequest<'a>> {
+    if self.body_type() == RequestBody::ClusterStatusRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ClusterStatusRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_reassign_request(&self) -> Option<ReassignRequest<'a>> {
+    if self.body_type() == RequestBody::ReassignRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReassignRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_elect_leader_request(&self) -> Option<ElectLeaderRequest<'a>> {
+    if self.body_type() == RequestBody::ElectLeaderRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ElectLeaderRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_rebalance_request(&self) -> Option<RebalanceRequest<'a>> {
+    if self.body_type() == RequestBody::RebalanceRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RebalanceRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_retire_node_request(&self) -> Option<RetireNodeRequest<'a>> {
+    if self.body_type() == RequestBody::RetireNodeRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RetireNodeRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_remove_node_request(&self) -> Option<RemoveNodeRequest<'a>> {
+    if self.body_type() == RequestBody::RemoveNodeRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RemoveNodeRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_replica_logs_request(&self) -> Option<ReplicaLogsRequest<'a>> {
+    if self.body_type() == RequestBody::ReplicaLogsRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReplicaLogsRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -7485,6 +11750,13 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestBody::DeleteOffsetsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteOffsetsRequest>>("RequestBody::DeleteOffsetsRequest", pos),
           RequestBody::DeleteRecordsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsRequest>>("RequestBody::DeleteRecordsRequest", pos),
           RequestBody::EpochEndsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<EpochEndsRequest>>("RequestBody::EpochEndsRequest", pos),
+          RequestBody::ClusterStatusRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ClusterStatusRequest>>("RequestBody::ClusterStatusRequest", pos),
+          RequestBody::ReassignRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignRequest>>("RequestBody::ReassignRequest", pos),
+          RequestBody::ElectLeaderRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeaderRequest>>("RequestBody::ElectLeaderRequest", pos),
+          RequestBody::RebalanceRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RebalanceRequest>>("RequestBody::RebalanceRequest", pos),
+          RequestBody::RetireNodeRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RetireNodeRequest>>("RequestBody::RetireNodeRequest", pos),
+          RequestBody::RemoveNodeRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveNodeRequest>>("RequestBody::RemoveNodeRequest", pos),
+          RequestBody::ReplicaLogsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReplicaLogsRequest>>("RequestBody::ReplicaLogsRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -7695,6 +11967,55 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestBody::EpochEndsRequest => {
           if let Some(x) = self.body_as_epoch_ends_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::ClusterStatusRequest => {
+          if let Some(x) = self.body_as_cluster_status_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::ReassignRequest => {
+          if let Some(x) = self.body_as_reassign_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::ElectLeaderRequest => {
+          if let Some(x) = self.body_as_elect_leader_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::RebalanceRequest => {
+          if let Some(x) = self.body_as_rebalance_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::RetireNodeRequest => {
+          if let Some(x) = self.body_as_retire_node_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::RemoveNodeRequest => {
+          if let Some(x) = self.body_as_remove_node_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::ReplicaLogsRequest => {
+          if let Some(x) = self.body_as_replica_logs_request() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -12836,6 +17157,111 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_cluster_status_response(&self) -> Option<ClusterStatusResponse<'a>> {
+    if self.body_type() == ResponseBody::ClusterStatusResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ClusterStatusResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_reassign_response(&self) -> Option<ReassignResponse<'a>> {
+    if self.body_type() == ResponseBody::ReassignResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReassignResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_elect_leader_response(&self) -> Option<ElectLeaderResponse<'a>> {
+    if self.body_type() == ResponseBody::ElectLeaderResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ElectLeaderResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_rebalance_response(&self) -> Option<RebalanceResponse<'a>> {
+    if self.body_type() == ResponseBody::RebalanceResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RebalanceResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_retire_node_response(&self) -> Option<RetireNodeResponse<'a>> {
+    if self.body_type() == ResponseBody::RetireNodeResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RetireNodeResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_remove_node_response(&self) -> Option<RemoveNodeResponse<'a>> {
+    if self.body_type() == ResponseBody::RemoveNodeResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { RemoveNodeResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_replica_logs_response(&self) -> Option<ReplicaLogsResponse<'a>> {
+    if self.body_type() == ResponseBody::ReplicaLogsResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { ReplicaLogsResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -12870,6 +17296,13 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseBody::DeleteOffsetsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteOffsetsResponse>>("ResponseBody::DeleteOffsetsResponse", pos),
           ResponseBody::DeleteRecordsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<DeleteRecordsResponse>>("ResponseBody::DeleteRecordsResponse", pos),
           ResponseBody::EpochEndsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<EpochEndsResponse>>("ResponseBody::EpochEndsResponse", pos),
+          ResponseBody::ClusterStatusResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ClusterStatusResponse>>("ResponseBody::ClusterStatusResponse", pos),
+          ResponseBody::ReassignResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReassignResponse>>("ResponseBody::ReassignResponse", pos),
+          ResponseBody::ElectLeaderResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ElectLeaderResponse>>("ResponseBody::ElectLeaderResponse", pos),
+          ResponseBody::RebalanceResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RebalanceResponse>>("ResponseBody::RebalanceResponse", pos),
+          ResponseBody::RetireNodeResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RetireNodeResponse>>("ResponseBody::RetireNodeResponse", pos),
+          ResponseBody::RemoveNodeResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveNodeResponse>>("ResponseBody::RemoveNodeResponse", pos),
+          ResponseBody::ReplicaLogsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReplicaLogsResponse>>("ResponseBody::ReplicaLogsResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -13087,6 +17520,55 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseBody::EpochEndsResponse => {
           if let Some(x) = self.body_as_epoch_ends_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::ClusterStatusResponse => {
+          if let Some(x) = self.body_as_cluster_status_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::ReassignResponse => {
+          if let Some(x) = self.body_as_reassign_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::ElectLeaderResponse => {
+          if let Some(x) = self.body_as_elect_leader_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::RebalanceResponse => {
+          if let Some(x) = self.body_as_rebalance_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::RetireNodeResponse => {
+          if let Some(x) = self.body_as_retire_node_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::RemoveNodeResponse => {
+          if let Some(x) = self.body_as_remove_node_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::ReplicaLogsResponse => {
+          if let Some(x) = self.body_as_replica_logs_response() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

@@ -60,6 +60,10 @@ impl Replay {
         (self.state.flushed_segment, self.state.flushed_position) = flushed;
         self.state.log_end = entry.end_offset;
         self.state.log_start = self.state.log_start.min(entry.end_offset);
+        if entry.end_offset < self.state.high_watermark {
+            // A snapshot holds what was committed when the checkpoint was taken, and some of that has gone.
+            self.state.groups = None;
+        }
         self.state.high_watermark = self.state.high_watermark.min(entry.end_offset);
         self.state.running_hash = entry.running_hash;
         self.state.max_timestamp = entry.max_timestamp;
