@@ -40,6 +40,7 @@ const CHECKS: &[Entry] = &[
     flips::ENTRY,
     cluster::run::ENTRY,
     cluster::failover::ENTRY,
+    cluster::groups::ENTRY,
     cluster::idle::ENTRY,
 ];
 
