@@ -18,6 +18,7 @@
 //! | `run` | the check `cluster`: faults under load, then the judgement |
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
+//! | `growth` | the check `growth`: a node comes and another goes, under load |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -27,6 +28,7 @@
 pub mod clients;
 pub mod failover;
 pub mod faults;
+pub mod growth;
 pub mod idle;
 pub mod network;
 pub mod nodes;

@@ -40,6 +40,7 @@ const CHECKS: &[Entry] = &[
     flips::ENTRY,
     cluster::run::ENTRY,
     cluster::failover::ENTRY,
+    cluster::growth::ENTRY,
     cluster::idle::ENTRY,
 ];
 
