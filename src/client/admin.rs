@@ -225,7 +225,7 @@ async fn ask_leader<T>(
         let request = ask(TopicPartition { topic: found.id, partition });
         let asked = brokers.request_once(Target::Broker(leader), &request).await.and_then(|answer| read(answer.response));
         if asked.as_ref().is_err_and(ClientError::is_about_leadership) {
-            let _ = brokers.refresh_topic(topic).await;
+            let _ = brokers.find_leaders(topic).await;
         }
         asked
     };

@@ -1,19 +1,19 @@
 //! The brokers that a client knows: their addresses, one connection to each, and which of them leads what.
 //!
-//! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt.
+//! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt. Questions and retries are in
+//! `asking`.
 
-use std::collections::{BTreeSet, HashMap};
-use std::future::Future;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::Mutex as AsyncMutex;
 
 use super::backoff::Backoff;
-use super::connection::{Answer, Clock, Connection, ConnectionSettings};
+use super::connection::{Clock, Connection, ConnectionSettings};
 use super::error::ClientError;
 use crate::limits;
-use crate::request::{Broker, Code, Metadata, MetadataRequest, PartitionMetadata, Refusal, Request, Response, TopicPartitions};
+use crate::request::{Broker, Code, Metadata, PartitionMetadata, Refusal, Response, TopicPartitions};
 
 /// Settings of a client, made valid.
 #[derive(Clone, Debug)]
@@ -41,6 +41,17 @@ pub(super) enum Target {
     Broker(u32),
 }
 
+/// What is known of a node without asking it; the best first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Standing {
+    /// There is a connection.
+    Open,
+    /// There is an address.
+    Known,
+    /// An answer is overdue.
+    Silent,
+}
+
 /// What all handles of a client share.
 pub(super) struct Brokers {
     pub settings: Settings,
@@ -54,6 +65,8 @@ struct State {
     known: HashMap<u32, String>,
     controller: Option<u32>,
     topics: HashMap<String, Arc<TopicPartitions>>,
+    /// The node that is asked next what any may answer, or the first behind it.
+    turn: Option<u32>,
     /// By address; the async lock is held while one is being made.
     connections: HashMap<String, Arc<AsyncMutex<()>>>,
     open: HashMap<String, Connection>,
@@ -84,7 +97,13 @@ impl Brokers {
             };
             return Err(Refusal::new(Code::NotLeader, what).into());
         };
-        self.connect_to(&address).await
+        // An address that swallows everything takes the whole connect timeout; that its node has gone is known earlier.
+        tokio::select! {
+            made = self.connect_to(&address) => made,
+            () = self.until_away(id, &address) => {
+                Err(ClientError::Connect { address, cause: "the other brokers say that it is not there any more".into() })
+            }
+        }
     }
 
     /// Where a shard listens, as far as is known.
@@ -104,7 +123,7 @@ impl Brokers {
         ids.into_iter().filter(|id| nodes.insert(id / limits::MAX_SHARDS)).collect()
     }
 
-    async fn connect_to(&self, address: &str) -> Result<Connection, ClientError> {
+    pub(super) async fn connect_to(&self, address: &str) -> Result<Connection, ClientError> {
         let making = self.lock().connections.entry(address.into()).or_default().clone();
         let _one_at_a_time = making.lock().await;
         if let Some(open) = self.lock().open.get(address).filter(|c| !c.is_closed()) {
@@ -115,84 +134,74 @@ impl Brokers {
         Ok(connection)
     }
 
-    /// An open connection to any broker, else one to the first that answers: known ones, then those the user named.
-    async fn connect_any(&self) -> Result<Connection, ClientError> {
-        let addresses = {
-            let mut state = self.lock();
-            state.open.retain(|_, connection| !connection.is_closed());
-            if let Some(open) = state.open.values().next() {
-                return Ok(open.clone());
-            }
-            let mut addresses: Vec<String> = state.known.values().cloned().collect();
-            addresses.extend(self.settings.bootstrap.iter().cloned());
-            addresses
-        };
-        let mut failure = ClientError::Invalid("no address of a broker was given".into());
-        for address in &addresses {
-            match self.connect_to(address).await {
-                Ok(connection) => return Ok(connection),
-                Err(error) => failure = error,
-            }
-        }
-        Err(failure)
-    }
-
-    /// One attempt.
-    pub async fn request_once(&self, target: Target, request: &Request) -> Result<Answer, ClientError> {
-        let controller = self.lock().controller;
-        let connection = match (target, controller) {
-            (Target::Broker(id), _) => self.connect(id).await?,
-            (Target::Controller, Some(id)) => self.connect(id).await?,
-            (Target::Any | Target::Controller, _) => self.connect_any().await?,
-        };
-        connection.request(request, self.settings.connection.request_timeout).await
-    }
-
-    /// Attempts until an answer that is worth no retry, or until the retry timeout.
-    pub async fn request(&self, target: Target, request: &Request) -> Result<Response, ClientError> {
-        self.retrying(|| async { self.request_once(target, request).await.map(|answer| answer.response) }).await
-    }
-
-    /// Repeats `attempt` with back-off while its failure may pass, until the retry timeout.
-    pub async fn retrying<T, F: Future<Output = Result<T, ClientError>>>(&self, attempt: impl Fn() -> F) -> Result<T, ClientError> {
-        let deadline = tokio::time::Instant::now() + self.settings.retry_timeout;
-        let mut attempts = 0;
-        loop {
-            let error = match attempt().await {
-                Ok(done) => return Ok(done),
-                Err(error) => error,
-            };
-            attempts += 1;
-            let pause = self.settings.backoff.after(attempts);
-            if !error.is_retriable() || tokio::time::Instant::now() + pause > deadline {
-                return Err(error);
-            }
-            tracing::debug!(%error, attempts, "retrying");
-            tokio::time::sleep(pause).await;
-            if error.is_about_leadership() {
-                // The controller or leader may be another one now; a failure here shows in the next attempt.
-                let _ = self.refresh_once(Some(&[])).await;
-            }
-        }
-    }
-
-    /// Asks for brokers and topics (`None`: all topics) and remembers the answer.
-    pub async fn refresh_once(&self, topics: Option<&[String]>) -> Result<Metadata, ClientError> {
-        let request = Request::Metadata(MetadataRequest { topics: topics.map(<[String]>::to_vec), create_missing: false });
-        let answer = self.request_once(Target::Any, &request).await?;
-        let Response::Metadata(metadata) = answer.response else { return Err(unexpected(&answer.response)) };
-        self.learn(&metadata);
-        Ok(metadata)
-    }
-
-    fn learn(&self, metadata: &Metadata) {
+    /// Where to ask what any broker may answer: an address for each node, an open connection's where there is one, beginning with the node whose turn it is; nodes that are silent come
+    /// last, and behind them what the user named.
+    pub(super) fn candidates(&self) -> Vec<String> {
         let mut state = self.lock();
-        state.known = metadata.brokers.iter().map(|b| (b.id, join_address(&b.host, b.port))).collect();
-        state.controller = Some(metadata.controller);
-        for topic in &metadata.topics {
-            match &topic.found {
-                Ok(found) => drop(state.topics.insert(topic.name.clone(), Arc::new(found.clone()))),
+        state.open.retain(|_, connection| !connection.is_closed());
+        let open = state.open.iter().map(|(address, connection)| {
+            let standing = if connection.is_overdue() { Standing::Silent } else { Standing::Open };
+            (node_of(connection.broker_id()), standing, address.clone())
+        });
+        let known = state.known.iter().map(|(id, address)| (node_of(*id), Standing::Known, address.clone()));
+        let mut addresses = in_turn(open.chain(known), state.turn);
+        for address in &self.settings.bootstrap {
+            if !addresses.contains(address) {
+                addresses.push(address.clone());
+            }
+        }
+        addresses
+    }
+
+    /// A node has answered: the next question goes there too.
+    pub(super) fn note_answered(&self, connection: &Connection) {
+        self.lock().turn = Some(node_of(connection.broker_id()));
+    }
+
+    /// What the last node said was of no use: it may be cut off from the others. The next question goes to another one, where there is one.
+    pub fn look_elsewhere(&self) {
+        let mut state = self.lock();
+        state.turn = state.turn.map(|node| node + 1);
+    }
+
+    /// Open connections on which an answer is overdue.
+    pub(super) fn silent(&self) -> Vec<Connection> {
+        self.lock().open.values().filter(|connection| connection.is_overdue()).cloned().collect()
+    }
+
+    /// Whether a broker of that node is known to be there.
+    pub(super) fn knows_node(&self, node: u32) -> bool {
+        self.lock().known.keys().any(|id| node_of(*id) == node)
+    }
+
+    /// The broker that takes topic changes, as far as is known.
+    pub(super) fn controller(&self) -> Option<u32> {
+        self.lock().controller
+    }
+
+    /// Remembers what a broker said. What is older than what is known already is left out of it: a node that is cut off from the others goes on telling what it knew last.
+    pub(super) fn learn(&self, metadata: &mut Metadata) {
+        let mut state = self.lock();
+        let mut is_behind = false;
+        for topic in &mut metadata.topics {
+            match &mut topic.found {
+                Ok(found) => {
+                    if let Some(known) = state.topics.get(&topic.name) {
+                        is_behind |= keep_newer(found, known);
+                    }
+                    state.topics.insert(topic.name.clone(), Arc::new(found.clone()));
+                }
                 Err(_) => drop(state.topics.remove(&topic.name)),
+            }
+        }
+        let brokers = metadata.brokers.iter().map(|b| (b.id, join_address(&b.host, b.port)));
+        match is_behind {
+            true => brokers.for_each(|(id, address)| {
+                state.known.entry(id).or_insert(address);
+            }),
+            false => {
+                state.known = brokers.collect();
+                state.controller = Some(metadata.controller);
             }
         }
         // A broker that is known under the address that the user gave keeps its one connection.
@@ -216,34 +225,6 @@ impl Brokers {
         self.lock().topics.remove(name);
     }
 
-    /// Partitions and leaders of a topic, from memory where they are there.
-    pub async fn topic(&self, name: &str) -> Result<Arc<TopicPartitions>, ClientError> {
-        match self.cached_topic(name) {
-            Some(found) => Ok(found),
-            None => self.refresh_topic(name).await,
-        }
-    }
-
-    /// Asks for partitions and leaders of a topic, with retries; a topic that does not exist is asked for again only for a short while.
-    pub async fn refresh_topic(&self, name: &str) -> Result<Arc<TopicPartitions>, ClientError> {
-        let names = [name.to_string()];
-        let started = tokio::time::Instant::now();
-        let mut attempts = 0;
-        loop {
-            let metadata = self.retrying(|| self.refresh_once(Some(&names))).await?;
-            let refusal = match metadata.topics.into_iter().find(|t| t.name == name).map(|t| t.found) {
-                Some(Ok(found)) => return Ok(Arc::new(found)),
-                Some(Err(refusal)) => refusal,
-                None => Refusal::new(Code::UnknownTopicOrPartition, format!("the broker says nothing of the topic {name:?}")),
-            };
-            attempts += 1;
-            if !refusal.code.is_retriable() || started.elapsed() >= self.settings.unknown_topic_wait {
-                return Err(refusal.into());
-            }
-            tokio::time::sleep(self.settings.backoff.after(attempts)).await;
-        }
-    }
-
     /// The leader of a partition.
     ///
     /// # Errors
@@ -263,6 +244,49 @@ impl Brokers {
             Refusal::new(Code::UnknownTopicOrPartition, what).into()
         })
     }
+}
+
+/// One address for each node of these places, the best, in the order in which they are to be asked: nodes without a silent connection first, of them those that are connected, or from the one on
+/// whose turn it is.
+fn in_turn(places: impl Iterator<Item = (u32, Standing, String)>, turn: Option<u32>) -> Vec<String> {
+    let mut nodes: BTreeMap<u32, Vec<(Standing, String)>> = BTreeMap::new();
+    places.for_each(|(node, standing, address)| nodes.entry(node).or_default().push((standing, address)));
+    let mut order: Vec<_> = nodes
+        .into_iter()
+        .map(|(node, mut places)| {
+            places.sort_unstable();
+            let is_silent = places.iter().any(|(standing, _)| *standing == Standing::Silent);
+            let (standing, address) = places.swap_remove(0);
+            let is_before = turn.is_some_and(|turn| node < turn);
+            let unconnected = turn.is_none() && standing != Standing::Open;
+            ((is_silent, is_before, unconnected, node), address)
+        })
+        .collect();
+    order.sort_unstable();
+    order.into_iter().map(|(_, address)| address).collect()
+}
+
+/// The node of a broker.
+pub(super) fn node_of(id: u32) -> u32 {
+    id / limits::MAX_SHARDS
+}
+
+/// Puts in what is known from a later leader epoch; whether there was any.
+fn keep_newer(found: &mut TopicPartitions, known: &TopicPartitions) -> bool {
+    if found.id != known.id {
+        return false;
+    }
+    let mut is_behind = false;
+    for (told, known) in found.partitions.iter_mut().zip(&known.partitions) {
+        if told.leader_epoch < known.leader_epoch {
+            *told = *known;
+            is_behind = true;
+        }
+    }
+    // Partitions are added, never taken away.
+    let added = known.partitions.get(found.partitions.len()..).unwrap_or_default();
+    found.partitions.extend_from_slice(added);
+    is_behind || !added.is_empty()
 }
 
 /// The answer is to another question.
@@ -288,11 +312,49 @@ fn same_port(a: &str, b: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::ReplicaLists;
+    use crate::types::TopicId;
 
     #[test]
     fn addresses_are_written_as_tokio_reads_them() {
         assert_eq!(join_address("::1", 9092), "[::1]:9092");
         assert_eq!(join_address("host", 9092), "host:9092");
         assert!(same_port("localhost:9092", "127.0.0.1:9092") && !same_port("a:1", "a:2"));
+    }
+
+    #[test]
+    fn every_node_is_asked_in_its_turn_and_a_silent_one_last() {
+        use Standing::*;
+        let place = |node, standing, address: &str| (node, standing, address.to_string());
+        let places = || {
+            [place(0, Known, "a0"), place(2, Known, "c0"), place(2, Open, "c1"), place(1, Known, "b0"), place(1, Silent, "b1")].into_iter()
+        };
+        assert_eq!(in_turn(places(), None), ["c1", "a0", "b0"], "who is connected comes first");
+        assert_eq!(in_turn(places(), Some(0)), ["a0", "c1", "b0"]);
+        assert_eq!(in_turn(places(), Some(1)), ["c1", "a0", "b0"]);
+        assert_eq!(in_turn(places(), Some(3)), ["a0", "c1", "b0"], "around");
+        assert!(in_turn([].into_iter(), Some(1)).is_empty());
+    }
+
+    #[test]
+    fn what_is_known_from_a_later_epoch_stays() {
+        let topic = |id, leaders: &[(Option<u32>, i32)]| TopicPartitions {
+            id: TopicId([id; 16]),
+            partitions: leaders
+                .iter()
+                .map(|(leader, leader_epoch)| PartitionMetadata { leader: *leader, leader_epoch: *leader_epoch })
+                .collect(),
+            replicas: ReplicaLists::default(),
+            max_message_bytes: 100,
+        };
+        let known = topic(1, &[(Some(0), 3), (None, 7), (Some(2), 1)]);
+        let mut behind = topic(1, &[(Some(1), 4), (Some(5), 6)]);
+        assert!(keep_newer(&mut behind, &known));
+        assert_eq!(behind, topic(1, &[(Some(1), 4), (None, 7), (Some(2), 1)]));
+        let mut newer = topic(1, &[(Some(0), 3), (Some(9), 8), (Some(2), 1), (Some(4), 0)]);
+        assert!(!keep_newer(&mut newer, &known));
+        let mut another = topic(2, &[(Some(0), 0)]);
+        assert!(!keep_newer(&mut another, &known), "deleted and made again");
+        assert_eq!(another, topic(2, &[(Some(0), 0)]));
     }
 }

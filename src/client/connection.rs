@@ -82,6 +82,8 @@ struct Shared {
     stream: TcpStream,
     clock: Clock,
     tick: Duration,
+    /// How long an answer may take that is not held back.
+    request_timeout: Micros,
     /// When bytes last came, or were taken by a socket that had been full.
     progress: AtomicU64,
     state: Mutex<State>,
@@ -122,6 +124,7 @@ impl Connection {
             stream,
             clock,
             tick: (settings.request_timeout / 4).clamp(Duration::from_millis(5), Duration::from_secs(1)),
+            request_timeout: settings.request_timeout.as_micros() as Micros,
             progress: AtomicU64::new(clock.now()),
             state: Mutex::new(state),
             wake_writer: Notify::new(),
@@ -141,6 +144,19 @@ impl Connection {
     pub fn broker_id(&self) -> u32 {
         let reply = &self.0.0.reply;
         reply.node.wrapping_mul(limits::MAX_SHARDS).wrapping_add(reply.shard)
+    }
+
+    /// Whether an answer should have come by now, and nothing has for a while: the other side may be away.
+    pub fn is_overdue(&self) -> bool {
+        let shared = &self.0.0;
+        let (now, progress) = (shared.clock.now(), shared.progress.load(Ordering::Relaxed));
+        shared.lock().session.is_overdue(now, progress, shared.request_timeout)
+    }
+
+    /// Ends the connection: everyone who waits on it hears that it was lost.
+    pub fn give_up(&self, cause: &str) {
+        let shared = &self.0.0;
+        shared.close(&shared.lost(&cause));
     }
 
     pub fn address(&self) -> &str {

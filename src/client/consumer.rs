@@ -682,7 +682,7 @@ impl Inner {
         }
         let inner = self.clone();
         self.runtime.spawn(async move {
-            let found = inner.brokers.refresh_topic(&topic).await;
+            let found = inner.brokers.find_leaders(&topic).await;
             let mut core = inner.lock();
             core.refreshing.remove(&topic);
             let arrived = match found {

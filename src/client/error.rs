@@ -89,7 +89,13 @@ impl ClientError {
         match self {
             ClientError::Refused(refusal) => matches!(
                 refusal.code,
-                Code::NotLeader | Code::UnknownTopicOrPartition | Code::FencedLeaderEpoch | Code::UnknownLeaderEpoch | Code::Unavailable
+                Code::NotLeader
+                    | Code::UnknownTopicOrPartition
+                    | Code::FencedLeaderEpoch
+                    | Code::UnknownLeaderEpoch
+                    | Code::Unavailable
+                    // What a leader says of batches that it had taken when it was one.
+                    | Code::RequestTimedOut
             ),
             _ => self.is_retriable(),
         }

@@ -60,7 +60,7 @@ async fn renews_metadata(brokers: &Brokers, topic: &str, error: &ClientError, ma
     }
     brokers.forget_topic(topic);
     // Who has waited for a whole time-out does not want to wait for another.
-    may_repeat && !matches!(error, ClientError::TimedOut { .. }) && brokers.refresh_topic(topic).await.is_ok()
+    may_repeat && !matches!(error, ClientError::TimedOut { .. }) && brokers.find_leaders(topic).await.is_ok()
 }
 
 /// One attempt; `is_begun` where it can't be made again, because something of the value was read or all that there is may be written.

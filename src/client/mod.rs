@@ -9,6 +9,7 @@
 //! | `receive` | bytes to frames | pure |
 //! | `connection` | one TCP connection | tokio |
 //! | `brokers` | connections and leaders of a cluster | tokio |
+//! | `asking` | questions, retries, nodes that are silent | tokio |
 //! | `accumulator/` | batches per partition, sequences, retries | pure |
 //! | `producer`, `delivery` | sending | tokio |
 //! | `fetcher/` | positions, prefetch, what to fetch next | pure |
@@ -23,6 +24,7 @@
 
 mod accumulator;
 mod admin;
+mod asking;
 mod backoff;
 pub mod blocking;
 mod brokers;
@@ -222,6 +224,7 @@ impl ClientBuilder {
         let client = Client { brokers: Arc::new(Brokers::new(settings)) };
         // Once, without retries: who starts a client wants to know whether there is a broker.
         client.brokers.refresh_once(Some(&[])).await?;
+        tokio::spawn(asking::watch(Arc::downgrade(&client.brokers)));
         Ok(client)
     }
 }

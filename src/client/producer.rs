@@ -88,6 +88,7 @@ pub struct ProducerBuilder {
     max_in_flight: usize,
     max_request: usize,
     delivery_timeout: Duration,
+    metadata_max_age: Duration,
     partitioning: Partitioning,
 }
 
@@ -104,6 +105,7 @@ impl ProducerBuilder {
             max_in_flight: limits::PRODUCER_BATCHES,
             max_request: 1024 * 1024,
             delivery_timeout: Duration::from_secs(120),
+            metadata_max_age: Duration::from_secs(300),
             partitioning: Partitioning::default(),
         }
     }
@@ -163,6 +165,12 @@ impl ProducerBuilder {
         self
     }
 
+    /// How long partitions that were added to a topic may go unnoticed (default: 5 minutes; at least a millisecond).
+    pub fn metadata_max_age(mut self, age: Duration) -> Self {
+        self.metadata_max_age = age.max(Duration::from_millis(1));
+        self
+    }
+
     /// How records are spread over partitions (default: by key hash).
     pub fn partitioning(mut self, partitioning: Partitioning) -> Self {
         self.partitioning = partitioning;
@@ -217,6 +225,7 @@ impl ProducerBuilder {
             room: Notify::new(),
             timer: Arc::new(Notify::new()),
         });
+        inner.runtime.spawn(keep_metadata(Arc::downgrade(&inner), self.metadata_max_age));
         inner.runtime.spawn(keep_time(Arc::downgrade(&inner), inner.timer.clone()));
         Ok(Producer { inner })
     }
@@ -554,7 +563,7 @@ impl Inner {
         }
         let inner = self.clone();
         self.runtime.spawn(async move {
-            let found = inner.brokers.refresh_topic(&topic).await;
+            let found = inner.brokers.find_leaders(&topic).await;
             let mut core = inner.lock();
             core.refreshing.remove(&topic);
             match found {
@@ -564,6 +573,24 @@ impl Inner {
             drop(core);
             inner.pump();
         });
+    }
+
+    /// Asks for the partitions of all topics, which may have become more.
+    async fn refresh_all(self: &Arc<Self>) -> Result<(), ClientError> {
+        let names = self.lock().accumulator.topic_names();
+        if names.is_empty() {
+            return Ok(());
+        }
+        let metadata = self.brokers.refresh_once(Some(&names)).await?;
+        let mut core = self.lock();
+        for topic in &metadata.topics {
+            if let Ok(found) = &topic.found {
+                core.accumulator.update_topic(&topic.name, found, self.brokers.clock.now());
+            }
+        }
+        drop(core);
+        self.pump();
+        Ok(())
     }
 
     async fn ask_identity(self: Arc<Self>) {
@@ -589,6 +616,17 @@ impl Inner {
             tokio::time::sleep(self.brokers.settings.backoff.longest).await;
         }
         self.pump();
+    }
+}
+
+/// Looks for new partitions, as long as there is a producer.
+async fn keep_metadata(inner: Weak<Inner>, age: Duration) {
+    loop {
+        tokio::time::sleep(age).await;
+        let Some(inner) = inner.upgrade() else { return };
+        if let Err(error) = inner.refresh_all().await {
+            tracing::debug!(%error, "new partitions can't be looked for now");
+        }
     }
 }
 

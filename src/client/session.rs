@@ -13,6 +13,9 @@ pub(super) type Micros = u64;
 /// A request that is not answered after so many time-outs more is given up, whatever else moves on its connection.
 const LONGEST: Micros = 19;
 
+/// An answer that has not come after so long is late, microseconds: reason to ask others whether this broker is there.
+const LATE: Micros = 1_000_000;
+
 /// The in-flight table; `C` is what the shell does with an answer.
 #[derive(Debug)]
 pub(super) struct Session<C> {
@@ -89,6 +92,15 @@ impl<C> Session<C> {
         self.in_flight.iter().find(is_over).map(|place| place.timeout)
     }
 
+    /// Whether an answer is late: one that is not held back (its time-out is `usual`), or that was to be held back no longer, has not come for a while, and nothing else has either.
+    pub fn is_overdue(&self, now: Micros, progress: Micros, usual: Micros) -> bool {
+        let is_late = |place: &Place<C>| {
+            let (begun, held_back) = (place.deadline.saturating_sub(place.timeout), place.timeout.saturating_sub(usual));
+            place.completion.is_some() && begun.max(progress).saturating_add(held_back).saturating_add(LATE) <= now
+        };
+        self.in_flight.iter().any(is_late)
+    }
+
     /// Requests that wait for their answers.
     pub fn waiting(&self) -> usize {
         self.waiting
@@ -158,6 +170,22 @@ mod tests {
         assert_eq!(session.poll_expired(1000, 950), Some(50));
         assert_eq!(session.poll_expired(1099, 1099), None);
         assert_eq!(session.poll_expired(1100, 1100), Some(50), "an answer that is lost among others is given up in the end");
+    }
+
+    #[test]
+    fn an_answer_is_late_after_its_usual_time() {
+        const USUAL: Micros = 30_000_000;
+        let mut session = Session::new();
+        assert!(!session.is_overdue(100 * LATE, 0, USUAL), "nothing is awaited");
+        let long_poll = session.begin(0, USUAL + 5 * LATE, ());
+        assert!(!session.is_overdue(6 * LATE - 1, 0, USUAL) && session.is_overdue(6 * LATE, 0, USUAL));
+        assert!(!session.is_overdue(6 * LATE, 1, USUAL), "something has come");
+        let prompt = session.begin(2 * LATE, USUAL, ());
+        assert!(!session.is_overdue(3 * LATE - 1, 0, USUAL) && session.is_overdue(3 * LATE, 0, USUAL));
+        session.handle_answer(prompt).unwrap();
+        assert!(!session.is_overdue(3 * LATE, 0, USUAL));
+        session.handle_answer(long_poll).unwrap();
+        assert!(!session.is_overdue(100 * LATE, 0, USUAL));
     }
 
     proptest! {

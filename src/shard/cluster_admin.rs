@@ -224,7 +224,8 @@ fn log_here(context: &Context, question: &LogQuestion) -> ReplicaLogResult {
 
 fn log(context: &Context, id: TopicPartition) -> Result<ReplicaLog, Refusal> {
     let cell = context.store.partition(&id).ok_or_else(|| no_replica(context, id))?;
-    if let Some(refusal) = cell.not_served() {
+    // A follower's is as good as a leader's.
+    if let Some(refusal) = cell.gone() {
         return Err(refusal);
     }
     let machine = cell.machine.borrow();

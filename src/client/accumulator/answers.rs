@@ -9,6 +9,9 @@ use crate::client::error::{ClientError, ProduceFailure};
 use crate::client::session::Micros;
 use crate::request::{Code, ProduceResult};
 
+/// While a leader is looked for, it is asked about at least so often, microseconds: an election is over in a moment, and nobody tells.
+const LONGEST_SEARCH: Micros = 200_000;
+
 /// What the shell has to do.
 #[derive(Debug, Default)]
 pub(in crate::client) struct Settled {
@@ -96,7 +99,7 @@ impl Accumulator {
             first.attempts += 1;
             first.last_error = Some(error.clone());
             let attempts = first.attempts;
-            self.pause(at, attempts, now);
+            self.pause(at, attempts, error, now);
             settled.stale_topics.push(self.topics[self.partitions[at].topic].name.clone());
         }
         settled
@@ -130,13 +133,13 @@ impl Accumulator {
             Verdict::Renew if !std::mem::replace(&mut batch.is_out_of_order, true) => self.put_back(key.partition, batch),
             Verdict::Again => {
                 batch.attempts += 1;
-                self.pause(key.partition, batch.attempts, now);
+                self.pause(key.partition, batch.attempts, error, now);
                 self.put_back(key.partition, batch);
             }
             Verdict::Renew => {
                 tracing::warn!(%error, topic = %self.topics[self.partitions[key.partition].topic].name, "the broker does not know this producer's sequence: starting a new one");
                 batch.attempts += 1;
-                self.pause(key.partition, batch.attempts, now);
+                self.pause(key.partition, batch.attempts, error, now);
                 self.put_back(key.partition, batch);
                 self.partitions[key.partition].is_resetting = true;
             }
@@ -165,8 +168,9 @@ impl Accumulator {
         settled.done.push(batch.failed(cause));
     }
 
-    fn pause(&mut self, at: usize, attempts: u32, now: Micros) {
-        let end = now + self.settings.backoff.after(attempts).as_micros() as Micros;
+    fn pause(&mut self, at: usize, attempts: u32, error: &ClientError, now: Micros) {
+        let pause = self.settings.backoff.after(attempts).as_micros() as Micros;
+        let end = now + if error.is_about_leadership() { pause.min(LONGEST_SEARCH) } else { pause };
         self.partitions[at].not_before = end;
         self.pausing.push(Reverse((end, at)));
     }

@@ -7,7 +7,7 @@
 //!
 //! Order within a partition: batches leave in the order they were filled. With an idempotent producer each carries a sequence number, given when it first
 //! leaves and kept when it leaves again; a broker takes them only in sequence and knows the last five, so up to five may be in flight and
-//! a retry neither reorders nor duplicates. Without idempotence a retry can reorder what else is in flight (as in Kafka; `max_in_flight` 1 avoids it).
+//! a retry neither reorders nor duplicates, on the leader that comes next neither: it has the sequences with the records. Without idempotence a retry can reorder what else is in flight (as in Kafka; `max_in_flight` 1 avoids it).
 //!
 //! When a batch with a number is given up, those after it no longer follow anything. The partition then waits until nothing is in flight, gives up batches of which it is unknown
 //! whether they were appended (a new number could duplicate them), and starts again with a new producer id from 0.
@@ -169,6 +169,8 @@ struct Partition {
     waiting: VecDeque<Batch>,
     /// In the order they left.
     in_flight: VecDeque<Batch>,
+    /// The broker that those in flight were sent to. Another one, which leads now, gets nothing before their fate is known: it would take what came later first.
+    sent_to: u32,
     identity: Option<Identity>,
     not_before: Micros,
     /// In its broker's list of ready partitions.
@@ -273,11 +275,18 @@ impl Accumulator {
                 Some(at) if self.partitions[at].leader != leader => {
                     self.partitions[at].leader = leader;
                     self.partitions[at].is_queued = false;
+                    // What it waited for has happened.
+                    self.partitions[at].not_before = now;
                     self.queue_if_ready(at, now);
                 }
                 Some(_) => {}
             }
         }
+    }
+
+    /// The topics that records were sent to.
+    pub fn topic_names(&self) -> Vec<String> {
+        self.topics.iter().map(|topic| topic.name.to_string()).collect()
     }
 
     /// Adds a record to its partition's open batch. `now` is asked only for a new batch.
@@ -518,6 +527,7 @@ impl Accumulator {
             (Body::Taken, _) => unreachable!("a batch that waits has a body"),
         };
         partition.usual_len = batch.accounted;
+        partition.sent_to = partition.leader;
         let key = BatchKey { partition: at, serial: batch.serial };
         let place = TopicPartition { topic: self.topics[partition.topic].id, partition: partition.number };
         partition.in_flight.push_back(batch);
@@ -603,6 +613,7 @@ impl Partition {
             is_due: false,
             waiting: VecDeque::new(),
             in_flight: VecDeque::new(),
+            sent_to: leader,
             identity: None,
             not_before: 0,
             is_queued: false,
@@ -615,7 +626,8 @@ impl Partition {
     /// Whether a batch may leave now.
     fn is_ready(&self, now: Micros) -> bool {
         let has_batch = !self.waiting.is_empty() || (self.is_due && self.open.is_some());
-        has_batch && now >= self.not_before && !self.is_resetting && self.in_flight.len() < limits::PRODUCER_BATCHES
+        let has_room = self.in_flight.is_empty() || (self.sent_to == self.leader && self.in_flight.len() < limits::PRODUCER_BATCHES);
+        has_batch && has_room && now >= self.not_before && !self.is_resetting
     }
 
     /// Bytes of the batch that leaves next.

@@ -23,6 +23,9 @@ use crate::batch::{BatchHeader, split_batch};
 use crate::request::{Code, Fetch, FetchPartition, FetchResult};
 use crate::types::{Offset, TopicPartition};
 
+/// While a leader is looked for, it is asked about at least so often, microseconds: an election is over in a moment, and nobody tells.
+const LONGEST_SEARCH: Micros = 200_000;
+
 /// Settings of a consumer, made valid.
 #[derive(Clone, Debug)]
 pub(super) struct Settings {
@@ -247,6 +250,10 @@ impl Fetcher {
             let partition = &mut self.partitions[at];
             let Some(lead) = (*partition.topic == *topic).then(|| lead(partition.number)).flatten() else { continue };
             let former = std::mem::replace(&mut partition.lead, lead);
+            if former.leader != lead.leader {
+                // What it waited for has happened.
+                partition.not_before = 0;
+            }
             if former.place.topic == lead.place.topic || !partition.is_assigned || partition.is_failed {
                 continue;
             }
@@ -424,7 +431,8 @@ impl Fetcher {
                 let Partition { topic, number, attempts, .. } = partition;
                 tracing::warn!(%topic, partition = number, %error, attempts, "a partition can't be fetched; trying on");
             }
-            partition.not_before = now + self.settings.backoff.after(partition.attempts).as_micros() as Micros;
+            let pause = self.settings.backoff.after(partition.attempts).as_micros() as Micros;
+            partition.not_before = now + if error.is_about_leadership() { pause.min(LONGEST_SEARCH) } else { pause };
             arrived.retry_at = Some(arrived.retry_at.map_or(partition.not_before, |at| at.max(partition.not_before)));
             if error.is_about_leadership() && !arrived.stale_topics.contains(&partition.topic) {
                 arrived.stale_topics.push(partition.topic.clone());

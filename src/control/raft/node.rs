@@ -73,6 +73,8 @@ pub struct Node {
     pub lease: watch::Sender<Lease>,
     /// Why it is no member yet.
     pub refused: watch::Sender<Option<MembershipRefusal>>,
+    /// Wakes what is looked at again and again.
+    pub look: tokio::sync::Notify,
     incoming: Mutex<Option<Incoming>>,
     /// When the last confirmed round began.
     confirmed: tokio::sync::Mutex<Option<Instant>>,
@@ -119,6 +121,7 @@ impl Node {
             leases: Mutex::default(),
             lease: watch::Sender::default(),
             refused: watch::Sender::default(),
+            look: tokio::sync::Notify::new(),
             incoming: Mutex::default(),
             confirmed: tokio::sync::Mutex::default(),
         }
