@@ -48,6 +48,7 @@ pub mod partition_cell;
 pub mod pending;
 pub mod produce;
 pub mod reader;
+pub mod receipt;
 pub mod replica;
 pub mod replication;
 pub mod reserve;
