@@ -41,6 +41,7 @@ const CHECKS: &[Entry] = &[
     cluster::run::ENTRY,
     cluster::failover::ENTRY,
     cluster::groups::ENTRY,
+    cluster::growth::ENTRY,
     cluster::idle::ENTRY,
 ];
 
