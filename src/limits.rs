@@ -73,6 +73,14 @@ pub const MAX_PARTITIONS: u32 = 100_000;
 pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
 /// Bytes of batches in one frame between nodes, unless a single batch has more.
 pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
+/// A sealed segment of fewer bytes is fed to a follower batch by batch: a file costs syncs of its own, and ends the group commit of what is around it.
+pub const SHIP_LEAST: u64 = 1024 * 1024;
+/// Whole segments leave a node no faster than this unless told otherwise, bytes per second, all shards together.
+pub const CATCH_UP_BYTES_PER_S: u64 = 100 * 1024 * 1024;
+/// Whole segments that are sent on one connection at the same time.
+pub const LINK_SEGMENTS: usize = 2;
+/// Bytes of segments that wait to be sent on one connection: messages of other partitions wait for no more than this.
+pub const PARTS_QUEUED: usize = 1024 * 1024;
 /// Messages in one frame between nodes.
 pub const MAX_LINK_MESSAGES: usize = 1024;
 /// How long a node that starts waits for a cluster to answer before it says so, ms; and for an earlier life of it to be fenced.

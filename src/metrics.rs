@@ -82,6 +82,8 @@ enumerated! {
         SegmentsRewritten = "segments_rewritten", "Segments that the cleaner replaced.";
         ReplicationBytesSent = "replication_bytes_sent", "Bytes of batches shipped to followers.";
         ReplicationBytesReceived = "replication_bytes_received", "Bytes of batches taken from leaders.";
+        SegmentsShipped = "segments_shipped", "Whole segments sent to followers.";
+        SegmentsInstalled = "segments_installed", "Whole segments of leaders that were taken into logs.";
         ReplicationRefused = "replication_refused", "Messages and connections of other nodes that were refused.";
         ReplicasRestored = "replicas_restored", "Damaged replicas that began anew, to get their records from their leaders.";
         ReplicationTruncations = "replication_truncations", "Logs cut back to where they agree with their leader's.";

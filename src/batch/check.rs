@@ -146,7 +146,7 @@ fn crc_of_slices(slices: &[&[u8]], total: usize) -> u32 {
     crc.finish()
 }
 
-fn check_stored_fields(header: &BatchHeader) -> Result<(), BatchError> {
+pub(crate) fn check_stored_fields(header: &BatchHeader) -> Result<(), BatchError> {
     header.compression()?;
     if header.base_offset < 0 {
         return Err(BatchError::OffsetRange { base_offset: header.base_offset, last_offset_delta: header.last_offset_delta });

@@ -45,6 +45,7 @@ mod streamed;
 pub mod varint;
 
 pub use builder::BatchBuilder;
+pub(crate) use check::check_stored_fields;
 pub use check::{BatchIter, check_ingress, check_ingress_computed, check_ingress_head, check_stored, check_stored_slices, split_batch};
 pub use compression::{Compression, UnknownCompression};
 pub use error::{BatchError, BatchErrorKind, RecordFault};

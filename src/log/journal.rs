@@ -225,11 +225,13 @@ pub enum EntryKind {
     Replace = 14,
     /// The log has no record any more, and goes on at another offset: a replica begins where its leader's log begins now.
     Restart = 15,
+    /// A file that was received whole from the leader becomes a sealed segment.
+    Install = 16,
 }
 
 impl EntryKind {
     /// All kinds.
-    pub const ALL: [EntryKind; 15] = [
+    pub const ALL: [EntryKind; 16] = [
         EntryKind::Append,
         EntryKind::Carry,
         EntryKind::SegmentOpen,
@@ -245,6 +247,7 @@ impl EntryKind {
         EntryKind::DurableMark,
         EntryKind::Replace,
         EntryKind::Restart,
+        EntryKind::Install,
     ];
 
     fn from_value(value: u8) -> Option<EntryKind> {

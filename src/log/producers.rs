@@ -221,6 +221,27 @@ impl ProducerTable {
         }
     }
 
+    /// Takes in what a segment that comes behind everything known has of its producers: as if each of its batches had been recorded.
+    pub fn extend(&mut self, later: &[ProducerSnapshot], now_ms: Timestamp) {
+        for ProducerSnapshot { id, epoch, batches } in later {
+            let producer = self.producers.entry(*id).or_insert_with(|| Producer {
+                epoch: *epoch,
+                batches: VecDeque::with_capacity(PRODUCER_BATCHES),
+                used_ms: now_ms,
+                turn: NO_TURN,
+            });
+            if producer.epoch != *epoch {
+                producer.epoch = *epoch;
+                producer.batches.clear();
+            }
+            producer.batches.extend(batches);
+            let surplus = producer.batches.len().saturating_sub(PRODUCER_BATCHES);
+            producer.batches.drain(..surplus);
+            self.touch(*id, now_ms);
+            self.keep_bound();
+        }
+    }
+
     fn touch(&mut self, id: ProducerId, now_ms: Timestamp) {
         let turn = self.next_turn;
         self.next_turn += 1;

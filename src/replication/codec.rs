@@ -252,6 +252,8 @@ fn build_message(b: &mut FlatBufferBuilder<'_>, message: &Message) -> (fb::Messa
                 hash_before: m.hash_before,
                 hash_after: m.hash_after,
                 epochs,
+                rewrite_generation: m.rewrite_generation,
+                adopted: m.adopted,
             };
             (fb::MessageBody::Segment, fb::Segment::create(b, &args).as_union_value())
         }
@@ -397,6 +399,8 @@ fn read_item(item: &fb::PartitionMessage<'_>) -> Result<PartitionMessage, CodecE
                 watermark: body.watermark(),
                 hash_before: body.hash_before(),
                 hash_after: body.hash_after(),
+                rewrite_generation: body.rewrite_generation(),
+                adopted: body.adopted(),
             })
         }
         fb::MessageBody::Ack => {
@@ -499,6 +503,8 @@ mod tests {
                 watermark: 3,
                 hash_before: 0,
                 hash_after: u64::MAX,
+                rewrite_generation: 3,
+                adopted: true,
             }),
             Message::Ack(Ack { stream: STREAM, durable_end: 4, log_end: 5, rewind: true }),
         ];

@@ -236,7 +236,7 @@ impl Follower {
             end_offset: append.end_offset,
             previous_epoch: append.previous_epoch,
             epochs: if empty { &[] } else { std::slice::from_ref(&first) },
-            hash_before: append.hash_before,
+            hash_before: Some(append.hash_before),
             hash_after: append.hash_after,
         };
         self.take(leader, append.stream, &fitting, append.opens_segment, effects);
@@ -253,11 +253,18 @@ impl Follower {
             end_offset: segment.end_offset,
             previous_epoch: segment.previous_epoch,
             epochs: &segment.epochs,
-            hash_before: segment.hash_before,
+            hash_before: (segment.rewrite_generation == 0).then_some(segment.hash_before),
             hash_after: segment.hash_after,
         };
         self.take(leader, segment.stream, &fitting, true, effects);
         self.hear_watermark(segment.watermark, 0, effects);
+    }
+
+    /// SEGMENT from `leader` whose bytes are not here: the leader is to send them again.
+    pub fn handle_segment_lost(&mut self, segment: &Segment, effects: &mut Vec<Effect>) {
+        if self.is_of_stream(segment.stream) {
+            self.acknowledge_with(true, effects);
+        }
     }
 
     /// Any message of a leader.
@@ -360,8 +367,11 @@ impl Follower {
         if last != NO_EPOCH && last != new.previous_epoch && self.rules.previous_epoch {
             return Err(Refusal::PreviousEpoch { offset: new.base_offset, expected: last, actual: new.previous_epoch });
         }
-        if let Some(expected) = self.log.running_hash.filter(|hash| *hash != new.hash_before && self.rules.running_hash) {
-            return Err(Refusal::RunningHash { offset: new.base_offset, expected, actual: new.hash_before });
+        if let (Some(expected), Some(actual)) = (self.log.running_hash, new.hash_before)
+            && expected != actual
+            && self.rules.running_hash
+        {
+            return Err(Refusal::RunningHash { offset: new.base_offset, expected, actual });
         }
         let Some(first) = new.epochs.first() else { return Err(Refusal::Invalid("records of no epoch")) };
         if first.start != new.base_offset || first.epoch < last {
@@ -421,6 +431,7 @@ struct Fitting<'a> {
     end_offset: Offset,
     previous_epoch: LeaderEpoch,
     epochs: &'a [EpochStart],
-    hash_before: u64,
+    /// `None`: it says nothing of what is before.
+    hash_before: Option<u64>,
     hash_after: u64,
 }

@@ -530,7 +530,7 @@ impl Leader {
         })
     }
 
-    /// The same of a whole sealed segment, which may hold several epochs: the SEGMENT to send when its bytes were.
+    /// The same of a whole sealed segment, which may hold several epochs: the SEGMENT to send when its bytes were. Of one that was rewritten or adopted the shell says so in it.
     pub fn handle_segment_shipped(&mut self, node: NodeId, to_ship: &ToShip, shipped: &Shipped, now: Millis) -> Option<Segment> {
         let inside = |entry: &&EpochStart| shipped.base_offset < entry.start && entry.start < shipped.end_offset;
         let later: Vec<EpochStart> = self.log.epochs.entries().iter().filter(inside).copied().collect();
@@ -545,6 +545,8 @@ impl Leader {
             watermark: append.watermark,
             hash_before: append.hash_before,
             hash_after: append.hash_after,
+            rewrite_generation: 0,
+            adopted: false,
         })
     }
 

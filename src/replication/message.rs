@@ -104,10 +104,14 @@ pub struct Segment {
     pub end_offset: Offset,
     /// The leader's watermark.
     pub watermark: Offset,
-    /// Running hash before it.
+    /// Running hash with which the chain through it begins: before it, unless it was rewritten.
     pub hash_before: u64,
     /// Running hash after it.
     pub hash_after: u64,
+    /// How often a cleaning has rewritten it on the leader. Offsets may be missing in it then, and a chain of its own leads to the hash after it, so the hash before it is not compared with the log's.
+    pub rewrite_generation: u32,
+    /// It is one batch that has its segment for itself.
+    pub adopted: bool,
 }
 
 /// Follower to leader: how far it is.

@@ -402,6 +402,8 @@ fn a_segment_of_several_epochs_is_taken_whole() {
         watermark: 0,
         hash_before: 100,
         hash_after: 200,
+        rewrite_generation: 0,
+        adopted: false,
     };
     for bad in [&[][..], &[(3, 101)], &[(2, 100)], &[(4, 100), (4, 150)], &[(4, 100), (6, 150)], &[(4, 100), (5, 200)]] {
         let (mut follower, mut effects) = aligned();

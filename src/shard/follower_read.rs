@@ -11,10 +11,12 @@ use crate::batch::{BatchIter, HEADER_LEN};
 use crate::checksum::running_hash;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::request::{Code, Refusal};
+use crate::shard::disk::DataFile;
 use crate::shard::net::Outgoing;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::store::Store;
 use crate::shard::tail::Chunk;
+use crate::shard::truncation::HeaderWalk;
 use crate::shard::write_behind;
 use crate::types::Offset;
 
@@ -152,6 +154,34 @@ impl Store {
             *cursor = FollowerCursor { offset: part.end_offset, running_hash: part.running_hash };
         }
         Ok(part)
+    }
+
+    /// The file of a whole sealed segment, and where in it the batches from `from` on begin: those before it the follower has.
+    ///
+    /// # Errors
+    /// When it can't be read, or `from` is within a batch.
+    pub async fn segment_from(&self, cell: &Rc<PartitionCell>, info: &SegmentInfo, from: Offset) -> Result<(Rc<DataFile>, u64), String> {
+        let file = Rc::new(self.disk.open(&info.path(cell.id)).await.map_err(|error| error.to_string())?);
+        if from <= info.base_offset {
+            return Ok((file, FIRST_POSITION));
+        }
+        let entry = self.reader.entry_before(cell, info, from).await.map_err(|refusal| refusal.to_string())?;
+        let mut at = entry.map_or(FIRST_POSITION, |entry| entry.position);
+        {
+            let mut headers = HeaderWalk::new(&file);
+            while at < info.valid_end {
+                let found = headers.at(at).await.map_err(|error| error.to_string())?;
+                let (header, _) = found.ok_or_else(|| format!("segment {} holds no batch at {at}", info.base_offset))?;
+                if header.base_offset >= from {
+                    break;
+                }
+                if header.next_offset() > from {
+                    return Err(format!("offset {from} is within the batch at {at} of segment {}", info.base_offset));
+                }
+                at += header.total_len() as u64;
+            }
+        }
+        Ok((file, at))
     }
 
     /// Batches of one segment from one place: memory, or one read.

@@ -89,6 +89,10 @@ pub async fn retain(context: &Rc<Context>, cell: &Rc<PartitionCell>) {
         cell.leave();
     }
     cell.machine.borrow_mut().expire_producers(now_ms(), limits::PRODUCER_EXPIRATION_MS);
+    // Where the log begins is the leader's to say: a follower that let go of more could not follow, or lead, what the leader still shows.
+    if !cell.role().leads() {
+        return;
+    }
     let Some(start) = cell.machine.borrow().retention(now_ms(), &settings) else { return };
     if let Err(refusal) = deletion::raise_log_start(context, cell, start).await
         && cell.gone().is_none()

@@ -368,7 +368,8 @@ impl PartitionCell {
     }
 
     fn trace_acknowledged(&self, base_offset: Offset, count: u32, crc: u32) {
-        if let Some(trace) = self.disk.trace() {
+        // A whole segment is no batch.
+        if let Some(trace) = self.disk.trace().filter(|_| count > 0) {
             trace.record(&TraceEvent::Acknowledge { partition: self.id, base_offset, count, crc });
         }
     }

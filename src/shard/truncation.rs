@@ -170,7 +170,7 @@ impl Store {
         self.disk.sync_dir(&directory).await
     }
 
-    async fn wait_in_flight(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
+    pub(super) async fn wait_in_flight(&self, cell: &PartitionCell) -> Result<(), ReplicaError> {
         loop {
             let ticket = cell.reached.ticket();
             let Some(oldest) = cell.oldest_in_flight() else { return Ok(()) };
@@ -359,18 +359,18 @@ async fn find_cut(
 }
 
 /// Reads batches' headers one after the other.
-struct HeaderWalk<'a> {
+pub(super) struct HeaderWalk<'a> {
     file: &'a DataFile,
     piece: Option<(u64, ReadResult)>,
 }
 
 impl<'a> HeaderWalk<'a> {
-    fn new(file: &'a DataFile) -> HeaderWalk<'a> {
+    pub(super) fn new(file: &'a DataFile) -> HeaderWalk<'a> {
         HeaderWalk { file, piece: None }
     }
 
     /// The header at a position, as a value and as it is stored; none where none can be.
-    async fn at(&mut self, position: u64) -> io::Result<Option<(BatchHeader, [u8; HEADER_LEN])>> {
+    pub(super) async fn at(&mut self, position: u64) -> io::Result<Option<(BatchHeader, [u8; HEADER_LEN])>> {
         let is_inside =
             |(start, bytes): &(u64, ReadResult)| *start <= position && position + HEADER_LEN as u64 <= start + bytes.len() as u64;
         if !self.piece.as_ref().is_some_and(is_inside) {

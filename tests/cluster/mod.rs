@@ -18,6 +18,8 @@
 //! | `run` | the check `cluster`: faults under load, then the judgement |
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
+//! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
+//! | `growth` | the check `growth`: a node comes and another goes, under load |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -27,6 +29,8 @@
 pub mod clients;
 pub mod failover;
 pub mod faults;
+pub mod groups;
+pub mod growth;
 pub mod idle;
 pub mod network;
 pub mod nodes;

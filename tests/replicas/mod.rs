@@ -7,8 +7,13 @@ use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use corelane::batch::{BatchBuilder, BatchHeader, Compression};
+use corelane::batch::{BatchBuilder, BatchHeader, BatchIter, Compression};
+use corelane::log::cleaning::RewrittenSegment;
+use corelane::log::journal::{EntryHeader, EntryKind};
 use corelane::log::recovery::{OpenRequest, open_store};
+use corelane::log::replacement::Replacement;
+use corelane::log::segment::SegmentInfo;
+use corelane::log::segment_check::SegmentWord;
 use corelane::metrics::ShardMetrics;
 use corelane::partition::{Partition, ReplicaAppend, Settings};
 use corelane::request::{Acks, Appended, ProduceResult, Refusal};
@@ -17,9 +22,10 @@ use corelane::shard::budget::Budget;
 use corelane::shard::checkpoint::Checkpoints;
 use corelane::shard::disk::Disk;
 use corelane::shard::follower_read::{FollowerCursor, FollowerPart};
-use corelane::shard::journal::{Journal, JournalIdentity};
+use corelane::shard::journal::{Journal, JournalIdentity, Urgency};
 use corelane::shard::partition_cell::PartitionCell;
 use corelane::shard::pending::{Answer, Patience, PendingProduce};
+use corelane::shard::receipt::Receipt;
 use corelane::shard::replica::ReplicaError;
 use corelane::shard::reserve::Reserve;
 use corelane::shard::ring::{JournalFile, Ring};
@@ -199,6 +205,114 @@ impl Running {
         }
         let append = ReplicaAppend { epoch, segment: part.segment, running_hash: part.running_hash, batches: &bytes };
         self.store.append_replica(&self.cell, &append, high_watermark).await
+    }
+
+    /// What this store says of a segment from `from` on.
+    pub fn word(&self, info: &SegmentInfo, from: Offset) -> SegmentWord {
+        let machine = self.cell.machine.borrow();
+        let epochs = machine.epochs().iter().filter(|(_, start)| from < *start && *start < info.end_offset);
+        let first = machine.epoch_of(from).map(|epoch| (epoch, from));
+        SegmentWord {
+            end_offset: info.end_offset,
+            rewrite_generation: info.rewrite_generation,
+            adopted: info.adopted,
+            hash_before: if info.is_rewritten() { None } else { machine.hash_before(from) },
+            hash_after: info.running_hash,
+            epochs: first.into_iter().chain(epochs.copied()).collect(),
+        }
+    }
+
+    /// The segment that holds an offset.
+    pub fn segment(&self, offset: Offset) -> SegmentInfo {
+        *self.cell.machine.borrow().segment_of(offset).expect("it is in the log")
+    }
+
+    /// The bytes of the segment that holds `from`, from there on.
+    pub async fn segment_bytes(&self, from: Offset) -> Vec<u8> {
+        let info = self.segment(from);
+        let (file, start) = self.store.segment_from(&self.cell, &info, from).await.unwrap();
+        let block = start / 4096 * 4096;
+        let read = file.read(block, ((info.valid_end - block) as usize).next_multiple_of(4096)).await.unwrap();
+        read[(start - block) as usize..(info.valid_end - block) as usize].to_vec()
+    }
+
+    /// A receipt that has taken `bytes` in pieces, of a segment that begins at `base`.
+    pub async fn receive(&self, base: Offset, bytes: &[u8]) -> Result<Receipt, ReplicaError> {
+        let queue = glommio::executor().create_task_queue(glommio::Shares::Static(100), glommio::Latency::NotImportant, "segments");
+        let mut receipt = Receipt::begin(&self.store, &self.cell, queue, base, bytes.len() as u64).await?;
+        for piece in bytes.chunks(70_001) {
+            if let Err(error) = receipt.take(piece).await {
+                receipt.abandon().await;
+                return Err(error);
+            }
+        }
+        Ok(receipt)
+    }
+
+    /// Ships the segment that goes on where `to` ends, as a file.
+    pub async fn ship(&self, to: &Running) -> Offset {
+        let Role::Leader(epoch) = self.cell.role() else { panic!("only a leader sends") };
+        let from = to.end();
+        let bytes = self.segment_bytes(from).await;
+        let receipt = to.receive(from, &bytes).await.unwrap();
+        let received = receipt.finish(&self.word(&self.segment(from), from)).await.unwrap();
+        received.install(epoch).await.unwrap()
+    }
+
+    /// Rewrites sealed segments as a cleaning does: of their batches those stay for which `keep` says so, and the last one. One journal entry puts the new one in their place.
+    pub async fn rewrite(&self, first: Offset, end: Offset, keep: impl Fn(&BatchHeader) -> bool) {
+        let old: Vec<SegmentInfo> =
+            self.cell.machine.borrow().segments().iter().filter(|s| s.base_offset >= first && s.end_offset <= end).copied().collect();
+        let generation = old.iter().map(|segment| segment.rewrite_generation).max().unwrap() + 1;
+        let mut rewritten = RewrittenSegment::new(SegmentInfo {
+            end_offset: first,
+            ..SegmentInfo::new(first, generation, old.last().unwrap().running_hash)
+        });
+        for segment in &old {
+            for found in BatchIter::new(&self.segment_bytes(segment.base_offset).await) {
+                let (header, bytes) = found.unwrap();
+                if keep(&header) || header.next_offset() == end {
+                    rewritten.push(bytes).unwrap();
+                }
+            }
+        }
+        let finished = rewritten.finish();
+        let info = SegmentInfo { sealed: true, ..finished.info };
+        let disk = self.store.disk.clone();
+        let (log, index) = (disk.create(&info.path(PARTITION)).await.unwrap(), disk.create(&info.index_path(PARTITION)).await.unwrap());
+        let block = |bytes: &[u8]| {
+            let mut memory = glommio::allocate_dma_buffer_global(bytes.len());
+            memory.as_bytes_mut().copy_from_slice(bytes);
+            Rc::new(memory)
+        };
+        log.write(block(&finished.rest.1), finished.rest.0).await.unwrap();
+        log.write(block(&info.header_block(PARTITION)), 0).await.unwrap();
+        index.write(block(&info.index_header_block(PARTITION)), 0).await.unwrap();
+        let blocks = finished.index.blocks_from(0).unwrap();
+        index.write(block(&blocks.bytes), blocks.position).await.unwrap();
+        let gone = self.cell.machine.borrow_mut().replace_segments(info).unwrap();
+        assert_eq!(gone.len(), old.len());
+        let payload = Replacement::of(&info).encode();
+        let machine = self.cell.machine.borrow();
+        let entry = EntryHeader {
+            kind: EntryKind::Replace,
+            must_understand: true,
+            topic_partition: PARTITION,
+            leader_epoch: machine.epoch(),
+            segment: info.base_offset,
+            position: info.valid_end,
+            base_offset: machine.ladder().appended(),
+            end_offset: machine.ladder().appended(),
+            high_watermark: machine.ladder().committed(),
+            running_hash: machine.running_hash(),
+            max_timestamp: machine.max_timestamp(),
+            payload_len: payload.len() as u32,
+            carried: 0,
+        };
+        drop(machine);
+        self.store.journal.add(&entry, Urgency::Sync, None, |space| space.copy_from_slice(&payload));
+        self.store.reader.forget_replaced(&self.cell, &old);
+        self.store.forget_entries(&self.cell, self.cell.forget_below(info.end_offset));
     }
 
     /// Takes a checkpoint.

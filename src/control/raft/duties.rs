@@ -108,7 +108,10 @@ pub async fn keep(node: Arc<Node>) {
     let (mut fence, mut change): (Option<Task>, Option<Task>) = (None, None);
     let (mut has_failed, mut snapshot_asked) = (false, Instant::now());
     loop {
-        ticks.tick().await;
+        tokio::select! {
+            _ = ticks.tick() => {}
+            () = node.look.notified() => {}
+        }
         if let Some(refusal) = node.failure().filter(|_| !has_failed) {
             has_failed = true;
             tracing::error!(%refusal, "no topic can be changed here");

@@ -15,13 +15,16 @@ pub struct Leases {
     leads: Option<(u64, Instant)>,
     heard: HashMap<ConsensusId, Instant>,
     fencing: HashSet<u32>,
+    /// Lives whose process has ended. That is true whoever leads.
+    gone: HashSet<ConsensusId>,
 }
 
 impl Leases {
     /// This node leads in a term, or does not. A new leader gives every node the whole time: it can't know when they were heard last.
     pub fn set_leadership(&mut self, term: Option<u64>, now: Instant) {
         if term != self.leads.map(|(term, _)| term) {
-            *self = Leases { leads: term.map(|term| (term, now)), ..Leases::default() };
+            let gone = std::mem::take(&mut self.gone);
+            *self = Leases { leads: term.map(|term| (term, now)), gone, ..Leases::default() };
         }
     }
 
@@ -33,6 +36,13 @@ impl Leases {
     /// A node was heard.
     pub fn hear(&mut self, id: ConsensusId, now: Instant) {
         self.heard.insert(id, now);
+        self.gone.remove(&id);
+    }
+
+    /// A node's process has ended; what is heard of it later is of the next one.
+    pub fn note_gone(&mut self, id: ConsensusId) {
+        self.gone.insert(id);
+        self.heard.remove(&id);
     }
 
     /// Whether a node was heard in this leadership and within the lease.
@@ -40,11 +50,11 @@ impl Leases {
         self.heard.get(&id).is_some_and(|heard| now.saturating_duration_since(*heard) < lease)
     }
 
-    /// Whether a node was not heard for longer than its lease.
+    /// Whether a node was not heard for longer than its lease, or has ended.
     pub fn is_silent(&self, id: ConsensusId, now: Instant, lease: Duration) -> bool {
         let Some((_, since)) = self.leads else { return false };
         let last = self.heard.get(&id).copied().unwrap_or(since);
-        now.saturating_duration_since(last) >= lease
+        self.gone.contains(&id) || now.saturating_duration_since(last) >= lease
     }
 
     /// A node's fence is under way.
@@ -87,6 +97,17 @@ mod tests {
         leases.set_leadership(None, at(5_000));
         leases.set_leadership(Some(9), at(6_000));
         assert!(!leases.is_silent(1, at(8_999), LEASE) && !leases.is_being_fenced(7), "another leadership");
+    }
+
+    #[test]
+    fn a_process_that_has_ended_is_silent_at_once_and_lives_when_the_next_one_is_heard() {
+        let now = Instant::now();
+        let mut leases = Leases::default();
+        leases.note_gone(1);
+        leases.set_leadership(Some(5), now);
+        assert!(leases.is_silent(1, now, LEASE) && !leases.lives(1, now, LEASE), "known before this leadership");
+        leases.hear(1, now);
+        assert!(!leases.is_silent(1, now, LEASE) && leases.lives(1, now, LEASE));
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub mod codec;
 pub mod directory;
 pub mod duties;
 pub mod formation;
+pub mod gone;
 #[cfg(test)]
 mod golden;
 pub mod leases;

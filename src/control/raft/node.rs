@@ -73,6 +73,8 @@ pub struct Node {
     pub lease: watch::Sender<Lease>,
     /// Why it is no member yet.
     pub refused: watch::Sender<Option<MembershipRefusal>>,
+    /// Wakes what is looked at again and again.
+    pub look: tokio::sync::Notify,
     incoming: Mutex<Option<Incoming>>,
     /// When the last confirmed round began.
     confirmed: tokio::sync::Mutex<Option<Instant>>,
@@ -119,6 +121,7 @@ impl Node {
             leases: Mutex::default(),
             lease: watch::Sender::default(),
             refused: watch::Sender::default(),
+            look: tokio::sync::Notify::new(),
             incoming: Mutex::default(),
             confirmed: tokio::sync::Mutex::default(),
         }
@@ -208,7 +211,7 @@ impl Node {
             return Answer::NotLeader(None);
         }
         // Only now: the round has brought the view up to all that earlier leaders have committed, fences included.
-        let is_live = self.registry.is_live(&self.shown.view.borrow(), member.node);
+        let is_live = self.registry.is_live(&self.shown.view.borrow(), member.node, id);
         if is_live && !lock(&self.leases).is_being_fenced(member.node) { Answer::Alive } else { Answer::Fenced }
     }
 

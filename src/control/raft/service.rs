@@ -9,6 +9,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
+use super::gone;
 use super::node::Node;
 use super::peer::{PeerError, read_payload, write_payload};
 use super::wire::{self, Hello, Request};
@@ -41,7 +42,7 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener) {
     }
 }
 
-async fn answer(node: &Node, mut stream: TcpStream, connection: u64) -> Result<(), PeerError> {
+async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Result<(), PeerError> {
     stream.set_nodelay(true)?;
     let counters = &node.dialer.counters;
     let hello = timeout(Duration::from_secs(limits::HELLO_DEADLINE_S), read_payload(&mut stream, limits::MAX_CONSENSUS_HELLO));
@@ -54,14 +55,23 @@ async fn answer(node: &Node, mut stream: TcpStream, connection: u64) -> Result<(
     }
     write_payload(&mut stream, &wire::encode_welcome(&Ok(node.me)), counters).await?;
     let is_newcomer = hello.from.cluster == [0; 16];
+    let outcome = answer_all(node, &mut stream, is_newcomer, connection).await;
+    if !is_newcomer {
+        tokio::spawn(gone::suspect(Arc::clone(node), hello.from.id));
+    }
+    outcome
+}
+
+async fn answer_all(node: &Node, stream: &mut TcpStream, is_newcomer: bool, connection: u64) -> Result<(), PeerError> {
+    let counters = &node.dialer.counters;
     loop {
-        let payload = match read_payload(&mut stream, limits::MAX_CONSENSUS_FRAME).await {
+        let payload = match read_payload(stream, limits::MAX_CONSENSUS_FRAME).await {
             Err(PeerError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             payload => payload?,
         };
         let request = Request::decode(&payload)?;
         drop(payload);
         let answer = node.handle_request(request, is_newcomer, connection).await;
-        write_payload(&mut stream, &answer.encode(), counters).await?;
+        write_payload(stream, &answer.encode(), counters).await?;
     }
 }

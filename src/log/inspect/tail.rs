@@ -7,6 +7,7 @@ use crate::checksum::running_hash;
 use crate::log::checkpoint::PartitionState;
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::files::{FileError, ReadFiles, len_if_exists};
+use crate::log::installation::Installation;
 use crate::log::journal::{Adopt, EntryHeader, EntryKind, LargeReference, SegmentOpen};
 use crate::log::paths;
 use crate::log::recovery::BatchCheck;
@@ -161,6 +162,7 @@ impl Tail {
                 self.seal();
                 Ok(())
             }
+            EntryKind::Install => self.install(entry, payload),
             EntryKind::SegmentOpen => {
                 let open = SegmentOpen::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
                 self.drop_empty(entry.segment);
@@ -212,6 +214,24 @@ impl Tail {
             }
             EntryKind::Carry | EntryKind::Epoch | EntryKind::Checkpoint | EntryKind::DurableMark => Ok(()),
         }
+    }
+
+    fn install(&mut self, entry: &EntryHeader, payload: &[u8]) -> Checked {
+        let installation = Installation::decode(payload).map_err(|error| (DamageKind::Entry, error.to_string()))?;
+        let new = installation.segment(entry);
+        self.drop_empty(new.base_offset);
+        if new.base_offset != self.state.log_end || new.end_offset != entry.end_offset {
+            let detail = format!("offsets {}..{}, the log ends at {}", new.base_offset, new.end_offset, self.state.log_end);
+            return Err((DamageKind::Continuity, detail));
+        }
+        if !new.is_rewritten() && installation.hash_before != self.state.running_hash {
+            let detail = format!("running hash {:016x}, expected {:016x}", self.state.running_hash, installation.hash_before);
+            return Err((DamageKind::RunningHash, detail));
+        }
+        self.state.segments.push(new);
+        (self.state.log_end, self.state.running_hash) = (new.end_offset, new.running_hash);
+        (self.state.flushed_segment, self.state.flushed_position) = (new.base_offset, new.valid_end);
+        Ok(())
     }
 
     fn advance(&mut self, entry: &EntryHeader, hash: u64, next: Offset, bytes: u64) -> Checked {

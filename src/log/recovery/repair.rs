@@ -177,7 +177,7 @@ fn first_entries(scan: &Scan, groups: &[FoundGroup]) -> Result<BTreeMap<TopicPar
             let told = told.entry(entry.topic_partition).or_default();
             told.first.get_or_insert(entry);
             match entry.kind {
-                EntryKind::SegmentOpen | EntryKind::Adopt => told.opened.push(entry.segment),
+                EntryKind::SegmentOpen | EntryKind::Adopt | EntryKind::Install => told.opened.push(entry.segment),
                 EntryKind::SegmentSeal => told.sealed.push(entry.segment),
                 EntryKind::Append | EntryKind::Carry if !told.adds && told.carried.is_none() && entry.carried > 0 => {
                     told.carried = Some((entry.segment, entry.position, payload[..entry.carried as usize].to_vec()));
@@ -197,7 +197,7 @@ fn first_entries(scan: &Scan, groups: &[FoundGroup]) -> Result<BTreeMap<TopicPar
 }
 
 fn adds(kind: EntryKind) -> bool {
-    matches!(kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt | EntryKind::SegmentOpen)
+    matches!(kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt | EntryKind::Install | EntryKind::SegmentOpen)
 }
 
 enum Stop {
@@ -228,7 +228,7 @@ impl<'a> Salvage<'a> {
     /// Where the log stood before the groups that are left; `None`: they don't say, so it is where the segments end.
     fn end(&self) -> Option<Offset> {
         let first = self.told?.first?;
-        let adds = matches!(first.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt);
+        let adds = matches!(first.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt | EntryKind::Install);
         Some(if adds { first.base_offset } else { first.end_offset })
     }
 

@@ -4,6 +4,7 @@
 //! that does not fit sets the partition aside: from there on nothing of it is touched.
 
 mod cut;
+mod install;
 
 use std::collections::HashSet;
 
@@ -141,6 +142,7 @@ impl Replay {
                 self.expect_reference(entry, reference, &ends, source);
                 Ok(())
             }
+            EntryKind::Install => self.install_seen(files, entry, payload),
             EntryKind::Adopt => {
                 let adopt = Adopt::decode(payload).map_err(Fault::entry)?;
                 self.index_seen(files, &EntryHeader { position: FIRST_POSITION, ..*entry }, &adopt.header, before)?;
@@ -204,6 +206,7 @@ impl Replay {
             }
             EntryKind::LargeReference => self.append_reference(files, entry, payload, source),
             EntryKind::Replace => self.replace(files, entry, payload),
+            EntryKind::Install => self.install(files, entry, payload),
             EntryKind::PartitionDropped => {
                 // The catalogue has it again: this node has become its replica anew.
                 self.drop_all();
@@ -226,7 +229,7 @@ impl Replay {
     /// An entry that goes on from exactly the state before the lost groups proves that they held nothing of this partition.
     fn clear_suspicion(&mut self, entry: &EntryHeader) -> Result<(), Fault> {
         let Some(damage) = &self.suspect else { return Ok(()) };
-        let adds = matches!(entry.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt);
+        let adds = matches!(entry.kind, EntryKind::Append | EntryKind::LargeReference | EntryKind::Adopt | EntryKind::Install);
         let goes_on = match entry.kind {
             EntryKind::Truncate => false,
             // It does not go on from anything.

@@ -3,13 +3,14 @@
 //! A leader has given offsets and stamped epochs, and it decides where segments begin; so a follower's segments are the leader's, byte for byte. Everything is checked before
 //! anything is changed: a refusal leaves the log as it was.
 
-use super::{Flushed, Partition, Plan, Planned};
+use super::{Flushed, Partition, Plan, Planned, Sealed};
 use crate::batch::{self, BatchError, BatchHeader, BatchIter};
 use crate::checksum::running_hash;
 use crate::log::checkpoint::ProducerSnapshot;
 use crate::log::index::{Index, fits_segment};
 use crate::log::leader_epochs;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
+use crate::log::segment_check::{CheckedSegment, SegmentFault};
 use crate::partition::ladder::Ladder;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
@@ -45,6 +46,9 @@ pub enum ReplicaRefusal {
         /// What is wrong with it.
         error: BatchError,
     },
+    /// A segment that was received whole does not check.
+    #[error(transparent)]
+    Shipped(#[from] SegmentFault),
     /// A batch does not follow.
     #[error("a batch of offset {actual} where the log goes on at {expected}")]
     Offset {
@@ -250,6 +254,61 @@ impl Partition {
             }
             Some(_) => Err(ReplicaRefusal::Segment { expected: None, actual: segment, log_end: base_offset }),
         }
+    }
+
+    /// Whether a segment that was received whole and checks goes on where the log ends, by a leader of `epoch`. Through one that was rewritten a chain of its own leads, so its running hash says nothing of
+    /// what is before it.
+    ///
+    /// # Errors
+    /// The first thing that does not fit.
+    pub fn check_install(&self, segment: &CheckedSegment, epoch: LeaderEpoch) -> Result<(), ReplicaRefusal> {
+        self.expect_epoch(epoch)?;
+        let (log_end, info) = (self.ladder.appended(), &segment.info);
+        if info.base_offset != log_end {
+            return Err(ReplicaRefusal::Offset { expected: log_end, actual: info.base_offset });
+        }
+        if !info.is_rewritten() && segment.hash_before != self.running_hash {
+            return Err(ReplicaRefusal::RunningHash { offset: log_end, expected: segment.hash_before, actual: self.running_hash });
+        }
+        let mut least = leader_epochs::around(&self.epochs, log_end).0.unwrap_or(0);
+        let mut after = log_end - 1;
+        for (actual, offset) in &segment.epochs {
+            let (actual, offset) = (*actual, *offset);
+            if !(least..=epoch).contains(&actual) || offset <= after || offset >= info.end_offset {
+                return Err(ReplicaRefusal::BatchEpoch { offset, least, most: epoch, actual });
+            }
+            (least, after) = (actual + 1, offset);
+        }
+        // Of an epoch of which it is known where it begins: it must begin there in the segment too.
+        let known = self.epochs.iter().filter(|(_, start)| (log_end..info.end_offset).contains(start));
+        for (actual, offset) in known {
+            if !segment.epochs.iter().any(|(epoch, start)| epoch > actual || (epoch, start) == (actual, offset)) {
+                return Err(ReplicaRefusal::BatchEpoch { offset: *offset, least: *actual, most: epoch, actual: least - 1 });
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a segment that was received whole, and that [`Partition::check_install`] has let pass, as the sealed last one; everything before it is flushed. The open one is sealed first.
+    ///
+    /// # Panics
+    /// When something is not flushed.
+    pub fn install(&mut self, segment: &CheckedSegment, now: Timestamp) -> Option<Sealed> {
+        assert!(self.unflushed().is_none(), "a segment is installed behind what is flushed");
+        let info = segment.info;
+        let sealed = self.seal();
+        for (epoch, start) in &segment.epochs {
+            leader_epochs::note(&mut self.epochs, *epoch, *start);
+        }
+        self.segments.push_back(info);
+        self.index = segment.index.clone();
+        self.segment_started = None;
+        self.running_hash = info.running_hash;
+        self.max_timestamp = self.max_timestamp.max(info.max_timestamp);
+        self.ladder.append_to(info.end_offset);
+        self.flushed = Flushed { segment: info.base_offset, position: info.valid_end };
+        self.producers.extend(&segment.producers, now);
+        sealed
     }
 
     /// Notes the epoch of a batch that is about to be taken as a leader sent it.

@@ -1648,6 +1648,8 @@ impl<'a> Segment<'a> {
   pub const VT_HASH_BEFORE: ::flatbuffers::VOffsetT = 12;
   pub const VT_HASH_AFTER: ::flatbuffers::VOffsetT = 14;
   pub const VT_EPOCHS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_REWRITE_GENERATION: ::flatbuffers::VOffsetT = 18;
+  pub const VT_ADOPTED: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -1664,8 +1666,10 @@ impl<'a> Segment<'a> {
     builder.add_watermark(args.watermark);
     builder.add_end_offset(args.end_offset);
     builder.add_base_offset(args.base_offset);
+    builder.add_rewrite_generation(args.rewrite_generation);
     if let Some(x) = args.epochs { builder.add_epochs(x); }
     builder.add_previous_epoch(args.previous_epoch);
+    builder.add_adopted(args.adopted);
     builder.finish()
   }
 
@@ -1719,6 +1723,20 @@ impl<'a> Segment<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, EpochStart>>>(Segment::VT_EPOCHS, None)}
   }
+  #[inline]
+  pub fn rewrite_generation(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Segment::VT_REWRITE_GENERATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn adopted(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(Segment::VT_ADOPTED, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Segment<'_> {
@@ -1734,6 +1752,8 @@ impl ::flatbuffers::Verifiable for Segment<'_> {
      .visit_field::<u64>("hash_before", Self::VT_HASH_BEFORE, false)?
      .visit_field::<u64>("hash_after", Self::VT_HASH_AFTER, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, EpochStart>>>("epochs", Self::VT_EPOCHS, false)?
+     .visit_field::<u32>("rewrite_generation", Self::VT_REWRITE_GENERATION, false)?
+     .visit_field::<bool>("adopted", Self::VT_ADOPTED, false)?
      .finish();
     Ok(())
   }
@@ -1746,6 +1766,8 @@ pub struct SegmentArgs<'a> {
     pub hash_before: u64,
     pub hash_after: u64,
     pub epochs: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, EpochStart>>>,
+    pub rewrite_generation: u32,
+    pub adopted: bool,
 }
 impl<'a> Default for SegmentArgs<'a> {
   #[inline]
@@ -1758,6 +1780,8 @@ impl<'a> Default for SegmentArgs<'a> {
       hash_before: 0,
       hash_after: 0,
       epochs: None,
+      rewrite_generation: 0,
+      adopted: false,
     }
   }
 }
@@ -1796,6 +1820,14 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Segment::VT_EPOCHS, epochs);
   }
   #[inline]
+  pub fn add_rewrite_generation(&mut self, rewrite_generation: u32) {
+    self.fbb_.push_slot::<u32>(Segment::VT_REWRITE_GENERATION, rewrite_generation, 0);
+  }
+  #[inline]
+  pub fn add_adopted(&mut self, adopted: bool) {
+    self.fbb_.push_slot::<bool>(Segment::VT_ADOPTED, adopted, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SegmentBuilder {
@@ -1820,6 +1852,8 @@ impl ::core::fmt::Debug for Segment<'_> {
       ds.field("hash_before", &self.hash_before());
       ds.field("hash_after", &self.hash_after());
       ds.field("epochs", &self.epochs());
+      ds.field("rewrite_generation", &self.rewrite_generation());
+      ds.field("adopted", &self.adopted());
       ds.finish()
   }
 }

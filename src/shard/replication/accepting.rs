@@ -1,5 +1,6 @@
 //! Connections of leaders' shards: who comes is who he says, by the metadata; then his messages go to the replicas that they are for.
 
+use std::collections::HashSet;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -103,6 +104,8 @@ fn check(context: &Context, hello: &Hello) -> Result<HelloReply, String> {
 async fn receive(context: &Rc<Context>, from: u32, sender: &Rc<Sender>, mut receiver: Receiver) -> LinkEnd {
     let outbox = Outbox::new(sender.clone());
     let sending = glommio::spawn_local(outbox.clone().run()).detach();
+    // Partitions of which segments came: what of one is not whole goes with the connection.
+    let mut fed = HashSet::new();
     let end = loop {
         match receiver.next().await {
             Ok((Frame::Messages(items), payload)) => {
@@ -114,12 +117,21 @@ async fn receive(context: &Rc<Context>, from: u32, sender: &Rc<Sender>, mut rece
                 }
                 context.replication.waiting.room().await;
             }
+            Ok((Frame::SegmentPart(part), payload)) => {
+                outbox.heard();
+                if let Some(replica) = context.replication.replica(&part.partition) {
+                    fed.insert(part.partition);
+                    replica.tell(Input::Part { from, part, payload, on: outbox.clone() });
+                }
+                context.replication.waiting.room().await;
+            }
             Ok((Frame::Beat, _)) => outbox.heard(),
             Ok(_) => break LinkEnd::Unexpected { expected: "messages" },
             Err(end) => break end,
         }
     };
     outbox.close();
+    fed.iter().filter_map(|id| context.replication.replica(id)).for_each(|replica| replica.tell(Input::PartsEnded));
     sending.await;
     end
 }

@@ -13,9 +13,10 @@ use crate::replication::message::Truncate;
 use crate::replication::{Effect, IsrChange, Message, NodeId, RecordRefusal, Shipped, ToShip};
 use crate::request::Code;
 use crate::shard::deletion::raise_log_start;
-use crate::shard::follower_read::FollowerPart;
+use crate::shard::follower_read::{FollowerPart, FollowerReadError};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::replication::replica::{Input, Life, Machine};
+use crate::shard::replication::shipping::Next;
 use crate::shard::role::Role;
 use crate::shard::truncation::Truncation;
 use crate::types::Offset;
@@ -39,6 +40,8 @@ impl Life {
                 // Only this side can know it: the follower has nothing before.
                 match store.follower_cursor(&cell, cut.to).await {
                     Ok(cursor) => self.send(to, Message::Truncate(Truncate { hash_before: cursor.running_hash, ..cut })),
+                    // What is before it is not known, nor compared: it comes as a file.
+                    Err(FollowerReadError::Rewritten(_)) => self.send(to, Message::Truncate(cut)),
                     Err(error) => tracing::warn!(partition = %self.id, offset = cut.to, %error, "no follower can begin there"),
                 }
             }
@@ -65,6 +68,9 @@ impl Life {
                 }
             }
             Effect::Append { base_offset, opens_segment, .. } => {
+                if let Some(received) = self.received.take() {
+                    return self.install(received).await;
+                }
                 let Some(Machine::Follower(follower)) = &self.machine else { return };
                 let segment = segment_of(&cell, base_offset, opens_segment);
                 let epoch = follower.stream().map_or(-1, |stream| stream.leader_epoch);
@@ -112,7 +118,7 @@ impl Life {
 
     /// Something that the store should have done failed: what the machine knows of the log does not hold any more. It begins anew from what is there with the next
     /// state of the metadata, and its leader opens another stream.
-    fn give_up(&mut self, what: &str) {
+    pub(super) fn give_up(&mut self, what: &str) {
         tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
         self.machine = None;
         self.replica.cell.set_role(Role::Unassigned);
@@ -159,6 +165,11 @@ impl Life {
                     }
                     break;
                 };
+                match self.ship_segment(node, &outbox, &wanted) {
+                    Next::Batches => {}
+                    Next::Wait => break,
+                    Next::Again => continue,
+                }
                 let Some((hash_before, part)) = self.read(node, &wanted).await else { break };
                 let shipped = Shipped {
                     base_offset: wanted.from,
@@ -190,7 +201,7 @@ impl Life {
             // What is sent at once is of one epoch: the next one begins a message of its own.
             let most = wanted.bytes.min(MAX_LINK_PAYLOAD as u64) as usize;
             let part = store.read_part_until(&cell, &mut cursor, wanted.until, most).await?;
-            Ok::<_, crate::shard::follower_read::FollowerReadError>(part.map(|part| (cursor, before, part)))
+            Ok::<_, FollowerReadError>(part.map(|part| (cursor, before, part)))
         };
         match read.await {
             Ok(Some((cursor, before, part))) => {

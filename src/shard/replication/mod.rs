@@ -14,14 +14,19 @@ mod effects;
 mod link;
 mod metadata;
 mod outbox;
+mod pace;
+mod receiving;
 mod replica;
+mod shipping;
 
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
+
+use glommio::{Latency, Shares, TaskQueueHandle};
 
 use crate::cluster::CatalogueView;
 use crate::replication::{Millis, NodeId};
@@ -34,6 +39,10 @@ use link::Link;
 use replica::{Input, Replica, Waiting};
 
 pub use accepting::accept;
+pub use pace::Pace;
+
+/// Shares of the queue for whole segments; the others have 1000.
+const SEGMENT_SHARES: usize = 200;
 
 /// Until when this node may acknowledge, told by the control plane: milliseconds since [`Lease::begin`]. One for all shards.
 #[derive(Clone, Debug)]
@@ -77,6 +86,9 @@ pub struct Replication {
     replicas: RefCell<HashMap<TopicPartition, Rc<Replica>>>,
     links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
     waiting: Rc<Waiting>,
+    /// How fast whole segments leave this node.
+    pace: Pace,
+    segment_queue: OnceCell<TaskQueueHandle>,
     /// Partitions whose files are being removed: a replica of the same partition begins after that.
     pub dropping: RefCell<HashSet<TopicPartition>>,
 }
@@ -85,6 +97,17 @@ impl Replication {
     /// Of a node with that lease.
     pub fn new(lease: Lease) -> Replication {
         Replication { lease, ..Replication::default() }
+    }
+
+    /// Whole segments leave as fast as `pace` says.
+    pub fn with_pace(self, pace: Pace) -> Replication {
+        Replication { pace, ..self }
+    }
+
+    /// The task queue in which whole segments are read and written: below all live traffic.
+    fn segment_queue(&self) -> TaskQueueHandle {
+        let create = || glommio::executor().create_task_queue(Shares::Static(SEGMENT_SHARES), Latency::NotImportant, "segments");
+        *self.segment_queue.get_or_init(create)
     }
 
     /// The machines' clock.

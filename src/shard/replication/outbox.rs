@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 
 use flatbuffers::FlatBufferBuilder;
 
-use crate::limits::{LINK_BEAT_MS, LINK_DEAD_MS, LINK_WINDOW, MAX_LINK_MESSAGES, MAX_LINK_PAYLOAD};
+use crate::limits::{LINK_BEAT_MS, LINK_DEAD_MS, LINK_SEGMENTS, LINK_WINDOW, MAX_LINK_MESSAGES, MAX_LINK_PAYLOAD, PARTS_QUEUED};
 use crate::replication::Message;
-use crate::replication::codec::{self, Frame, PartitionMessage};
+use crate::replication::codec::{self, Frame, PartitionMessage, SegmentPart};
 use crate::shard::event::Event;
 use crate::shard::net::{Outgoing, Sender};
 use crate::types::TopicPartition;
@@ -34,6 +34,19 @@ pub struct Outbox {
     sender: Rc<Sender>,
     sent_at: Cell<Instant>,
     received_at: Cell<Instant>,
+    /// Whole segments that are being sent.
+    segments: Cell<usize>,
+    fewer_segments: Event,
+}
+
+/// The right to send a whole segment; ends when dropped.
+pub struct SegmentTurn(Rc<Outbox>);
+
+impl Drop for SegmentTurn {
+    fn drop(&mut self) {
+        self.0.segments.set(self.0.segments.get() - 1);
+        self.0.fewer_segments.notify();
+    }
 }
 
 impl Outbox {
@@ -47,6 +60,8 @@ impl Outbox {
             sender,
             sent_at: Cell::new(now),
             received_at: Cell::new(now),
+            segments: Cell::new(0),
+            fewer_segments: Event::default(),
         })
     }
 
@@ -77,6 +92,31 @@ impl Outbox {
         }
     }
 
+    /// Waits until few enough whole segments are being sent, or the connection is over.
+    pub async fn segment_turn(self: &Rc<Outbox>) -> SegmentTurn {
+        loop {
+            let ticket = self.fewer_segments.ticket();
+            if self.segments.get() < LINK_SEGMENTS || self.is_closed() {
+                self.segments.set(self.segments.get() + 1);
+                return SegmentTurn(self.clone());
+            }
+            self.fewer_segments.wait(ticket).await;
+        }
+    }
+
+    /// Waits until so little is queued that a part of a segment may follow, or the connection is over.
+    pub async fn wait_for_part(&self) {
+        self.sender.wait_below(PARTS_QUEUED).await;
+    }
+
+    /// Sends a part of a segment, at once: what was added and not sent yet comes behind it, and waits for this part only.
+    pub fn send_part(&self, part: SegmentPart, bytes: Outgoing) {
+        if !self.is_closed() {
+            self.send(&Frame::SegmentPart(part), vec![bytes], &mut FlatBufferBuilder::new());
+            self.sender.flush();
+        }
+    }
+
     /// Something was received.
     pub fn heard(&self) {
         self.received_at.set(Instant::now());
@@ -86,6 +126,7 @@ impl Outbox {
     pub fn close(&self) {
         self.sender.close();
         self.work.notify();
+        self.fewer_segments.notify();
     }
 
     /// Whether the connection is over.

@@ -20,14 +20,18 @@ use crate::cluster::CatalogueView;
 use crate::limits::LINK_WINDOW;
 use crate::metrics::Counter;
 use crate::partition::ReplicaAppend;
+use crate::replication::codec::SegmentPart;
 use crate::replication::message::Refused;
 use crate::replication::{Effect, Follower, Leader, Message, NodeId, RecordRefusal, Refusal};
 use crate::shard::context::Context;
 use crate::shard::event::{Event, wait_any};
 use crate::shard::follower_read::FollowerCursor;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::receipt::Received;
 use crate::shard::replication::effects::segment_of;
 use crate::shard::replication::outbox::Outbox;
+use crate::shard::replication::receiving::Incoming;
+use crate::shard::replication::shipping::Shipping;
 use crate::types::TopicPartition;
 
 /// A task that waits for nothing in particular looks again after so long.
@@ -50,6 +54,19 @@ pub enum Input {
         /// The connection that it came on.
         on: Rc<Outbox>,
     },
+    /// A part of a segment, from another node, and where an answer goes.
+    Part {
+        /// Who sent it.
+        from: NodeId,
+        /// Which.
+        part: SegmentPart,
+        /// Its bytes.
+        payload: Bytes,
+        /// The connection that it came on.
+        on: Rc<Outbox>,
+    },
+    /// A connection on which parts of a segment came has ended.
+    PartsEnded,
     /// The connection to a follower came about, or has ended.
     Connection(NodeId, Option<Rc<Outbox>>),
     /// Consensus refused a proposal that was made on this version of the record.
@@ -115,7 +132,7 @@ impl Replica {
 
     /// Something for it.
     pub fn tell(&self, input: Input) {
-        if let Input::Message { payload, .. } = &input {
+        if let Input::Message { payload, .. } | Input::Part { payload, .. } = &input {
             self.waiting.add(payload.len());
         }
         self.inbox.borrow_mut().push_back(input);
@@ -143,6 +160,9 @@ impl Replica {
             followers: Vec::new(),
             leader: None,
             cursors: Vec::new(),
+            shipping: Vec::new(),
+            incoming: None,
+            received: None,
             lost: None,
         };
         while !self.is_over.get() {
@@ -154,6 +174,7 @@ impl Replica {
             }
             wait_any(&tickets, deadline).await;
         }
+        life.drop_incoming().await;
     }
 
     /// Looks again once a full connection has room.
@@ -168,7 +189,7 @@ impl Replica {
 
     fn next_input(&self) -> Option<Input> {
         let input = self.inbox.borrow_mut().pop_front();
-        if let Some(Input::Message { payload, .. }) = &input {
+        if let Some(Input::Message { payload, .. } | Input::Part { payload, .. }) = &input {
             self.waiting.sub(payload.len());
         }
         input
@@ -185,6 +206,12 @@ pub(super) struct Life {
     pub(super) followers: Vec<(NodeId, Rc<Outbox>)>,
     /// Where the log is read for each follower.
     pub(super) cursors: Vec<(NodeId, FollowerCursor)>,
+    /// Whole segments on their way to followers.
+    pub(super) shipping: Vec<Shipping>,
+    /// The whole segment that comes in from the leader.
+    pub(super) incoming: Option<Incoming>,
+    /// One that came whole, and that the machine is about to take.
+    pub(super) received: Option<Received>,
     /// The connection on which the leader speaks.
     pub(super) leader: Option<(NodeId, Rc<Outbox>)>,
     /// The life of this replica in which it was damaged, as consensus was last told, and when.
@@ -211,6 +238,8 @@ impl Life {
             self.replica.cell.latest_is_known.set(leader.may_acknowledge(self.context.replication.now()));
         }
         self.replica.cell.expire(Instant::now());
+        self.drop_stale_incoming().await;
+        self.end_stale_shipping();
         self.ship().await;
     }
 
@@ -268,6 +297,10 @@ impl Life {
                     leader.handle_proposal_refused(version, &refusal, now, effects);
                 }
             }
+            Input::Part { from, part, payload, on } => self.take_part(from, &part, &payload, &on).await,
+            // Whether it was the connection of the present stream is looked at anyway.
+            Input::PartsEnded => {}
+            Input::Message { from, message: Message::Segment(segment), on, .. } => self.take_segment(from, &segment, &on, effects).await,
             Input::Message { from, message, payload, on } => {
                 if !self.is_sound(from, &message, &payload, &on) {
                     return Bytes::new();

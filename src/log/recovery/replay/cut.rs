@@ -22,7 +22,7 @@ pub(super) struct CutOff {
     /// Producers of whom a truncation left nothing in the table, though there may be something in the log before the cut.
     lost_producers: BTreeSet<ProducerId>,
     /// Segments that a truncation cut off. The replay of what came before it may have written to them.
-    segments: BTreeSet<Offset>,
+    segments: BTreeSet<(Offset, u32)>,
 }
 
 impl Replay {
@@ -41,7 +41,8 @@ impl Replay {
         }
         self.forget_after(files, entry.segment, entry.position)?;
         self.placement.place(files, &kept.header(self.state.partition), cut_block, payload)?;
-        self.cut_off.segments.extend(self.state.segments.iter().map(|segment| segment.base_offset).filter(|base| *base > entry.segment));
+        let cut_off = self.state.segments.iter().filter(|segment| segment.base_offset > entry.segment);
+        self.cut_off.segments.extend(cut_off.map(|segment| (segment.base_offset, segment.rewrite_generation)));
         self.state.segments.retain(|segment| segment.base_offset <= entry.segment);
         if let Some(last) = self.state.segments.last_mut() {
             *last = SegmentInfo {
@@ -96,7 +97,7 @@ impl Replay {
         self.references.clear();
         self.indexes.clear();
         self.placement.restart(at);
-        self.cut_off.segments.extend(self.state.segments.drain(..).map(|segment| segment.base_offset));
+        self.cut_off.segments.extend(self.state.segments.drain(..).map(|segment| (segment.base_offset, segment.rewrite_generation)));
         self.cut_off.lost_producers.clear();
         (self.state.flushed_segment, self.state.flushed_position) = (at, 0);
         self.producers.truncate_to(Offset::MIN);
@@ -128,10 +129,11 @@ impl Replay {
 
     /// What is left of segments that were cut off goes: later ones may have passed their offsets since, and then nothing tells it from a segment that was lost track of.
     pub(super) fn remove_cut_off(&mut self, files: &mut impl StoreFiles) -> Result<(), Fault> {
-        for base in std::mem::take(&mut self.cut_off.segments) {
+        for (base, generation) in std::mem::take(&mut self.cut_off.segments) {
             let partition = self.state.partition;
-            for path in [paths::segment(partition, base), paths::index(partition, base)] {
-                if self.segment(base).is_none() && len_if_exists(files, &path)?.is_some() {
+            let is_known = self.segment(base).is_some_and(|known| known.rewrite_generation == generation);
+            for path in [paths::segment_of(partition, base, generation), paths::index_of(partition, base, generation)] {
+                if !is_known && len_if_exists(files, &path)?.is_some() {
                     files.unlink(&path)?;
                 }
             }
