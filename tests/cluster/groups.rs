@@ -114,7 +114,7 @@ impl Life {
         let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let producers = Some(Clients::start(shared.clone(), 1, 0, LOAD, random.draw()));
+        let producers = Some(Clients::start(shared.clone(), (1, 0, 0), LOAD, random.draw()));
         let progress = Arc::<Progress>::default();
         let members = (1..=MEMBERS).map(|id| start_member(id, &shared, &progress, random.draw())).collect();
         let means = Means { kinds, small_disk: None, partitions: PARTITIONS, nodes: NODES };
