@@ -31,7 +31,7 @@ use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
 use crate::shard::mesh::mesh;
 use crate::shard::net::listen;
-use crate::shard::replication::Lease;
+use crate::shard::replication::{Lease, Pace};
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
@@ -145,6 +145,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let lease = Lease::begin();
+    let pace = Pace::of(settings.catch_up_bytes_per_s);
     if let Some((_, store)) = &consensus {
         let keeping = membership::keep_lease(store.clone(), lease.clone(), control.end(), registration.clone());
         control.run_beside("corelane-lease", keeping).map_err(|e| failed("the thread of the lease", &e))?;
@@ -175,6 +176,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             listener,
             replication,
             lease: lease.clone(),
+            pace: pace.clone(),
             mesh,
             control,
             view: view.clone(),

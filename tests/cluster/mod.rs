@@ -18,12 +18,14 @@
 //! | `run` | the check `cluster`: faults under load, then the judgement |
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
+//! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod catch_up;
 pub mod clients;
 pub mod failover;
 pub mod faults;

@@ -41,6 +41,7 @@ const CHECKS: &[Entry] = &[
     cluster::run::ENTRY,
     cluster::failover::ENTRY,
     cluster::idle::ENTRY,
+    cluster::catch_up::ENTRY,
 ];
 
 fn main() -> ExitCode {
