@@ -52,8 +52,12 @@ async fn next_leader(from: &Running, dir: &Path, common: Offset, epoch: i32) -> 
     let Role::Leader(present) = from.cell.role() else { panic!("it leads") };
     let (_, start) = from.cell.machine.borrow().epoch_start();
     next.follow(present, start).await;
-    let mut cursor = from.store.follower_cursor(&from.cell, 0).await.unwrap();
     while next.end() < common {
+        if from.segment(next.end()).is_rewritten() {
+            from.ship(&next).await;
+            continue;
+        }
+        let mut cursor = from.store.follower_cursor(&from.cell, next.end()).await.unwrap();
         for part in from.read(&mut cursor, 1).await {
             next.take(present, &part, 0).await.unwrap();
         }
