@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use corelane::batch::BatchIter;
 use corelane::log::journal::{ENTRY_HEADER_LEN, Entries, EntryKind, GROUP_HEADER_LEN, GroupHeader, entry_space, parse_group, seal_group};
 use corelane::log::paths;
 use corelane::log::recovery::{OpenRequest, open_store};
@@ -51,8 +52,12 @@ async fn next_leader(from: &Running, dir: &Path, common: Offset, epoch: i32) -> 
     let Role::Leader(present) = from.cell.role() else { panic!("it leads") };
     let (_, start) = from.cell.machine.borrow().epoch_start();
     next.follow(present, start).await;
-    let mut cursor = from.store.follower_cursor(&from.cell, 0).await.unwrap();
     while next.end() < common {
+        if from.segment(next.end()).is_rewritten() {
+            from.ship(&next).await;
+            continue;
+        }
+        let mut cursor = from.store.follower_cursor(&from.cell, next.end()).await.unwrap();
         for part in from.read(&mut cursor, 1).await {
             next.take(present, &part, 0).await.unwrap();
         }
@@ -105,6 +110,83 @@ fn life() -> Vec<TraceEvent> {
         follower.flush().await;
         follower.checkpoint().await;
         assert_eq!(follower.end(), four.end());
+    });
+    crash::trace::parse(&std::fs::read(&path).unwrap()).into_iter().map(|(_, event)| event).collect()
+}
+
+/// Takes the segment that goes on where the follower ends as a file; from then on each of its batches must be there.
+async fn ship(leader: &Running, follower: &Running, trace: &Trace) {
+    let bytes = leader.segment_bytes(follower.end()).await;
+    leader.ship(follower).await;
+    for (header, _) in BatchIter::new(&bytes).map(Result::unwrap) {
+        let count = header.record_count as u32;
+        trace.record(&TraceEvent::Acknowledge { partition: PARTITION, base_offset: header.base_offset, count, crc: header.crc });
+    }
+}
+
+/// What a follower does to its disk that catches up by whole segments.
+fn life_of_segments() -> Vec<TraceEvent> {
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("trace");
+    let trace = Arc::new(Trace::open(&path).unwrap());
+    run(async || {
+        let dirs: Vec<_> = (0..2).map(|_| tempfile::tempdir().unwrap()).collect();
+        let mut own = tempfile::tempdir().unwrap();
+        let follower = Running::open(own.path(), Some(trace.clone())).await;
+        let one = Running::open(dirs[0].path(), None).await;
+        one.lead(1).await;
+        follower.follow(1, 0).await;
+        follower.store.mark("epoch 1");
+        for n in 0..24 {
+            one.produce(&batch(n, 2, 60_000 + 100 * n as usize, Some((9, 2 * n as i32)))).await;
+        }
+        one.settle().await;
+        one.flush().await;
+        // The first one as batches, which are in the journal only when the next one comes as a file.
+        let mut cursor = one.store.follower_cursor(&one.cell, 0).await.unwrap();
+        while follower.end() < one.segment(0).end_offset {
+            follower.take(1, &one.read(&mut cursor, 1).await[0], 0).await.unwrap();
+        }
+        ship(&one, &follower, &trace).await;
+        ship(&one, &follower, &trace).await;
+        follower.checkpoint().await;
+        // A stream that ends in the middle, and a rewritten segment.
+        let bytes = one.segment_bytes(follower.end()).await;
+        follower.receive(follower.end(), &bytes[..100_000]).await.unwrap().abandon().await;
+        let next = one.segment(follower.end());
+        one.cell.set_watermark(one.end());
+        one.rewrite(next.base_offset, next.end_offset, |header| header.base_offset % 4 == 0).await;
+        ship(&one, &follower, &trace).await;
+        one.replicate(&follower, 1 << 20).await;
+        let follower = follower.restart(&mut own, Some(trace.clone())).await;
+        follower.follow(1, 0).await;
+        // A cut within a segment that came as a file, and one of another leader behind it.
+        for n in 24..40 {
+            one.produce(&batch(n, 2, 60_000, Some((9, 2 * n as i32)))).await;
+        }
+        one.settle().await;
+        one.flush().await;
+        while follower.end() < one.segment(follower.end()).end_offset && one.segment(follower.end()).base_offset < follower.end() {
+            let mut cursor = one.store.follower_cursor(&one.cell, follower.end()).await.unwrap();
+            follower.take(1, &one.read(&mut cursor, 1).await[0], 0).await.unwrap();
+        }
+        let at = follower.end() + 2;
+        ship(&one, &follower, &trace).await;
+        let two = next_leader(&one, dirs[1].path(), at, 2).await;
+        for n in 40..60 {
+            two.produce(&batch(n, 2, 60_000, None)).await;
+        }
+        two.settle().await;
+        two.flush().await;
+        cut(&follower, at, 2).await;
+        while two.segment(follower.end()).base_offset < follower.end() {
+            let mut cursor = two.store.follower_cursor(&two.cell, follower.end()).await.unwrap();
+            follower.take(2, &two.read(&mut cursor, 1).await[0], 0).await.unwrap();
+        }
+        ship(&two, &follower, &trace).await;
+        follower.checkpoint().await;
+        ship(&two, &follower, &trace).await;
+        assert!(follower.cell.machine.borrow().segments().len() > 6);
     });
     crash::trace::parse(&std::fs::read(&path).unwrap()).into_iter().map(|(_, event)| event).collect()
 }
@@ -166,6 +248,21 @@ impl Expected {
         if let Some((offset, _)) = found.iter().find(|(_, kept)| self.dead.contains(&kept.crc)) {
             return Err(format!("the batch at {offset} was cut off"));
         }
+        let litter = image.files().find(|(path, _)| path.ends_with(".tmp"));
+        if let Some((path, _)) = litter {
+            return Err(format!("{path} is still there"));
+        }
+        // The last batch of each producer in the log is known, or its next one would be refused.
+        let mut last = BTreeMap::new();
+        for stored in check::read_stored(&image, &state)? {
+            last.extend(stored.producer.map(|(id, ..)| (id, stored.base_offset)));
+        }
+        for (id, offset) in last {
+            let known = state.producers.iter().find(|producer| producer.id == id).and_then(|producer| producer.batches.last());
+            if known.map(|batch| batch.base_offset) != Some(offset) {
+                return Err(format!("of producer {id} the batch at {offset} is not known: {known:?}"));
+            }
+        }
         if twice && open(&mut image, 12)?.running_hash != state.running_hash {
             return Err("a second recovery changed something".into());
         }
@@ -216,6 +313,12 @@ enum Bug {
     PromiseEarly,
     /// The entry of a cut is not synced.
     SkipSync,
+    /// A received file is not synced before its entry is written.
+    InstallUnsynced,
+    /// Its temporary name is not.
+    InstallUnnamed,
+    /// The leader is told that a segment is here before its entry is durable.
+    InstallEarly,
 }
 
 fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
@@ -227,6 +330,36 @@ fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
         Bug::CountEarly => moved_to_the_cut(events, |event| matches!(event, TraceEvent::Cut { is_done: true, .. })),
         Bug::PromiseEarly => moved_to_the_cut(events, is_promise),
         Bug::ForgetSurviving => without_surviving(events),
+        Bug::InstallUnsynced => without_sync(events, |event| matches!(event, TraceEvent::SyncStart { path, .. } if path.ends_with(".tmp"))),
+        Bug::InstallUnnamed => {
+            // The directory's syncs but for those behind a renaming.
+            let mut renamed = false;
+            without_sync(events, |event| {
+                match event {
+                    TraceEvent::Rename { .. } => renamed = true,
+                    TraceEvent::Mark { name } if name == "installed" => renamed = false,
+                    _ => {}
+                }
+                let is_partitions = matches!(event, TraceEvent::SyncDirStart { path, .. } if *path == paths::partition_dir(PARTITION));
+                is_partitions && !renamed
+            })
+        }
+        Bug::InstallEarly => {
+            let mut out: Vec<TraceEvent> = Vec::new();
+            let mut at = None;
+            for event in events {
+                match (event, at) {
+                    (TraceEvent::Acknowledge { .. }, Some(at)) => out.insert(at, event.clone()),
+                    _ => out.push(event.clone()),
+                }
+                match event {
+                    TraceEvent::Mark { name } if name == "install" => at = Some(out.len()),
+                    TraceEvent::Create { .. } => at = None,
+                    _ => {}
+                }
+            }
+            out
+        }
         Bug::SkipSync => {
             let (mut gone, mut cutting) = (HashSet::new(), false);
             let stays = |event: &&TraceEvent| match event {
@@ -241,6 +374,20 @@ fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
             events.iter().filter(stays).cloned().collect()
         }
     }
+}
+
+/// Without some syncs.
+fn without_sync(events: &[TraceEvent], mut is_it: impl FnMut(&TraceEvent) -> bool) -> Vec<TraceEvent> {
+    let mut gone = HashSet::new();
+    let stays = |event: &&TraceEvent| match event {
+        TraceEvent::SyncStart { id, .. } | TraceEvent::SyncDirStart { id, .. } if is_it(event) => !gone.insert(*id),
+        TraceEvent::SyncEnd { id } => !gone.contains(id),
+        event => {
+            is_it(event);
+            true
+        }
+    };
+    events.iter().filter(stays).cloned().collect()
 }
 
 fn is_promise(event: &TraceEvent) -> bool {
@@ -298,6 +445,23 @@ fn a_cut_log_is_the_old_one_or_the_cut_one_at_every_crash() {
     println!("{} events, {cuts} cuts, {images} images", events.len());
     assert!(images > 2_000, "{images} images");
     for bug in [Bug::RemoveEarly, Bug::ForgetSurviving, Bug::CountEarly, Bug::PromiseEarly, Bug::SkipSync] {
+        let broken = broken(&events, bug);
+        let from = broken.iter().zip(&events).position(|(broken, whole)| broken != whole).expect("it changes something");
+        let caught = enumerate(&broken, from, 1);
+        println!("{bug:?}: {caught:?}");
+        assert!(caught.is_err(), "{bug:?} is not seen in {caught:?} images");
+    }
+}
+
+#[test]
+fn a_segment_that_came_as_a_file_is_there_whole_or_not_at_all_at_every_crash() {
+    let events = life_of_segments();
+    let installed = events.iter().filter(|event| matches!(event, TraceEvent::Mark { name } if name == "installed")).count();
+    assert!(installed >= 5, "{installed} segments");
+    let images: u64 = (1..3).map(|seed| enumerate(&events, 0, seed).unwrap()).sum();
+    println!("{} events, {installed} segments, {images} images", events.len());
+    assert!(images > 500, "{images} images");
+    for bug in [Bug::InstallUnsynced, Bug::InstallUnnamed, Bug::InstallEarly] {
         let broken = broken(&events, bug);
         let from = broken.iter().zip(&events).position(|(broken, whole)| broken != whole).expect("it changes something");
         let caught = enumerate(&broken, from, 1);

@@ -10,6 +10,7 @@ use corelane::log::file_header::{
     self, CatalogueHeader, CheckpointHeader, GenerationRecord, Identity, IndexHeader, JournalHeader, MetaSlot, ReserveHeader, SegmentHeader,
 };
 use corelane::log::index::{INDEX_ENTRY_LEN, Index, IndexEntry};
+use corelane::log::installation::Installation;
 use corelane::log::journal::{
     Adopt, ENTRY_HEADER_LEN, Entries, EntryHeader, EntryKind, GROUP_HEADER_LEN, GroupHeader, LargeReference, SegmentOpen, entry_space,
     parse_group, seal_group,
@@ -100,7 +101,12 @@ fn entries() -> Vec<(EntryHeader, Vec<u8>)> {
         };
         (header, payload)
     };
-    EntryKind::ALL.into_iter().filter(|kind| *kind != EntryKind::Replace).enumerate().map(entry).collect()
+    EntryKind::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, EntryKind::Replace | EntryKind::Restart | EntryKind::Install))
+        .enumerate()
+        .map(entry)
+        .collect()
 }
 
 /// Came after the group of all kinds was kept.
@@ -123,6 +129,39 @@ fn a_replace_entry_of_version_1() {
     let golden = fixture("v1/replace-entry", &entry);
     assert!(golden == entry, "the entry is written as it was");
     assert_eq!(Replacement::decode(&golden[ENTRY_HEADER_LEN..]).unwrap().segment(&header), info);
+}
+
+/// Came later still.
+#[test]
+fn an_install_entry_of_version_1() {
+    let info = SegmentInfo {
+        end_offset: 1_000_200,
+        valid_end: 8192,
+        max_timestamp: 1_700_000_000_000,
+        index_entries: 7,
+        sealed: true,
+        adopted: true,
+        ..SegmentInfo::new(SEGMENT.base_offset, 2, 0xabcd)
+    };
+    let installation = Installation {
+        replacement: Replacement::of(&info),
+        adopted: true,
+        has_producers: true,
+        hash_before: 0x1234,
+        log_id: 5,
+        index_id: 6,
+        epochs: vec![(3, SEGMENT.base_offset), (4, SEGMENT.base_offset + 20)],
+    };
+    let payload = installation.encode();
+    let (append, _) = entries()[0];
+    let header = EntryHeader { kind: EntryKind::Install, payload_len: payload.len() as u32, carried: 0, ..append };
+    let mut entry = vec![0; ENTRY_HEADER_LEN];
+    header.write(&mut entry);
+    entry.extend(payload);
+    let golden = fixture("v1/install-entry", &entry);
+    assert!(golden == entry, "the entry is written as it was");
+    let read = Installation::decode(&golden[ENTRY_HEADER_LEN..]).unwrap();
+    assert_eq!((read.segment(&header), read), (info, installation));
 }
 
 #[test]

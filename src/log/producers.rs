@@ -311,6 +311,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn a_later_segments_batches_count_as_if_each_had_been_recorded() {
+        let earlier: Vec<_> = (0..4).map(|n| batch(1, 0, n, 1, i64::from(n))).chain([batch(2, 0, 0, 1, 4), batch(3, 0, 0, 1, 5)]).collect();
+        let many = PRODUCER_BATCHES as i32 - 1;
+        let later: Vec<_> =
+            (0..many).map(|n| batch(1, 0, 4 + n, 1, 10 + i64::from(n))).chain([batch(2, 1, 0, 1, 90), batch(4, 0, 0, 1, 91)]).collect();
+        let (mut extended, mut recorded, mut of_later) = (table_after(&earlier), table_after(&earlier), ProducerTable::new(10));
+        for batch in &later {
+            recorded.record(batch, 7);
+            of_later.record(batch, 0);
+        }
+        extended.extend(&of_later.snapshot(), 7);
+        assert_eq!(extended.snapshot(), recorded.snapshot());
+        let mut small = ProducerTable::new(2);
+        small.extend(&of_later.snapshot(), 7);
+        assert_eq!(small.len(), 2, "the bound holds");
+    }
+
+    #[test]
     fn the_last_batches_are_remembered_and_older_ones_refused() {
         const { assert!(PRODUCER_BATCHES >= 5, "Kafka's guarantee") };
         let count = PRODUCER_BATCHES as i32 + 1;

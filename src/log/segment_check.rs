@@ -318,3 +318,82 @@ impl SegmentCheck {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::batch::{self, BatchBuilder, Compression};
+
+    const BASE: Offset = 1000;
+
+    /// A segment of a few batches of two epochs, and what is said of it.
+    fn segment() -> (Vec<u8>, SegmentWord) {
+        let (mut bytes, mut offset, mut hash) = (Vec::new(), BASE, 0x5eed);
+        for n in 0..4_u8 {
+            let mut builder = BatchBuilder::new(Compression::None);
+            for record in 0..=n {
+                builder.append(i64::from(n), None, Some(&[n; 20][..10 + usize::from(record)]), &[]).unwrap();
+            }
+            builder.set_producer(7, 0, (offset - BASE) as i32);
+            let mut batch = builder.build().to_vec();
+            batch::stamp(&mut batch, offset, if n < 2 { 3 } else { 5 });
+            hash = running_hash(hash, &batch[..HEADER_LEN]);
+            offset += i64::from(n) + 1;
+            bytes.extend_from_slice(&batch);
+        }
+        let epochs = vec![(3, BASE), (5, BASE + 3)];
+        let word =
+            SegmentWord { end_offset: offset, rewrite_generation: 0, adopted: false, hash_before: Some(0x5eed), hash_after: hash, epochs };
+        (bytes, word)
+    }
+
+    fn check(bytes: &[u8], piece: usize, word: &SegmentWord) -> Result<CheckedSegment, SegmentFault> {
+        let mut check = SegmentCheck::new(BASE);
+        bytes.chunks(piece).try_for_each(|piece| check.take(piece))?;
+        check.finish(word)
+    }
+
+    #[test]
+    fn pieces_of_any_size_give_the_same() {
+        let (bytes, word) = segment();
+        let whole = check(&bytes, usize::MAX, &word).unwrap();
+        assert_eq!((whole.info.end_offset, whole.info.valid_end, whole.batches), (BASE + 10, FIRST_POSITION + bytes.len() as u64, 4));
+        assert_eq!((whole.info.max_timestamp, whole.hash_before, whole.index.len()), (3, 0x5eed, 1));
+        assert_eq!(whole.producers[0].batches.len(), 4);
+        for piece in 1..200 {
+            assert_eq!(check(&bytes, piece, &word).as_ref(), Ok(&whole), "pieces of {piece} bytes");
+        }
+    }
+
+    #[test]
+    fn every_flip_and_every_cut_is_found() {
+        let (bytes, word) = segment();
+        for at in 0..bytes.len() {
+            for bit in 0..8 {
+                let mut damaged = bytes.clone();
+                damaged[at] ^= 1 << bit;
+                assert!(check(&damaged, 50, &word).is_err(), "bit {bit} of byte {at}");
+            }
+            assert!(check(&bytes[..at], 50, &word).is_err(), "cut at {at}");
+        }
+        let twice = [&bytes[..], &bytes[..]].concat();
+        assert!(matches!(check(&twice, 50, &word), Err(SegmentFault::Offset { .. })));
+    }
+
+    #[test]
+    fn offsets_are_missing_in_rewritten_ones_only() {
+        let (bytes, word) = segment();
+        let first = BatchHeader::parse(&bytes).unwrap().total_len();
+        let second = first + BatchHeader::parse(&bytes[first..]).unwrap().total_len();
+        let left = [&bytes[..first], &bytes[second..]].concat();
+        assert_eq!(check(&left, 50, &word).unwrap_err(), SegmentFault::Gap { missing: BASE + 1 });
+        // Through what is left a chain of its own leads to the same hash.
+        let rewritten = SegmentWord { rewrite_generation: 1, hash_before: None, ..word };
+        let found = check(&left, 50, &rewritten).unwrap();
+        assert_eq!((found.info.end_offset, found.info.running_hash), (BASE + 10, rewritten.hash_after));
+        let told = SegmentWord { hash_before: Some(found.hash_before), ..rewritten.clone() };
+        assert_eq!(check(&left, 50, &told).unwrap(), found);
+        let told = SegmentWord { hash_before: Some(found.hash_before ^ 1), ..rewritten };
+        assert!(matches!(check(&left, 50, &told), Err(SegmentFault::RunningHash { .. })));
+    }
+}

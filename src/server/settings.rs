@@ -57,6 +57,9 @@ pub struct RawSettings {
     /// Rack of this node, or whatever fails as one: replicas are spread over them
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub rack: Option<String>,
+    /// How fast whole segments go to replicas that are far behind, per second, as 50M; 0 is as fast as it goes [default: 100M]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
+    pub catch_up_rate: Option<Size>,
     /// When an append is acknowledged, unless its topic says otherwise: durable (synced), written, memory [default: durable]
     #[cfg_attr(feature = "cli", arg(long, value_name = "LEVEL"))]
     pub durability: Option<String>,
@@ -119,6 +122,8 @@ pub struct ServeSettings {
     pub cluster: Option<ClusterSettings>,
     /// Its rack.
     pub rack: Option<String>,
+    /// How fast whole segments go to replicas that are far behind, bytes per second; 0 is as fast as it goes.
+    pub catch_up_bytes_per_s: u64,
     /// The default of topics.
     pub durability: Durability,
     /// Metadata asked for a topic that does not exist may create it.
@@ -233,6 +238,7 @@ impl RawSettings {
             cluster_advertise: self.cluster_advertise.or(file.cluster_advertise),
             join: if self.join.is_empty() { file.join } else { self.join },
             rack: self.rack.or(file.rack),
+            catch_up_rate: self.catch_up_rate.or(file.catch_up_rate),
             durability: self.durability.or(file.durability),
             auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
             group_initial_rebalance_delay_ms: self.group_initial_rebalance_delay_ms.or(file.group_initial_rebalance_delay_ms),
@@ -297,6 +303,7 @@ impl RawSettings {
             node_id,
             cluster,
             rack,
+            catch_up_bytes_per_s: self.catch_up_rate.map_or(limits::CATCH_UP_BYTES_PER_S, |rate| rate.0),
             durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
             auto_create_topics: self.auto_create_topics.unwrap_or(true),
             groups,
@@ -612,6 +619,7 @@ mod tests {
             node_id: None,
             cluster: None,
             rack: None,
+            catch_up_bytes_per_s: limits::CATCH_UP_BYTES_PER_S,
             data: "./corelane-data".into(),
             listen: "127.0.0.1:9092".parse().unwrap(),
             advertised_host: "127.0.0.1".into(),

@@ -31,7 +31,7 @@ use crate::server::{host, identity};
 use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
 use crate::shard::mesh::mesh;
-use crate::shard::replication::Lease;
+use crate::shard::replication::{Lease, Pace};
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
@@ -140,6 +140,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (ready, started) = async_channel::unbounded();
     let (gone, ended) = async_channel::unbounded();
     let lease = Lease::begin();
+    let pace = Pace::of(settings.catch_up_bytes_per_s);
     if let Some((_, membership)) = &cluster {
         let keeping = membership.clone().keep_lease(lease.clone(), control.end(), control.in_force());
         let gone: async_channel::Sender<Result<(), String>> = gone.clone();
@@ -175,6 +176,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             listener,
             replication,
             lease: lease.clone(),
+            pace: pace.clone(),
             mesh,
             control,
             view: view.clone(),

@@ -42,7 +42,7 @@ const PIECE: usize = 1 << 20;
 /// Writes under way while the next is filled.
 const IN_FLIGHT: usize = 3;
 /// Bytes after which a sync is begun beside the writes, so that the last one has little to wait for.
-const SYNC_EVERY: u64 = 64 << 20;
+const SYNC_EVERY: u64 = 16 << 20;
 
 /// A segment on its way into a file.
 pub struct Receipt {
@@ -303,7 +303,6 @@ impl Received {
         };
         fits()?;
         store.wait_in_flight(cell).await?;
-        cell.wait_outside().await;
         cell.enter_flush().await;
         let flushed = write_behind::flush_segments(store, cell, true).await;
         let ready = match flushed {

@@ -21,7 +21,7 @@ use crate::shard::disk::Disk;
 use crate::shard::journal::{Journal, JournalIdentity};
 use crate::shard::mesh::Mesh;
 use crate::shard::net::adopt_listener;
-use crate::shard::replication::{self, Lease};
+use crate::shard::replication::{self, Lease, Pace};
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
@@ -78,6 +78,8 @@ pub struct ShardParts {
     pub replication: Option<std::net::TcpListener>,
     /// Until when this node may acknowledge; one for all shards.
     pub lease: Lease,
+    /// How fast whole segments leave this node; one for all shards.
+    pub pace: Pace,
     /// The other shards.
     pub mesh: Mesh,
     /// The control plane.
@@ -153,6 +155,7 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
         parts.lease,
         parts.metrics,
     );
+    context.replication.set_pace(parts.pace);
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
         topics::open_recovered(&context, &topic, image.state, image.remainder, &parts.view);

@@ -20,12 +20,14 @@
 //! | `failover` | the check `failover`: how long producers wait for another leader |
 //! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
 //! | `growth` | the check `growth`: a node comes and another goes, under load |
+//! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod catch_up;
 pub mod clients;
 pub mod failover;
 pub mod faults;

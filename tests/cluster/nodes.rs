@@ -25,6 +25,8 @@ pub struct Nodes {
     pub network: Arc<Network>,
     directory: PathBuf,
     places: Vec<Place>,
+    /// What each is started with besides.
+    arguments: Vec<String>,
 }
 
 /// One node.
@@ -51,7 +53,12 @@ impl Nodes {
             places.push(Place { data, log: directory.join(format!("node{node}.log")), process: None, is_paused: false });
         }
         fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
-        Ok(Nodes { network: Arc::new(network), directory: directory.into(), places })
+        Ok(Nodes { network: Arc::new(network), directory: directory.into(), places, arguments: Vec::new() })
+    }
+
+    /// Each node is started with these arguments besides.
+    pub fn add_arguments(&mut self, arguments: &[&str]) {
+        self.arguments.extend(arguments.iter().map(|argument| argument.to_string()));
     }
 
     /// Another directory for a node's data, such as one on a disk of its own.
@@ -109,6 +116,7 @@ impl Nodes {
             .args(["--cluster-listen", &self.network.consensus(node)])
             .args(join.iter().flat_map(|other| ["--join".to_string(), self.network.consensus(*other)]))
             .args(if self.network.is_exposed() { &["--insecure"][..] } else { &[] })
+            .args(&self.arguments)
             .arg("--data")
             .arg(&place.data)
             .env("CORELANE_LOG", std::env::var("CORELANE_LOG").unwrap_or_else(|_| "info".into()))

@@ -43,6 +43,7 @@ const CHECKS: &[Entry] = &[
     cluster::groups::ENTRY,
     cluster::growth::ENTRY,
     cluster::idle::ENTRY,
+    cluster::catch_up::ENTRY,
 ];
 
 fn main() -> ExitCode {

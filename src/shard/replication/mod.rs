@@ -87,7 +87,7 @@ pub struct Replication {
     links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
     waiting: Rc<Waiting>,
     /// How fast whole segments leave this node.
-    pace: Pace,
+    pace: OnceCell<Pace>,
     segment_queue: OnceCell<TaskQueueHandle>,
     /// Partitions whose files are being removed: a replica of the same partition begins after that.
     pub dropping: RefCell<HashSet<TopicPartition>>,
@@ -99,9 +99,13 @@ impl Replication {
         Replication { lease, ..Replication::default() }
     }
 
-    /// Whole segments leave as fast as `pace` says.
-    pub fn with_pace(self, pace: Pace) -> Replication {
-        Replication { pace, ..self }
+    /// Whole segments leave as fast as `pace` says, which all shards of the node share; the first word counts.
+    pub fn set_pace(&self, pace: Pace) {
+        let _ = self.pace.set(pace);
+    }
+
+    fn pace(&self) -> &Pace {
+        self.pace.get_or_init(Pace::default)
     }
 
     /// The task queue in which whole segments are read and written: below all live traffic.

@@ -34,6 +34,8 @@ pub struct Outbox {
     sender: Rc<Sender>,
     sent_at: Cell<Instant>,
     received_at: Cell<Instant>,
+    /// This side does not read, since it has enough to do: that nothing is heard is its own doing.
+    is_busy: Cell<bool>,
     /// Whole segments that are being sent.
     segments: Cell<usize>,
     fewer_segments: Event,
@@ -60,6 +62,7 @@ impl Outbox {
             sender,
             sent_at: Cell::new(now),
             received_at: Cell::new(now),
+            is_busy: Cell::new(false),
             segments: Cell::new(0),
             fewer_segments: Event::default(),
         })
@@ -117,8 +120,14 @@ impl Outbox {
         }
     }
 
-    /// Something was received.
+    /// Nothing is read until the next [`Outbox::heard`].
+    pub fn busy(&self) {
+        self.is_busy.set(true);
+    }
+
+    /// Something was received, or is about to be.
     pub fn heard(&self) {
+        self.is_busy.set(false);
         self.received_at.set(Instant::now());
     }
 
@@ -147,7 +156,7 @@ impl Outbox {
             if self.work.wait_until(ticket, beat_at).await {
                 continue;
             }
-            if self.received_at.get().elapsed() > Duration::from_millis(LINK_DEAD_MS) {
+            if !self.is_busy.get() && self.received_at.get().elapsed() > Duration::from_millis(LINK_DEAD_MS) {
                 return self.close();
             }
             if self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS) <= Instant::now() {

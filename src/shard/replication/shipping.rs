@@ -180,7 +180,7 @@ impl Job {
             check.take(&bytes[range.clone()]).map_err(|fault| self.damaged(&fault))?;
             if !info.adopted {
                 // What was produced a moment ago is live traffic, however large it is.
-                let wait = self.context.replication.pace.take(len);
+                let wait = self.context.replication.pace().take(len);
                 if !wait.is_zero() {
                     glommio::timer::sleep(wait).await;
                 }
