@@ -16,7 +16,7 @@ use corelane::request::{Acks, Code, OffsetSpec};
 use corelane::types::Offset;
 
 use super::network::Network;
-use crate::checker::{ClientId, Event, History, Operation, Partition, Phase, Record, Value};
+use crate::checker::{ClientId, Event, History, Operation, Phase, Record, Value};
 use crate::crash::Numbers;
 
 /// Longer than any fault, with what a slow machine makes of it.
