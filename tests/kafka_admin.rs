@@ -303,3 +303,45 @@ fn a_client_that_was_away_is_told_where_an_epoch_ended() {
         assert_eq!(found, [(0, epoch(0)), (46, epoch(5)), (0, epoch(0)), (-1, -1), (0, epoch(0))], "version {version}");
     }
 }
+
+/// Codes of a reassignment of partition 0 of topic "moved".
+fn reassign(client: &mut KafkaConnection, version: i16, topic: &str, replicas: Option<Vec<i32>>) -> i16 {
+    use kafka_protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
+    let replicas = replicas.map(|ids| ids.into_iter().map(BrokerId).collect());
+    let of = ReassignablePartition::default().with_partition_index(0).with_replicas(replicas);
+    let of = ReassignableTopic::default().with_name(topic_name(topic)).with_partitions(vec![of]);
+    let request = AlterPartitionReassignmentsRequest::default().with_topics(vec![of]);
+    let answer = client.ask(version, &request.with_allow_replication_factor_change(version < 1));
+    assert_eq!(answer.error_code, 0);
+    answer.responses[0].partitions[0].error_code
+}
+
+#[test]
+fn replicas_stay_and_leaders_lead_where_there_is_one_node() {
+    let data = tempfile::tempdir().expect("a directory");
+    let broker = Broker::start(data.path(), &["--shards", "2"]);
+    broker.connect().create("moved", 2, &[]);
+    let mut client = KafkaConnection::open(&broker.addresses[1]);
+    let cluster = client.ask(0, &DescribeClusterRequest::default());
+    let ids: Vec<i32> = cluster.brokers.iter().map(|broker| broker.broker_id.0).collect();
+    for id in &ids {
+        assert_eq!(reassign(&mut client, 0, "moved", Some(vec![*id])), 0, "each broker of a node stands for it, and there it is");
+    }
+    let (no_move, no_factor, no_node, no_topic, no_need) = (85, 38, 102, 3, 84);
+    assert_eq!(reassign(&mut client, 0, "moved", None), no_move);
+    assert_eq!(reassign(&mut client, 1, "moved", Some(ids.clone())), no_factor);
+    assert_eq!(reassign(&mut client, 0, "moved", Some(ids.clone())), 39, "one node twice");
+    assert_eq!(reassign(&mut client, 0, "moved", Some(vec![77 * 1024])), no_node);
+    assert_eq!(reassign(&mut client, 0, "moved", Some(vec![-1])), 39);
+    assert_eq!(reassign(&mut client, 0, "nothing", Some(ids)), no_topic);
+    let listed = client.ask(0, &ListPartitionReassignmentsRequest::default().with_topics(None));
+    assert_eq!((listed.error_code, listed.topics.len()), (0, 0));
+
+    for (election, name, code) in [(0, "moved", no_need), (1, "moved", no_need), (0, "nothing", no_topic)] {
+        let of = elect_leaders_request::TopicPartitions::default().with_topic(topic_name(name)).with_partitions(vec![0]);
+        let answer = client.ask(2, &ElectLeadersRequest::default().with_election_type(election).with_topic_partitions(Some(vec![of])));
+        assert_eq!(answer.replica_election_results[0].partition_result[0].error_code, code, "{name}, kind {election}");
+    }
+    let all = client.ask(2, &ElectLeadersRequest::default().with_topic_partitions(None));
+    assert_eq!((all.error_code, all.replica_election_results.len()), (0, 0), "nobody needs an election");
+}

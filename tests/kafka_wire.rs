@@ -149,6 +149,9 @@ fn every_version_of_everything_advertised_is_answered() {
     ask_all::<DescribeLogDirsRequest>(&mut client, &mut asked);
     ask_all::<CreatePartitionsRequest>(&mut client, &mut asked);
     ask_all::<IncrementalAlterConfigsRequest>(&mut client, &mut asked);
+    ask_all::<ElectLeadersRequest>(&mut client, &mut asked);
+    ask_all::<AlterPartitionReassignmentsRequest>(&mut client, &mut asked);
+    ask_all::<ListPartitionReassignmentsRequest>(&mut client, &mut asked);
     ask_all::<DescribeClusterRequest>(&mut client, &mut asked);
     ask_all::<FindCoordinatorRequest>(&mut client, &mut asked);
     ask_all::<JoinGroupRequest>(&mut client, &mut asked);

@@ -97,7 +97,7 @@ fn what_one_node_can_do_is_done_and_the_rest_refused() {
         (&["cluster", "decommission", "77"], "node 77 is not registered"),
         (&["cluster", "remove", &node], "while it runs"),
         (&["cluster", "remove", "77"], "node 77 is not registered"),
-        (&["cluster", "elect", "orders", "1"], "leads"),
+        (&["cluster", "elect", "orders", "1"], "partition 1 of topic orders: node"),
         (&["cluster", "elect", "orders", "9"], "no partition"),
         (&["cluster", "elect", "nothing", "1"], "no topic"),
         (&["cluster", "elect", "--node", "77", "orders", "1"], "77"),

@@ -88,7 +88,8 @@ impl Command {
     fn run(self) -> Result<(), Failure> {
         match self {
             Command::Bench(command) => logged("warn", || command.run()),
-            Command::Serve(args) => logged("info,openraft=warn", || serve::run(args)),
+            // What the consensus library says is for its authors; what matters is said by us.
+            Command::Serve(args) => logged("info,openraft=off", || serve::run(args)),
             Command::Inspect(args) => logged("warn", || inspect::run(args)),
             Command::Topic(command) => logged("warn", || command.run()),
             Command::Cluster(command) => logged("warn", || command.run()),

@@ -50,6 +50,8 @@ pub struct ControlParts<S> {
 #[derive(Debug)]
 pub struct ControlPlane {
     end: ControlEnd,
+    /// The catalogue that every shard acts by, in commands.
+    in_force: watch::Receiver<u64>,
     admin: Option<SocketAddr>,
     stop: watch::Sender<bool>,
     threads: Vec<JoinHandle<()>>,
@@ -61,8 +63,9 @@ impl ControlPlane {
         let ControlParts { store, end, shards, status, admin, spare_cpus } = parts;
         let stop = watch::Sender::new(false);
         let observed = http::Observed { shards, status, view: store.subscribe() };
-        let mut plane = ControlPlane { end: end.clone(), admin: None, stop, threads: Vec::new() };
-        plane.run("corelane-meta", spare_cpus.first().copied(), serve_metadata(Arc::new(store), end))?;
+        let (told, in_force) = watch::channel(0);
+        let mut plane = ControlPlane { end: end.clone(), in_force, admin: None, stop, threads: Vec::new() };
+        plane.run("corelane-meta", spare_cpus.first().copied(), serve_metadata(Arc::new(store), end, told))?;
         if let Some(listener) = admin {
             plane.admin = Some(listener.local_addr()?);
             listener.set_nonblocking(true)?;
@@ -82,6 +85,11 @@ impl ControlPlane {
     /// When there is no thread to be had.
     pub fn run_beside(&mut self, name: &str, work: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
         self.run(name, None, work)
+    }
+
+    /// The catalogue that every shard acts by, in commands; 0 before the first.
+    pub fn in_force(&self) -> watch::Receiver<u64> {
+        self.in_force.clone()
     }
 
     /// Where the admin port is.
@@ -130,8 +138,7 @@ impl ControlPlane {
 }
 
 /// Takes proposals in their order, those that wait at the same time together; their proposers are answered as the shards put them in force.
-async fn serve_metadata<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
-    let in_force = watch::Sender::new(store.view().commands());
+async fn serve_metadata<S: MetadataStore>(store: Arc<S>, end: ControlEnd, in_force: watch::Sender<u64>) {
     let publisher = tokio::spawn(publish(store.subscribe(), end.clone(), in_force.clone()));
     let others = [tokio::spawn(serve_membership(Arc::clone(&store), end.clone())), tokio::spawn(balance::keep(Arc::clone(&store)))];
     while let Some(first) = end.next_request().await {
@@ -164,8 +171,9 @@ async fn serve_membership<S: MetadataStore>(store: Arc<S>, end: ControlEnd) {
     }
 }
 
-/// Every change goes to every shard, in order.
+/// Every change goes to every shard, in order. The present state goes first: other nodes may have changed it since the shards' partitions were looked up in it.
 async fn publish(mut views: watch::Receiver<Arc<crate::cluster::CatalogueView>>, end: ControlEnd, in_force: watch::Sender<u64>) {
+    views.mark_changed();
     while views.changed().await.is_ok() {
         let view = Arc::clone(&views.borrow_and_update());
         end.publish(&view).await;

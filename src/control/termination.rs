@@ -26,7 +26,7 @@ pub enum Ended<T> {
 impl Termination {
     /// Catches the signals; before the first work that a kill must not cut short.
     pub fn install() -> io::Result<Termination> {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (terminate, interrupt) = {
             let _inside = runtime.enter();
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
@@ -44,5 +44,22 @@ impl Termination {
                 told = other.recv() => Ended::Told(told.ok()),
             }
         })
+    }
+
+    /// Blocks until `work` is done, or (`None`) until a signal comes: what takes as long as other nodes want must not keep this one from stopping.
+    pub fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let Termination { runtime, terminate, interrupt } = self;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = terminate.recv() => None,
+                _ = interrupt.recv() => None,
+                done = work => Some(done),
+            }
+        })
+    }
+
+    /// Blocks until `work` is done, whatever signals come.
+    pub fn block_on<T>(&self, work: impl Future<Output = T>) -> T {
+        self.runtime.block_on(work)
     }
 }

@@ -37,4 +37,7 @@ pub mod decisions {
 
     #[doc = include_str!("decisions/0007-consensus-and-its-files.md")]
     pub mod consensus_and_its_files {}
+
+    #[doc = include_str!("decisions/0008-how-nodes-act-together.md")]
+    pub mod how_nodes_act_together {}
 }

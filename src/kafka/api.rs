@@ -61,7 +61,10 @@ pub const APIS: &[Api] = &[
     of_shape(ApiKey::DescribeLogDirs, (1, 4), 2, shape::DESCRIBE_LOG_DIRS),
     of_shape(ApiKey::CreatePartitions, (0, 3), 2, shape::CREATE_PARTITIONS),
     of_shape(ApiKey::DeleteGroups, (0, 2), 2, shape::DELETE_GROUPS),
+    of_shape(ApiKey::ElectLeaders, (0, 2), 2, shape::ELECT_LEADERS),
     of_shape(ApiKey::IncrementalAlterConfigs, (0, 1), 1, shape::INCREMENTAL_ALTER_CONFIGS),
+    of_shape(ApiKey::AlterPartitionReassignments, (0, 1), 0, shape::ALTER_PARTITION_REASSIGNMENTS),
+    of_shape(ApiKey::ListPartitionReassignments, (0, 0), 0, shape::LIST_PARTITION_REASSIGNMENTS),
     of_shape(ApiKey::OffsetDelete, (0, 0), NEVER_FLEXIBLE, shape::OFFSET_DELETE),
     of_shape(ApiKey::DescribeCluster, (0, 1), 0, shape::DESCRIBE_CLUSTER),
 ];

@@ -108,6 +108,16 @@ pub const DESCRIBE_LOG_DIRS: &[Part] = &[always(Structures(&[always(Text), alway
 pub const CREATE_PARTITIONS: &[Part] =
     &[always(Structures(&[always(Text), always(Fixed(4)), always(Structures(&[always(Integers)]))])), always(Fixed(4)), always(Fixed(1))];
 
+/// Kind, topics with partitions, time-out.
+pub const ELECT_LEADERS: &[Part] = &[since(1, Fixed(1)), always(Structures(&[always(Text), always(Integers)])), always(Fixed(4))];
+
+/// Time-out, whether the number of replicas may change, topics with partitions and their brokers.
+pub const ALTER_PARTITION_REASSIGNMENTS: &[Part] =
+    &[always(Fixed(4)), since(1, Fixed(1)), always(Structures(&[always(Text), always(Structures(&[always(Fixed(4)), always(Integers)]))]))];
+
+/// Time-out, topics with partitions.
+pub const LIST_PARTITION_REASSIGNMENTS: &[Part] = &[always(Fixed(4)), always(Structures(&[always(Text), always(Integers)]))];
+
 /// Authorized operations, brokers or controllers.
 pub const DESCRIBE_CLUSTER: &[Part] = &[always(Fixed(1)), since(1, Fixed(1))];
 

@@ -2,12 +2,14 @@
 
 use bytes::{BufMut, BytesMut};
 use kafka_protocol::messages::alter_configs_request::{AlterConfigsResource, AlterableConfig};
+use kafka_protocol::messages::alter_partition_reassignments_request::{ReassignablePartition, ReassignableTopic};
 use kafka_protocol::messages::create_partitions_request::{CreatePartitionsAssignment, CreatePartitionsTopic};
 use kafka_protocol::messages::create_topics_request::{CreatableReplicaAssignment, CreatableTopic, CreatableTopicConfig};
 use kafka_protocol::messages::delete_records_request::{DeleteRecordsPartition, DeleteRecordsTopic};
 use kafka_protocol::messages::describe_configs_request::DescribeConfigsResource;
 use kafka_protocol::messages::describe_log_dirs_request::DescribableLogDirTopic;
 use kafka_protocol::messages::list_offsets_request::{ListOffsetsPartition, ListOffsetsTopic};
+use kafka_protocol::messages::list_partition_reassignments_request::ListPartitionReassignmentsTopics;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::offset_for_leader_epoch_request::{OffsetForLeaderPartition, OffsetForLeaderTopic};
 use kafka_protocol::messages::{incremental_alter_configs_request as incremental, *};
@@ -165,6 +167,24 @@ fn requests() -> Vec<(i16, i16, Vec<u8>)> {
         add(&mut all, ApiKey::DescribeLogDirs, version, DescribeLogDirsRequest::default().with_topics(Some(vec![of])));
         add(&mut all, ApiKey::DescribeLogDirs, version, DescribeLogDirsRequest::default().with_topics(None));
     }
+    for version in 0..=2 {
+        let of = elect_leaders_request::TopicPartitions::default().with_topic(topic("orders")).with_partitions(vec![0, 1]);
+        let body = ElectLeadersRequest::default().with_timeout_ms(9).with_election_type(i8::from(version >= 1));
+        add(&mut all, ApiKey::ElectLeaders, version, body.clone().with_topic_partitions(Some(vec![of])));
+        add(&mut all, ApiKey::ElectLeaders, version, body.with_topic_partitions(None));
+    }
+    for version in 0..=1 {
+        let of = |replicas| ReassignablePartition::default().with_partition_index(3).with_replicas(replicas);
+        let of = vec![of(Some(vec![1.into(), 2.into()])), of(None)];
+        let of = vec![ReassignableTopic::default().with_name(topic("orders")).with_partitions(of)];
+        let body = AlterPartitionReassignmentsRequest::default().with_topics(of).with_timeout_ms(9);
+        add(&mut all, ApiKey::AlterPartitionReassignments, version, body.with_allow_replication_factor_change(version < 1));
+    }
+    let of = ListPartitionReassignmentsTopics::default().with_name(topic("orders")).with_partition_indexes(vec![0, 1]);
+    for topics in [Some(vec![of]), None] {
+        let body = ListPartitionReassignmentsRequest::default().with_timeout_ms(9).with_topics(topics);
+        add(&mut all, ApiKey::ListPartitionReassignments, 0, body);
+    }
     for version in 0..=1 {
         let mut body = DescribeClusterRequest::default().with_include_cluster_authorized_operations(true);
         if version >= 1 {
@@ -196,6 +216,9 @@ fn read(bytes: &[u8]) -> bool {
         ApiKey::DescribeLogDirs => decode::<DescribeLogDirsRequest>(&head, body).is_ok(),
         ApiKey::CreatePartitions => decode::<CreatePartitionsRequest>(&head, body).is_ok(),
         ApiKey::IncrementalAlterConfigs => decode::<IncrementalAlterConfigsRequest>(&head, body).is_ok(),
+        ApiKey::ElectLeaders => decode::<ElectLeadersRequest>(&head, body).is_ok(),
+        ApiKey::AlterPartitionReassignments => decode::<AlterPartitionReassignmentsRequest>(&head, body).is_ok(),
+        ApiKey::ListPartitionReassignments => decode::<ListPartitionReassignmentsRequest>(&head, body).is_ok(),
         ApiKey::DescribeCluster => decode::<DescribeClusterRequest>(&head, body).is_ok(),
         ApiKey::FindCoordinator => decode::<FindCoordinatorRequest>(&head, body).is_ok(),
         ApiKey::JoinGroup => decode::<JoinGroupRequest>(&head, body).is_ok(),

@@ -1,14 +1,19 @@
 //! Where a node's metadata comes from: a file of its own, or the consensus of a cluster that it founds, joins or goes back to.
 //!
-//! | the data directory | without `--cluster-listen` | with it |
-//! | --- | --- | --- |
-//! | is empty | a node that is alone | founds a cluster, or joins one that `--join` names |
-//! | has a catalogue of its own | goes on alone | founds a cluster with the topics that are there |
-//! | knows its cluster | is refused: others look for it | goes back to it, whatever `--join` says |
+//! | the data directory | without `--cluster-listen` | with it | with it and `--join` |
+//! | --- | --- | --- | --- |
+//! | is empty, or what a first start left that was cut short | alone | founds a cluster | joins one |
+//! | has a catalogue of its own | alone | founds a cluster with the topics that are there | is refused |
+//! | knows its cluster | is refused: others look for it | goes back to it | goes back to it |
+//!
+//! Crash story of a first start: identity, consensus (it counts once its file of votes is there), registration, store (it counts once it has a generation). Without votes,
+//! catalogue and generation nothing was ever stored or promised, so the next start draws another identity: it is another node to whomever it may have spoken to. With
+//! a generation, but neither votes nor catalogue, the consensus is lost, and the node says so.
 
 use std::net::TcpListener;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -17,10 +22,9 @@ use crate::bridge::ControlEnd;
 use crate::cluster::{CatalogueView, Command, Committed, Endpoint, NodeState, Registration};
 use crate::control::metadata::{MetadataStore, SingleNodeLog, Witness};
 use crate::control::raft::settings::Registry;
-use crate::control::raft::store::{ConsensusStatus, StartError, ask_cluster};
-use crate::control::raft::{ClusterStore, Consensus, ConsensusSettings, Origin, Timing};
+use crate::control::raft::store::{StartError, find_cluster};
+use crate::control::raft::{ClusterStore, Consensus, ConsensusId, ConsensusSettings, Origin, Timing, consensus_id, votes};
 use crate::limits;
-use crate::log::file_header::MetaSlot;
 use crate::log::paths;
 use crate::request::cluster::ConsensusState;
 use crate::request::{Code, Refusal};
@@ -85,27 +89,43 @@ impl MetadataStore for NodeStore {
 struct ByCatalogue;
 
 impl Registry for ByCatalogue {
-    fn is_live(&self, view: &CatalogueView, node: u32) -> bool {
-        view.node(node).is_some_and(|node| node.state != NodeState::Fenced)
+    fn is_live(&self, view: &CatalogueView, node: u32, life: ConsensusId) -> bool {
+        view.node(node).is_some_and(|node| node.is_live() && consensus_id(&node.registration.incarnation) == life)
     }
 
     fn fence(&self, view: &CatalogueView, node: u32) -> Option<Command> {
-        let node = view.node(node).filter(|node| node.state != NodeState::Fenced)?;
+        let node = view.node(node).filter(|node| node.is_live())?;
         Some(Command::FenceNode { node: node.id(), node_epoch: node.epoch })
     }
 }
 
-/// The id of the cluster that a node without one is to join.
-///
-/// # Errors
-/// Nobody that it was told of is a member of a cluster.
-pub fn cluster_to_join(cluster: &ClusterSettings) -> Result<[u8; 16], ServeError> {
-    ask_cluster(&cluster.join, Duration::from_millis(limits::JOIN_PATIENCE_MS)).map_err(failed)
+/// What a data directory says of its node's past.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Past {
+    /// It has none: the directory is empty, or a first start was cut short before it stored or promised anything.
+    Unborn,
+    /// It was alone.
+    Alone,
+    /// It is a node of a cluster.
+    Member,
+    /// It was one, and what it knew of the cluster is lost.
+    Bereft,
 }
 
-/// Whether the data directory belongs to a node of a cluster.
-pub fn knows_its_cluster(data: &Path) -> bool {
-    data.join(paths::CONSENSUS_DIR).exists()
+impl Past {
+    /// Of a data directory.
+    pub fn of(data: &Path) -> Past {
+        let there = |name: &str| data.join(name).exists();
+        if there(&format!("{}/{}", paths::CONSENSUS_DIR, votes::VOTE)) {
+            Past::Member
+        } else if there(paths::CATALOGUE) {
+            Past::Alone
+        } else if there(paths::GENERATION) {
+            Past::Bereft
+        } else {
+            Past::Unborn
+        }
+    }
 }
 
 fn written(endpoint: &Endpoint) -> String {
@@ -117,34 +137,53 @@ fn failed(error: impl std::fmt::Display) -> ServeError {
     ServeError::Failed(error.to_string())
 }
 
-/// Starts the consensus, and waits until this node is a member, knows all that was decided, and is registered.
+/// The id of the cluster that a node without one is to join.
 ///
 /// # Errors
-/// Its files can't be used, the cluster does not let it in, or its registration is refused.
-pub fn enter_cluster(
+/// Nobody that it was told of is a member of a cluster.
+pub async fn cluster_to_join(cluster: &ClusterSettings) -> Result<[u8; 16], ServeError> {
+    find_cluster(&cluster.join, Duration::from_millis(limits::JOIN_PATIENCE_MS)).await.map_err(failed)
+}
+
+/// A node in its cluster. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    store: ClusterStore,
+    registration: Arc<Registration>,
+    /// It is about to stop, and is not registered again.
+    leaving: Arc<AtomicBool>,
+}
+
+/// Starts the consensus of a node of this past. Blocks while files are read.
+///
+/// # Errors
+/// Its files can't be used.
+pub fn start_consensus(
     settings: &ServeSettings,
     cluster: &ClusterSettings,
-    meta: &MetaSlot,
-    joins: bool,
-    registration: &Registration,
+    past: Past,
+    registration: Registration,
     listener: TcpListener,
     witness: Witness,
-) -> Result<(Consensus, ClusterStore), ServeError> {
-    let directory = settings.data.join(paths::CONSENSUS_DIR);
-    let catalogue = Some(settings.data.join(paths::CATALOGUE)).filter(|path| path.exists());
-    let origin = match (joins, directory.exists()) {
-        (true, _) => Origin::Join { members: cluster.join.clone() },
-        (false, true) if catalogue.is_none() => Origin::Return,
-        // Again, where an earlier start ended between the two.
-        (false, _) => Origin::Found { catalogue },
+) -> Result<(Consensus, Membership), ServeError> {
+    let origin = match past {
+        Past::Unborn if cluster.join.is_empty() => Origin::Found { catalogue: None },
+        Past::Alone => Origin::Found { catalogue: Some(settings.data.join(paths::CATALOGUE)) },
+        // A take-over that was cut short left its catalogue, which the votes have made void.
+        Past::Member if settings.data.join(paths::CATALOGUE).exists() => {
+            Origin::Found { catalogue: Some(settings.data.join(paths::CATALOGUE)) }
+        }
+        // One that was never let in asks whom it is told of; one that was asks those that it knows besides.
+        Past::Unborn | Past::Member if !cluster.join.is_empty() => Origin::Join { members: cluster.join.clone() },
+        Past::Unborn | Past::Member | Past::Bereft => Origin::Return,
     };
     let (snapshot_entries, keep_entries) = ConsensusSettings::ENTRIES;
     let address = registration.cluster_address.as_ref().map(written).unwrap_or_default();
     let consensus = ConsensusSettings {
-        directory,
-        cluster: meta.cluster,
-        incarnation: meta.incarnation,
-        node: meta.node_id,
+        directory: settings.data.join(paths::CONSENSUS_DIR),
+        cluster: registration.cluster,
+        incarnation: registration.incarnation,
+        node: registration.node,
         proposer: uuid::Uuid::new_v4().as_u64_pair().0,
         listener: Some(listener),
         address,
@@ -155,100 +194,159 @@ pub fn enter_cluster(
         keep_entries,
         cpu: settings.spare_cpus.first().copied(),
     };
-    let (consensus, store) = Consensus::start(consensus, Box::new(ByCatalogue), witness).map_err(failed)?;
-    wait_for_cluster(&store)?;
-    register(&store, registration)?;
-    Ok((consensus, store))
+    let (consensus, store) =
+        Consensus::start(consensus, Box::new(ByCatalogue), witness).map_err(|error| ServeError::Store(error.to_string()))?;
+    Ok((consensus, Membership { store, registration: Arc::new(registration), leaving: Arc::default() }))
 }
 
-/// Without a majority nothing can be decided, and this node may not act: it waits for the others however long they take.
-fn wait_for_cluster(store: &ClusterStore) -> Result<(), ServeError> {
-    loop {
-        match store.ready_blocking(Duration::from_millis(limits::JOIN_PATIENCE_MS)) {
-            Ok(()) => return Ok(()),
-            Err(StartError::NotReady(refusal)) => {
-                let ConsensusStatus { members, .. } = store.status();
-                tracing::warn!(%refusal, members = members.len(), "waiting for the other nodes of the cluster");
-            }
-            Err(error) => return Err(failed(error)),
-        }
+/// Why a node is not in its cluster.
+#[derive(Debug, thiserror::Error)]
+pub enum EnterError {
+    /// The cluster does not let it in.
+    #[error("{0}")]
+    NotLetIn(StartError),
+    /// It can't go on, or its registration is refused.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Membership {
+    /// The metadata.
+    pub fn store(&self) -> &ClusterStore {
+        &self.store
     }
-}
 
-/// Registers this node, again and again while an earlier life of it is not fenced yet.
-fn register(store: &ClusterStore, registration: &Registration) -> Result<(), ServeError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().map_err(failed)?;
-    let deadline = Instant::now() + Duration::from_millis(limits::JOIN_PATIENCE_MS);
-    loop {
-        let command = Command::RegisterNode(Box::new(registration.clone()));
-        match runtime.block_on(store.propose(command)) {
-            Ok(_) => return Ok(()),
-            Err(refusal) if Instant::now() < deadline && may_pass(refusal.code) => {
-                tracing::info!(%refusal, "the registration of this node has to wait");
-                std::thread::sleep(Duration::from_millis(limits::REGISTER_RETRY_MS));
-            }
-            Err(refusal) => return Err(ServeError::Failed(format!("this node can't be registered: {refusal}"))),
-        }
+    fn node(&self) -> u32 {
+        self.registration.node
     }
-}
 
-fn may_pass(code: Code) -> bool {
-    matches!(code, Code::DuplicateBrokerRegistration | Code::Unavailable | Code::RequestTimedOut | Code::NotLeader)
-}
-
-/// Keeps the shards' lease in step with the consensus, and registers the node again when it was fenced: a pause may be longer than a lease.
-pub async fn keep_lease(store: ClusterStore, lease: Lease, shards: ControlEnd, registration: Registration) {
-    let mut word = store.lease();
-    // Nothing that was acknowledged is lost by a pause.
-    let registration = Registration { clean_stop: true, ..registration };
-    loop {
-        let now = *word.borrow_and_update();
-        if let Some(until) = now.until {
-            let had_ended = !lease.holds();
-            lease.extend(until);
-            if had_ended && lease.holds() {
-                shards.tell_lease().await;
+    /// Waits until this node is a member and knows all that was decided, then registers it. Without a majority nothing can be decided, and this node may not act: it waits
+    /// for the others however long they take.
+    ///
+    /// # Errors
+    /// The cluster does not let it in, or its registration is refused.
+    pub async fn enter(&self) -> Result<(), EnterError> {
+        loop {
+            match self.store.ready(Duration::from_millis(limits::JOIN_PATIENCE_MS)).await {
+                Ok(()) => break,
+                Err(StartError::NotReady(refusal)) if refusal.code == Code::Unavailable => {
+                    let members = self.store.consensus().members;
+                    let known: Vec<_> = members.iter().map(|member| format!("{} at {}", member.node, member.address)).collect();
+                    tracing::warn!(%refusal, members = known.join(", "), "waiting for the other nodes of the cluster");
+                }
+                Err(error @ StartError::NotLetIn(_)) => return Err(EnterError::NotLetIn(error)),
+                Err(error) => return Err(EnterError::Failed(error.to_string())),
             }
         }
-        // The word may be older than the registration.
-        if now.fenced && store.view().node(registration.node).is_none_or(|node| !node.is_live()) {
-            let outcome = store.propose(Command::RegisterNode(Box::new(registration.clone()))).await;
-            match outcome {
-                Ok(_) => tracing::warn!("this node was fenced, and is registered again"),
-                Err(refusal) => tracing::warn!(%refusal, "this node is fenced, and can't be registered yet"),
+        self.register().await
+    }
+
+    /// Registers this node, again and again while an earlier life of it is not fenced yet.
+    async fn register(&self) -> Result<(), EnterError> {
+        let deadline = Instant::now() + Duration::from_millis(limits::JOIN_PATIENCE_MS);
+        loop {
+            let Err(refusal) = self.propose_registration(self.registration.clean_stop).await else { return Ok(()) };
+            // For a majority it waits as long as it takes.
+            let passes =
+                refusal.code == Code::Unavailable || (refusal.code == Code::DuplicateBrokerRegistration && Instant::now() < deadline);
+            if !passes {
+                return Err(EnterError::Failed(format!("this node can't be registered: {refusal}")));
             }
+            tracing::info!(%refusal, "the registration of this node has to wait");
             tokio::time::sleep(Duration::from_millis(limits::REGISTER_RETRY_MS)).await;
-            if word.has_changed().is_ok() {
-                continue;
+        }
+    }
+
+    async fn propose_registration(&self, clean_stop: bool) -> Result<(), Refusal> {
+        let registration = Registration { clean_stop, ..Registration::clone(&self.registration) };
+        self.store.propose(Command::RegisterNode(Box::new(registration))).await.map(drop)
+    }
+
+    /// Keeps the shards' lease in step with the consensus, and registers the node again when it was fenced: a pause may be longer than a lease. `in_force`: the catalogue
+    /// that all shards act by, in commands. Ends with a reason for which this node must not go on.
+    pub async fn keep_lease(self, lease: Lease, shards: ControlEnd, mut in_force: watch::Receiver<u64>) -> String {
+        let mut word = self.store.lease();
+        loop {
+            let now = *word.borrow_and_update();
+            if let Some(until) = now.until {
+                if lease.holds() {
+                    lease.extend(until);
+                } else if self.shards_follow(&mut in_force, until).await {
+                    lease.extend(until);
+                    shards.tell_lease().await;
+                }
+            }
+            if now.fenced
+                && !self.leaving.load(Relaxed)
+                && let Err(reason) = self.register_anew().await
+            {
+                return reason;
+            }
+            if word.changed().await.is_err() {
+                return "the consensus has ended".into();
             }
         }
-        if word.changed().await.is_err() {
-            return;
+    }
+
+    /// Whether all shards act by what was decided while this node had no lease, before the new one ends: what they led then others may lead now.
+    async fn shards_follow(&self, in_force: &mut watch::Receiver<u64>, until: Instant) -> bool {
+        let wanted = self.store.view().commands();
+        let follow = in_force.wait_for(|commands| *commands >= wanted);
+        matches!(tokio::time::timeout_at(until.into(), follow).await, Ok(Ok(_)))
+    }
+
+    /// The leader's word that this node is fenced may be older than its last registration, so it is looked at first.
+    async fn register_anew(&self) -> Result<(), String> {
+        let outcome = match self.store.barrier().await {
+            Err(refusal) => Err(refusal),
+            Ok(()) => {
+                let view = self.store.view();
+                match view.node(self.node()) {
+                    None => return Err(format!("node {} was removed from the cluster", self.node())),
+                    Some(node) if node.registration.incarnation != self.registration.incarnation => {
+                        let address = node.registration.cluster_address.as_ref().map(written).unwrap_or_default();
+                        return Err(format!("another node has come as node {} while this one was silent, at {address}", self.node()));
+                    }
+                    Some(node) if node.is_live() => return Ok(()),
+                    // Nothing that was acknowledged is lost by a pause.
+                    Some(_) => self.propose_registration(true).await,
+                }
+            }
+        };
+        match outcome {
+            Ok(()) => tracing::warn!("this node was silent for too long and was fenced; it is registered again"),
+            Err(refusal) => {
+                tracing::warn!(%refusal, "this node is fenced, and can't be registered yet");
+                tokio::time::sleep(Duration::from_millis(limits::REGISTER_RETRY_MS)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands leadership over before this node stops, then leaves every ISR: when this returns others lead its partitions, as far as they can, and wait for nothing of it.
+    /// Gives up after [`limits::HAND_OVER_MS`].
+    pub async fn leave(&self) {
+        self.leaving.store(true, Relaxed);
+        let (node, view) = (self.node(), self.store.view());
+        let others = view.nodes().filter(|other| other.id() != node && other.is_live()).count();
+        let Some(node_epoch) = view.node(node).map(|node| node.epoch).filter(|_| others > 0) else { return };
+        let leave = async {
+            self.store.propose(Command::DrainNode { node, node_epoch }).await?;
+            let mut views = self.store.subscribe();
+            let _ = views.wait_for(|view| !leads_for_others(view, node)).await;
+            tracing::info!("other nodes lead now");
+            self.store.propose(Command::FenceNode { node, node_epoch }).await
+        };
+        match tokio::time::timeout(Duration::from_millis(limits::HAND_OVER_MS), leave).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(refusal)) => tracing::warn!(%refusal, "leadership can't be handed over"),
+            Err(_) => tracing::warn!("leadership was not handed over in time"),
         }
     }
 }
 
-/// Hands leadership over before this node stops: its partitions are led by others when this returns, as far as others can.
-pub fn hand_over(store: &ClusterStore, node: u32) {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_time().build() else { return };
-    let Some(node_epoch) = store.view().node(node).map(|node| node.epoch) else { return };
-    let drain = async {
-        store.propose(Command::DrainNode { node, node_epoch }).await?;
-        let mut views = store.subscribe();
-        let handed_over = |view: &Arc<CatalogueView>| !leads_for_others(view, node);
-        let _ = views.wait_for(handed_over).await;
-        Ok::<_, Refusal>(())
-    };
-    let patience = Duration::from_millis(limits::HAND_OVER_MS);
-    match runtime.block_on(async { tokio::time::timeout(patience, drain).await }) {
-        Ok(Ok(())) => tracing::info!("other nodes lead now"),
-        Ok(Err(refusal)) => tracing::warn!(%refusal, "leadership can't be handed over"),
-        Err(_) => tracing::warn!("leadership was not handed over in time"),
-    }
-}
-
-/// Whether the node leads a partition that another member of its ISR could lead.
+/// Whether the node leads a partition that another member of its ISR could lead: one that is there and does not stop itself.
 fn leads_for_others(view: &CatalogueView, node: u32) -> bool {
-    let live = |other: &u32| *other != node && view.node(*other).is_some_and(|other| other.is_live());
-    view.all_partitions().any(|(_, record)| record.leader == Some(node) && record.isr.iter().any(live))
+    let stays = |other: &u32| *other != node && view.node(*other).is_some_and(|other| other.state == NodeState::Live);
+    view.all_partitions().any(|(_, record)| record.leader == Some(node) && record.isr.iter().any(stays))
 }

@@ -2,6 +2,8 @@
 
 mod catalogue_trace;
 pub mod host;
+mod identity;
+mod listeners;
 pub mod membership;
 pub mod settings;
 mod start;

@@ -1,36 +1,36 @@
 //! From settings to a running broker, and to its end.
 //!
-//! Order: host checks, lock, identity, catalogue (this start made durable), recovery of the store (blocking, before any executor), listeners, control plane,
-//! shards. `ready` is printed when every shard accepts. The end: shards drain and take a last checkpoint, then the store is marked clean.
+//! Order: host checks, lock, listeners, identity, catalogue (this start made durable; of a cluster, this waits for the others), recovery of the store (blocking, before any
+//! executor), control plane, shards. `ready` is printed when every shard accepts. The end: leadership goes to other
+//! nodes, shards drain and take a last checkpoint, then the store is marked clean.
 
 use std::io::{self, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::bridge::bridge;
 use crate::cluster::node::PROTOCOL;
 use crate::cluster::{Endpoint, Registration};
 use crate::control::metadata::{MetadataStore, SingleNodeLog, Witness};
+use crate::control::raft::Consensus;
 use crate::control::status::{NodeState, NodeStatus, ShardPlace};
 use crate::control::termination::{Ended, Termination};
 use crate::control::{ControlParts, ControlPlane};
-use crate::limits;
 use crate::log::file_header::MetaSlot;
 use crate::log::files::{ReadFiles, StoreFiles};
+use crate::log::paths;
 use crate::log::recovery::{OpenRequest, RecoveredStore, open_store};
-use crate::log::{identity, paths};
 use crate::metrics::ShardMetrics;
 use crate::request::Broker;
 use crate::server::catalogue_trace::witness;
-use crate::server::host;
-use crate::server::membership::{self, NodeStore};
-use crate::server::settings::{ClusterSettings, ServeSettings};
+use crate::server::listeners::Listeners;
+use crate::server::membership::{self, EnterError, NodeStore, Past};
+use crate::server::settings::ServeSettings;
+use crate::server::{host, identity};
 use crate::shard::blocking_files::BlockingFiles;
 use crate::shard::context::NodeIdentity;
 use crate::shard::mesh::mesh;
-use crate::shard::net::listen;
 use crate::shard::replication::{Lease, Pace};
 use crate::shard::reserve::Reserve;
 use crate::shard::ring::JournalFile;
@@ -61,10 +61,12 @@ pub enum ServeError {
     #[error("{0}")]
     Store(String),
     /// A port can't be had.
-    #[error("can't listen on {address}: {error}{}", if error.kind() == io::ErrorKind::AddrInUse { "; another program has the port: stop it or choose another with --listen or --admin-listen" } else { "" })]
+    #[error("can't listen on {address}: {error}{}{what}", if error.kind() == io::ErrorKind::AddrInUse { "; another program has the port: stop it or choose another with " } else { "; this is for " })]
     Listen {
         /// Which.
         address: SocketAddr,
+        /// The flag, and what the port is for where that is not plain.
+        what: String,
         /// Why.
         error: io::Error,
     },
@@ -84,14 +86,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let host = host::check(&settings)?;
     tracing::debug!(descriptors = host.descriptors, "host checked");
     let lock = lock_data(&settings.data)?;
-    let mut listeners = Vec::new();
-    for shard in settings.per_shard() {
-        listeners.push(listen_once_free(shard.listen).map_err(|error| ServeError::Listen { address: shard.listen, error })?);
-    }
-    let admin = match settings.admin_listen {
-        Some(address) => Some(TcpListener::bind(address).map_err(|error| ServeError::Listen { address, error })?),
-        None => None,
-    };
+    let Listeners { clients: listeners, admin, consensus: port, replication } = Listeners::bind(&settings)?;
     let trace = match &options.disk_trace {
         Some(path) => Some(Arc::new(Trace::open(path).map_err(|e| failed("disk trace", &e))?)),
         None => None,
@@ -101,27 +96,27 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     }
     let reserve = Arc::new(Reserve::open(&settings.data, settings.buffered_io).map_err(store_error)?);
     let mut files = BlockingFiles::traced(&settings.data, !settings.buffered_io, trace.clone());
-    let (mut meta, fresh) = open_identity(&mut files, &settings)?;
+    let past = Past::of(&settings.data);
+    let Some(mut meta) = identity::open(&mut files, &settings, past, &mut termination)? else { return Ok(()) };
     drop_unfinished_catalogue(&mut files)?;
     let shards = settings.shards();
     let addresses: Vec<SocketAddr> =
         listeners.iter().map(TcpListener::local_addr).collect::<io::Result<_>>().map_err(|e| failed("listeners", &e))?;
     let brokers = brokers(&settings, meta.node_id, &addresses);
-    let registration = registration(&settings, &meta, fresh, &brokers);
+    let registration = registration(&settings, &meta, past, &brokers);
     let hears = witness(trace.clone(), settings.data.clone());
-    let mut replication: Vec<Option<TcpListener>> = (0..shards).map(|_| None).collect();
-    let (consensus, catalogue) = match &settings.cluster {
-        None => (None, NodeStore::Alone(open_catalogue(&settings.data, &registration, fresh, hears)?)),
-        Some(cluster) => {
-            let bind = |address| listen_once_free(address).map_err(|error| ServeError::Listen { address, error });
-            let listener = bind(cluster.listen)?;
-            for (shard, listener) in replication.iter_mut().enumerate() {
-                *listener = Some(bind(cluster.replication(shard as u32))?);
+    let (cluster, catalogue) = match (&settings.cluster, port) {
+        (Some(cluster), Some(port)) => {
+            let (consensus, membership) = membership::start_consensus(&settings, cluster, past, registration, port, hears)?;
+            match termination.during(membership.enter()) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => return Err(not_in_cluster(&mut files, &settings, past, consensus, error)),
+                None => return Ok(()),
             }
-            let joins = fresh && !cluster.join.is_empty();
-            let (consensus, store) = membership::enter_cluster(&settings, cluster, &meta, joins, &registration, listener, hears)?;
-            (Some((consensus, store.clone())), NodeStore::Cluster(store))
+            let store = NodeStore::Cluster(membership.store().clone());
+            (Some((consensus, membership)), store)
         }
+        _ => (None, NodeStore::Alone(open_catalogue(&settings.data, &registration, past, hears)?)),
     };
     let view = catalogue.view();
     let ring = runtime::ring_size(settings.memory_bytes / u64::from(settings.shards()), settings.shards(), options.journal_file);
@@ -146,9 +141,14 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (gone, ended) = async_channel::unbounded();
     let lease = Lease::begin();
     let pace = Pace::of(settings.catch_up_bytes_per_s);
-    if let Some((_, store)) = &consensus {
-        let keeping = membership::keep_lease(store.clone(), lease.clone(), control.end(), registration.clone());
-        control.run_beside("corelane-lease", keeping).map_err(|e| failed("the thread of the lease", &e))?;
+    if let Some((_, membership)) = &cluster {
+        let keeping = membership.clone().keep_lease(lease.clone(), control.end(), control.in_force());
+        let gone: async_channel::Sender<Result<(), String>> = gone.clone();
+        let work = async move {
+            let reason = keeping.await;
+            let _ = gone.send(Err(reason)).await;
+        };
+        control.run_beside("corelane-lease", work).map_err(|e| failed("the thread of the lease", &e))?;
     }
     let mut threads = Vec::new();
     let before = kick::Known::now().map_err(|e| failed("/proc", &e))?;
@@ -216,8 +216,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         Ended::Told(_) => return Err(ServeError::Failed("a shard ended by itself".into())),
     }
     status.advance(NodeState::Draining);
-    if let Some((_, store)) = &consensus {
-        membership::hand_over(store, meta.node_id);
+    if let Some((_, membership)) = &cluster {
+        termination.block_on(membership.leave());
     }
     control.drain();
     for _ in 0..shards {
@@ -231,7 +231,7 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
         thread.join().map_err(|e| failed("executor", &e))?;
     }
     control.stop();
-    if let Some((consensus, _)) = consensus {
+    if let Some((consensus, _)) = cluster {
         consensus.stop();
     }
     mark(&mut files, &meta, true)?;
@@ -239,27 +239,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     Ok(())
 }
 
-fn store_error(error: impl std::fmt::Display) -> ServeError {
+pub(super) fn store_error(error: impl std::fmt::Display) -> ServeError {
     ServeError::Store(error.to_string())
-}
-
-/// A broker that was killed may leave its listeners behind for a moment: the kernel takes an io_uring apart after its process is gone, and
-/// an accept that waited in it holds the socket. Whoever starts the next broker at once is not to be told that the port is taken.
-fn listen_once_free(address: SocketAddr) -> io::Result<TcpListener> {
-    let first = Instant::now();
-    loop {
-        match listen(address) {
-            Err(error)
-                if error.kind() == io::ErrorKind::AddrInUse && first.elapsed() < Duration::from_millis(limits::LISTEN_PATIENCE_MS) =>
-            {
-                std::thread::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS));
-            }
-            done => {
-                tracing::debug!(%address, waited_ms = first.elapsed().as_millis() as u64, bound = done.is_ok(), "listening socket");
-                return done;
-            }
-        }
-    }
 }
 
 /// One broker at a time has the directory; the lock goes with the file that is returned.
@@ -284,63 +265,20 @@ pub fn lock_data(data: &Path) -> Result<std::fs::File, ServeError> {
     }
 }
 
-fn open_identity(files: &mut BlockingFiles, settings: &ServeSettings) -> Result<(MetaSlot, bool), ServeError> {
-    match identity::read(files).map_err(store_error)? {
-        Some(meta) => {
-            check_identity(&meta, settings)?;
-            Ok((meta, false))
-        }
-        None => {
-            let founded = || Ok(*uuid::Uuid::new_v4().as_bytes());
-            let cluster = match settings.cluster.as_ref().filter(|cluster| !cluster.join.is_empty()) {
-                Some(cluster) => membership::cluster_to_join(cluster),
-                None => founded(),
-            }?;
-            let meta = MetaSlot {
-                oldest_reader: 1,
-                node_id: settings.node_id.unwrap_or(0),
-                cluster,
-                incarnation: *uuid::Uuid::new_v4().as_bytes(),
-                sequence: 0,
-                clean_shutdown: false,
-            };
-            Ok((identity::write(files, None, &meta).map_err(store_error)?, true))
+/// A node that was not let in is no member of anything: what its first start made is taken away, so that the next one may try with other settings.
+fn not_in_cluster(files: &mut BlockingFiles, settings: &ServeSettings, past: Past, consensus: Consensus, error: EnterError) -> ServeError {
+    consensus.stop();
+    if past == Past::Unborn && matches!(error, EnterError::NotLetIn(_)) {
+        let removed = std::fs::remove_dir_all(settings.data.join(paths::CONSENSUS_DIR)).map_err(|e| e.to_string());
+        if let Err(error) = removed.and_then(|()| files.unlink(paths::META).map_err(|e| e.to_string())) {
+            tracing::warn!(error, "what this start has made stays; empty the data directory before the next one");
         }
     }
-}
-
-/// A store knows which node it is, and whether it is one of a cluster's.
-fn check_identity(meta: &MetaSlot, settings: &ServeSettings) -> Result<(), ServeError> {
-    if let Some(id) = settings.node_id.filter(|id| *id != meta.node_id) {
-        let text =
-            format!("the data directory {} is of node {}, not of node {id}: a node keeps its id", settings.data.display(), meta.node_id);
-        return Err(ServeError::Store(text));
-    }
-    let is_member = membership::knows_its_cluster(&settings.data);
-    match &settings.cluster {
-        None if is_member => {
-            let text = format!(
-                "the data directory {} is of a node of a cluster: say with --cluster-listen where other nodes find it",
-                settings.data.display()
-            );
-            Err(ServeError::Store(text))
-        }
-        Some(cluster) if !is_member && !cluster.join.is_empty() => refuse_other_cluster(meta, cluster),
-        _ => Ok(()),
-    }
-}
-
-/// A node that was alone has topics of its own, and may have acknowledged records: those of another cluster can't come in their place.
-fn refuse_other_cluster(meta: &MetaSlot, cluster: &ClusterSettings) -> Result<(), ServeError> {
-    let theirs = membership::cluster_to_join(cluster)?;
-    let (ours, theirs) = (uuid::Uuid::from_bytes(meta.cluster), uuid::Uuid::from_bytes(theirs));
-    Err(ServeError::Store(format!(
-        "this node is of cluster {ours} and has a catalogue of its own, so it can't join cluster {theirs}: use an empty data directory"
-    )))
+    ServeError::Failed(error.to_string())
 }
 
 fn mark(files: &mut BlockingFiles, meta: &MetaSlot, clean_shutdown: bool) -> Result<MetaSlot, ServeError> {
-    identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
+    crate::log::identity::write(files, Some(meta), &MetaSlot { clean_shutdown, ..*meta }).map_err(store_error)
 }
 
 /// A compaction of the catalogue that was cut short before its rename counts for nothing.
@@ -353,7 +291,7 @@ fn drop_unfinished_catalogue(files: &mut BlockingFiles) -> Result<(), ServeError
 }
 
 /// What this node says of itself.
-fn registration(settings: &ServeSettings, meta: &MetaSlot, fresh: bool, brokers: &[Broker]) -> Registration {
+fn registration(settings: &ServeSettings, meta: &MetaSlot, past: Past, brokers: &[Broker]) -> Registration {
     Registration {
         node: meta.node_id,
         incarnation: meta.incarnation,
@@ -366,14 +304,13 @@ fn registration(settings: &ServeSettings, meta: &MetaSlot, fresh: bool, brokers:
         shards: settings.shards(),
         rack: settings.rack.clone(),
         durability: settings.durability,
-        clean_stop: meta.clean_shutdown || fresh,
+        clean_stop: meta.clean_shutdown || past == Past::Unborn,
     }
 }
 
-fn open_catalogue(data: &Path, registration: &Registration, fresh: bool, witness: Witness) -> Result<SingleNodeLog, ServeError> {
+fn open_catalogue(data: &Path, registration: &Registration, past: Past, witness: Witness) -> Result<SingleNodeLog, ServeError> {
     let path = data.join(paths::CATALOGUE);
-    // A first start that was cut short between the identity and the catalogue has no generation yet.
-    if fresh || (!path.exists() && !data.join(paths::GENERATION).exists()) {
+    if past == Past::Unborn {
         SingleNodeLog::create(&path, registration.cluster, &witness).map_err(store_error)?;
     }
     let (log, opened) = SingleNodeLog::open(&path, registration, witness).map_err(store_error)?;

@@ -67,8 +67,9 @@ async fn status(context: &Context, question: StatusQuestion) -> Result<ClusterAn
 async fn reassign(context: &Context, asked: Reassign) -> Result<ClusterAnswer, Refusal> {
     let topic = view(context).topic(&asked.topic).map(|topic| topic.id).ok_or_else(|| unknown(&asked.topic))?;
     let propose = |(partition, target)| async move {
-        let command = Command::Reassign { partition: TopicPartition { topic, partition }, target };
-        (partition, context.control.propose(command).await.map(drop))
+        let id = TopicPartition { topic, partition };
+        let outcome = context.control.propose(Command::Reassign { partition: id, target }).await;
+        (partition, outcome.map(drop).map_err(|refusal| named(context, id, refusal)))
     };
     Ok(ClusterAnswer::Reassigned(stream::iter(asked.partitions).map(propose).buffered(AT_ONCE).collect().await))
 }
@@ -81,13 +82,20 @@ async fn elect(context: &Context, asked: ElectLeader) -> Result<ClusterAnswer, R
         Candidate::InSync(node) => Election::HandOver(node),
         Candidate::Unclean(node) => Election::Unclean(node),
     };
-    let committed = context.control.propose(Command::ElectLeader { partition, election }).await?;
+    let elect = Command::ElectLeader { partition, election };
+    let committed = context.control.propose(elect).await.map_err(|refusal| named(context, partition, refusal))?;
     let elected = committed.view.partition(&partition).and_then(|record| Some((record.leader?, record.leader_epoch)));
     let (leader, leader_epoch) = elected.ok_or_else(|| Refusal::new(Code::Internal, format!("nobody leads partition {partition}")))?;
     if matches!(asked.candidate, Candidate::Unclean(_)) {
         tracing::warn!(topic = asked.topic, partition = asked.partition, node = leader, leader_epoch, "a leader that may lack records");
     }
     Ok(ClusterAnswer::Elected { leader, leader_epoch })
+}
+
+/// A refusal of the catalogue, which knows topics by their ids, for people who know their names.
+fn named(context: &Context, id: TopicPartition, refusal: Refusal) -> Refusal {
+    let message = refusal.message.replace(&format!("partition {id}"), &context.name_of(&id));
+    Refusal { message, ..refusal }
 }
 
 /// Without it nothing could be decided once it stops.

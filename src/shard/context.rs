@@ -147,9 +147,16 @@ impl Context {
         })
     }
 
-    /// The shard that owns a partition.
+    /// The shard that owns a partition on this node, or would.
     pub fn owner(&self, partition: &TopicPartition) -> u32 {
-        partition.topic.shard_of(partition.partition, self.mesh.shards())
+        self.owner_by(&self.view.borrow(), partition)
+    }
+
+    /// As [`Context::owner`], by another state of the metadata.
+    pub fn owner_by(&self, view: &CatalogueView, partition: &TopicPartition) -> u32 {
+        // Without a registration, in a store from before there were clusters, nothing is placed.
+        let placed = view.shard_on(self.identity.node, partition);
+        placed.unwrap_or_else(|| partition.topic.shard_of(partition.partition, self.mesh.shards()))
     }
 
     /// Whether this shard owns it.

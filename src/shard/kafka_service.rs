@@ -30,6 +30,7 @@ use crate::shard::kafka_group_admin;
 use crate::shard::kafka_groups;
 use crate::shard::kafka_log_dirs;
 use crate::shard::kafka_offsets;
+use crate::shard::kafka_placement;
 use crate::shard::kafka_produce::{malformed, resolve, unknown};
 use crate::shard::metadata;
 use crate::shard::service;
@@ -161,6 +162,9 @@ pub async fn answer(exchange: &Rc<Exchange>, start: FrameStart, frame: Vec<u8>) 
         ApiKey::DescribeConfigs => kafka_admin::describe_configs(&asked).await,
         ApiKey::AlterConfigs => kafka_admin::alter_configs(&asked).await,
         ApiKey::IncrementalAlterConfigs => kafka_admin::incremental_alter_configs(&asked).await,
+        ApiKey::ElectLeaders => kafka_placement::elect_leaders(&asked).await,
+        ApiKey::AlterPartitionReassignments => kafka_placement::alter_reassignments(&asked).await,
+        ApiKey::ListPartitionReassignments => kafka_placement::list_reassignments(&asked).await,
         ApiKey::DescribeLogDirs => kafka_log_dirs::describe_log_dirs(&asked),
         ApiKey::DescribeCluster => kafka_admin::describe_cluster(&asked).await,
         // Whoever adds an API to the list adds it here: the test that asks every one of it for an answer says so.

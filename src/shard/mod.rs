@@ -36,6 +36,7 @@ pub mod kafka_group_admin;
 pub mod kafka_groups;
 pub mod kafka_log_dirs;
 pub mod kafka_offsets;
+pub mod kafka_placement;
 pub mod kafka_produce;
 pub mod kafka_service;
 pub mod kick;

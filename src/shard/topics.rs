@@ -54,7 +54,7 @@ pub async fn apply(context: &Rc<Context>, view: Arc<CatalogueView>) {
 pub fn open_topic(context: &Rc<Context>, topic: &Topic, view: &CatalogueView) {
     for partition in 0..topic.partitions {
         let id = TopicPartition { topic: topic.id, partition };
-        if !context.is_mine(&id) {
+        if context.owner_by(view, &id) != context.mesh.shard() {
             continue;
         }
         match context.store.partition(&id) {
@@ -66,7 +66,8 @@ pub fn open_topic(context: &Rc<Context>, topic: &Topic, view: &CatalogueView) {
 
 /// Opens a partition of this shard of which this node has become a replica. Without a record of it the node is alone.
 fn follow_record(context: &Rc<Context>, topic: &Topic, id: &TopicPartition, view: &CatalogueView) {
-    if !context.is_mine(id) || context.store.partition(id).is_some() || context.replication.dropping.borrow().contains(id) {
+    let is_mine = context.owner_by(view, id) == context.mesh.shard();
+    if !is_mine || context.store.partition(id).is_some() || context.replication.dropping.borrow().contains(id) {
         return;
     }
     let node = context.identity.node;

@@ -172,7 +172,8 @@ impl Shared {
         self.ends.load(Ordering::Relaxed)
     }
 
-    async fn connect(&self, name: &str) -> Result<Client, String> {
+    /// A client.
+    pub async fn connect(&self, name: &str) -> Result<Client, String> {
         let builder = Client::builder(&self.bootstrap).client_id(name).request_timeout(REQUEST_TIMEOUT);
         builder.connect_timeout(REQUEST_TIMEOUT).connect().await.map_err(|e| e.to_string())
     }

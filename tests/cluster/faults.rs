@@ -55,6 +55,13 @@ impl Kind {
         Kind::CutOneWay,
     ];
 
+    /// All, or those that `CORELANE_FAULTS` names.
+    pub fn wanted() -> Result<Vec<Kind>, String> {
+        let Ok(names) = std::env::var("CORELANE_FAULTS") else { return Ok(Kind::ALL.to_vec()) };
+        let find = |name: &str| Kind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| format!("no fault is named {name:?}"));
+        names.split(',').map(find).collect()
+    }
+
     /// Its name in counts.
     pub fn name(self) -> &'static str {
         match self {

@@ -19,6 +19,8 @@
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
 //! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
+//! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
+//! | `growth` | the check `growth`: a node comes and another goes, under load |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -29,6 +31,8 @@ pub mod catch_up;
 pub mod clients;
 pub mod failover;
 pub mod faults;
+pub mod groups;
+pub mod growth;
 pub mod idle;
 pub mod network;
 pub mod nodes;

@@ -68,9 +68,14 @@ impl Nodes {
 
     /// Forms a cluster: the first node, then the others at once.
     pub fn form(&mut self) -> Result<(), String> {
+        self.form_of(*self.network.nodes().end())
+    }
+
+    /// Forms a cluster of the first nodes; the others may join later.
+    pub fn form_of(&mut self, nodes: u32) -> Result<(), String> {
         self.spawn(1, &[])?;
         self.wait_ready(1)?;
-        let others: Vec<Node> = self.network.nodes().skip(1).collect();
+        let others: Vec<Node> = self.network.nodes().take(nodes as usize).skip(1).collect();
         for node in &others {
             self.spawn(*node, &[1])?;
         }

@@ -5,7 +5,7 @@
 //! the replicas compared byte for byte.
 //!
 //! The seed decides the faults. Moments can't be replayed, and a replayed round begins a life of its own: replay the rounds from a life's first one
-//! (`--rounds N` with the same seed) where a fault alone shows nothing.
+//! (`--rounds N` with the same seed) where a fault alone shows nothing. `CORELANE_FAULTS=kill,pause` draws from these kinds only.
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
@@ -100,7 +100,7 @@ struct Life {
 impl Life {
     fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Life, String> {
         let _ = fs::remove_dir_all(&directory);
-        let mut kinds = Kind::ALL.to_vec();
+        let mut kinds = Kind::wanted()?;
         let (network, reason) = Network::best(NODES, random.draw())?;
         if let Some(reason) = reason {
             eprintln!("SKIPPED: faults of the network, as there can be no namespaces: {reason}");
@@ -119,6 +119,9 @@ impl Life {
                 None
             }
         };
+        if kinds.is_empty() {
+            return Err("none of the faults that are wanted can be made here".into());
+        }
         let means = Means { kinds, small_disk: disk.as_ref().map(|_| small), partitions: PARTITIONS, nodes: NODES };
         nodes.form()?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(NODES as u16);

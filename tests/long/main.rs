@@ -40,6 +40,8 @@ const CHECKS: &[Entry] = &[
     flips::ENTRY,
     cluster::run::ENTRY,
     cluster::failover::ENTRY,
+    cluster::groups::ENTRY,
+    cluster::growth::ENTRY,
     cluster::idle::ENTRY,
     cluster::catch_up::ENTRY,
 ];

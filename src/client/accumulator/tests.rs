@@ -48,7 +48,11 @@ fn add(accumulator: &mut Accumulator, partition: u32, value: &[u8], now: Micros)
 }
 
 fn poll(accumulator: &mut Accumulator, now: Micros) -> Option<Vec<(BatchKey, u32, Bytes)>> {
-    let drafts = accumulator.poll_request(BROKER, now)?;
+    poll_of(accumulator, BROKER, now)
+}
+
+fn poll_of(accumulator: &mut Accumulator, broker: u32, now: Micros) -> Option<Vec<(BatchKey, u32, Bytes)>> {
+    let drafts = accumulator.poll_request(broker, now)?;
     let sent = drafts.into_iter().map(|draft| {
         let bytes = draft.body.bytes();
         accumulator.store_bytes(draft.key, bytes.clone());
@@ -198,6 +202,45 @@ fn a_moved_leader_gets_what_waits() {
 }
 
 #[test]
+fn a_new_leader_gets_nothing_while_the_former_may_take_what_came_before() {
+    let mut a = accumulator(settings(), 2);
+    drop((add(&mut a, 0, b"one", 0), add(&mut a, 1, b"other", 0)));
+    let request = poll(&mut a, 0).unwrap();
+    let (second, other) = (add(&mut a, 0, b"two", 0), add(&mut a, 1, b"another", 0));
+    a.update_topic("t", &topic(2, 9), 0);
+    assert!(a.poll_request(9, 0).is_none() && poll(&mut a, 0).is_none());
+    let results = vec![result(Ok(0)), result(Err(Code::NotLeader))];
+    complete(a.handle_answer(BROKER, &keys(&request), Ok(results), 0));
+    let next = poll_of(&mut a, 9, 0).unwrap();
+    assert_eq!(next.iter().map(|(_, partition, _)| *partition).collect::<Vec<_>>(), [0]);
+    assert_eq!(BatchHeader::parse(&next[0].2).unwrap().base_sequence, 1);
+    complete(a.handle_answer(9, &keys(&next), Ok(vec![result(Ok(1))]), 0));
+    assert!(second.try_result().is_some() && other.try_result().is_none());
+    complete(a.handle_time(1000));
+    let next = poll_of(&mut a, 9, 1000).unwrap();
+    assert_eq!(BatchHeader::parse(&next[0].2).unwrap().base_sequence, 0, "what was refused comes first");
+}
+
+#[test]
+fn a_partition_without_a_leader_waits_and_others_do_not() {
+    let mut a = accumulator(settings(), 2);
+    let mut found = topic(2, BROKER);
+    found.partitions[0].leader = None;
+    a.update_topic("t", &found, 0);
+    let (waits, goes) = (add(&mut a, 0, b"waits", 0), add(&mut a, 1, b"goes", 0));
+    let request = poll(&mut a, 0).unwrap();
+    complete(a.handle_answer(BROKER, &keys(&request), Ok(vec![result(Ok(0))]), 0));
+    assert!(goes.try_result().is_some());
+    let nobody = ClientError::from(Refusal::new(Code::NotLeader, "nobody leads it"));
+    let settled = a.handle_unreachable(NO_LEADER, &nobody, 0);
+    assert_eq!(settled.stale_topics.len(), 1);
+    assert!(a.ready_brokers().is_empty(), "it waits before it asks again");
+    a.update_topic("t", &topic(2, BROKER), 0);
+    assert_eq!(poll(&mut a, 0).unwrap().len(), 1, "at once with a leader");
+    assert!(waits.try_result().is_none());
+}
+
+#[test]
 fn an_unreachable_broker_gives_up_only_when_the_time_is_over() {
     let mut a = accumulator(settings(), 1);
     let delivery = add(&mut a, 0, b"x", 0);
@@ -312,19 +355,37 @@ impl Log {
     }
 }
 
-type Sent = Vec<(BatchKey, u32, Bytes)>;
+type Request = Vec<(BatchKey, u32, Bytes)>;
+
+/// A request on its way to a broker, or its answer on the way back.
+struct Sent {
+    broker: u32,
+    request: Request,
+    results: Option<Vec<ProduceResult>>,
+}
+
+/// Who leads after the first.
+const SUCCESSOR: u32 = 8;
 
 /// What the random run does to the accumulator next.
 #[derive(Clone, Debug)]
 enum Step {
     Append(u8, u8),
     Send,
-    /// The broker takes the oldest request and answers.
+    /// The oldest answer arrives, of the request that was the oldest if none is on its way yet.
     Serve,
+    /// The broker of the oldest request takes it; its answer is on its way.
+    Take,
     /// It refuses all of it.
     Refuse(usize),
-    /// It takes so many of the requests in flight, and then the connection breaks without an answer.
+    /// The broker of the oldest request takes so many of those that it was sent, and then the connection breaks without an answer.
     Break(usize),
+    /// What comes next is of the other broker.
+    Turn,
+    /// The other broker leads, with all that was taken.
+    Move,
+    /// The client hears who leads.
+    Learn,
     Wait(u16),
     Flush,
 }
@@ -334,6 +395,10 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0u8..3, 1u8..4).prop_map(|(p, n)| Step::Append(p, n)),
         6 => Just(Step::Send),
         5 => Just(Step::Serve),
+        2 => Just(Step::Take),
+        2 => Just(Step::Turn),
+        1 => Just(Step::Move),
+        2 => Just(Step::Learn),
         2 => (0usize..6).prop_map(Step::Refuse),
         1 => (0usize..6).prop_map(Step::Break),
         2 => (0u16..3000).prop_map(Step::Wait),
@@ -344,6 +409,7 @@ fn step() -> impl Strategy<Value = Step> {
 struct Run {
     accumulator: Accumulator,
     logs: Vec<Log>,
+    leader: u32,
     on_the_way: VecDeque<Sent>,
     deliveries: Vec<(u64, DeliveryFuture)>,
     now: Micros,
@@ -366,8 +432,10 @@ impl Run {
                     self.accumulator.set_identity(self.next_identity, 0);
                     self.next_identity += 1;
                 }
-                if let Some(request) = poll(&mut self.accumulator, self.now) {
-                    self.on_the_way.push_back(request);
+                for broker in [BROKER, SUCCESSOR] {
+                    if let Some(request) = poll_of(&mut self.accumulator, broker, self.now) {
+                        self.on_the_way.push_back(Sent { broker, request, results: None });
+                    }
                 }
             }
             Step::Serve => self.serve(None),
@@ -382,16 +450,34 @@ impl Run {
                 ];
                 self.serve(Some(codes[which]));
             }
-            Step::Break(taken) => {
-                let broken = std::mem::take(&mut self.on_the_way);
-                for (_, partition, bytes) in broken.iter().take(taken).flatten() {
-                    let _ = self.logs[*partition as usize].append(bytes);
-                }
-                for request in broken {
-                    let settled = self.accumulator.handle_answer(BROKER, &keys(&request), Err(lost()), self.now);
-                    complete(settled);
+            Step::Take => {
+                if let Some(at) = self.on_the_way.iter().position(|sent| sent.results.is_none()) {
+                    self.on_the_way[at].results = Some(self.results(at, None));
                 }
             }
+            Step::Break(taken) => {
+                let Some(broker) = self.on_the_way.front().map(|sent| sent.broker) else { return };
+                let (broken, others): (Vec<_>, Vec<_>) = self.on_the_way.drain(..).partition(|sent| sent.broker == broker);
+                self.on_the_way = others.into();
+                if broker == self.leader {
+                    for (_, partition, bytes) in
+                        broken.iter().filter(|sent| sent.results.is_none()).take(taken).flat_map(|sent| &sent.request)
+                    {
+                        let _ = self.logs[*partition as usize].append(bytes);
+                    }
+                }
+                for sent in broken {
+                    complete(self.accumulator.handle_answer(broker, &keys(&sent.request), Err(lost()), self.now));
+                }
+            }
+            Step::Turn => {
+                let first = self.on_the_way.front().map(|sent| sent.broker);
+                let is_other = |sent: &Sent| Some(sent.broker) != first;
+                let (others, rest): (Vec<_>, Vec<_>) = self.on_the_way.drain(..).partition(is_other);
+                self.on_the_way = others.into_iter().chain(rest).collect();
+            }
+            Step::Move => self.leader = BROKER + SUCCESSOR - self.leader,
+            Step::Learn => self.accumulator.update_topic("t", &topic(3, self.leader), self.now),
             Step::Wait(time) => {
                 self.now += Micros::from(time);
                 complete(self.accumulator.handle_time(self.now));
@@ -401,19 +487,33 @@ impl Run {
     }
 
     fn serve(&mut self, refusal: Option<Code>) {
-        let Some(request) = self.on_the_way.pop_front() else { return };
+        if self.on_the_way.is_empty() {
+            return;
+        }
+        let results = match self.on_the_way[0].results.take() {
+            Some(results) => results,
+            None => self.results(0, refusal),
+        };
+        let Some(sent) = self.on_the_way.pop_front() else { return };
+        complete(self.accumulator.handle_answer(sent.broker, &keys(&sent.request), Ok(results), self.now));
+    }
+
+    /// What its broker makes of a request.
+    fn results(&mut self, at: usize, refusal: Option<Code>) -> Vec<ProduceResult> {
+        let leads = self.on_the_way[at].broker == self.leader;
         let answer = |(_, partition, bytes): &(BatchKey, u32, Bytes)| {
+            let log = &mut self.logs[*partition as usize];
             result(match refusal {
+                _ if !leads => Err(Code::NotLeader),
                 // Too late, but appended.
-                Some(Code::RequestTimedOut) => self.logs[*partition as usize].append(bytes).and(Err(Code::RequestTimedOut)),
+                Some(Code::RequestTimedOut) => log.append(bytes).and(Err(Code::RequestTimedOut)),
                 // A broker that has taken a batch does not find it invalid later.
-                Some(Code::InvalidRecord) if self.logs[*partition as usize].has(bytes) => self.logs[*partition as usize].append(bytes),
+                Some(Code::InvalidRecord) if log.has(bytes) => log.append(bytes),
                 Some(code) => Err(code),
-                None => self.logs[*partition as usize].append(bytes),
+                None => log.append(bytes),
             })
         };
-        let results = request.iter().map(answer).collect();
-        complete(self.accumulator.handle_answer(BROKER, &keys(&request), Ok(results), self.now));
+        self.on_the_way[at].request.iter().map(answer).collect()
     }
 
     /// Takes the steps, then whatever ends it, and checks logs and answers.
@@ -421,6 +521,7 @@ impl Run {
         let mut run = Run {
             accumulator: accumulator(Settings { delivery_timeout: 20_000, ..settings }, 3),
             logs: (0..3).map(|_| Log::default()).collect(),
+            leader: BROKER,
             on_the_way: VecDeque::new(),
             deliveries: vec![],
             now: 1,
@@ -455,6 +556,7 @@ impl Run {
     fn finish(&mut self) {
         for _ in 0..2000 {
             self.take(&Step::Wait(500));
+            self.take(&Step::Learn);
             self.take(&Step::Send);
             self.take(&Step::Serve);
             if self.accumulator.buffered() == 0 && self.on_the_way.is_empty() {

@@ -211,7 +211,7 @@ impl Node {
             return Answer::NotLeader(None);
         }
         // Only now: the round has brought the view up to all that earlier leaders have committed, fences included.
-        let is_live = self.registry.is_live(&self.shown.view.borrow(), member.node);
+        let is_live = self.registry.is_live(&self.shown.view.borrow(), member.node, id);
         if is_live && !lock(&self.leases).is_being_fenced(member.node) { Answer::Alive } else { Answer::Fenced }
     }
 

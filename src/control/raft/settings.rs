@@ -4,6 +4,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::ConsensusId;
 use super::formation::Origin;
 use crate::cluster::{CatalogueView, Command};
 use crate::limits;
@@ -82,8 +83,8 @@ impl ConsensusSettings {
 
 /// What the consensus needs to know of the nodes in the catalogue, which it does not look into.
 pub trait Registry: Send + Sync + 'static {
-    /// Whether a node may act: it is registered and not fenced.
-    fn is_live(&self, view: &CatalogueView, node: u32) -> bool;
+    /// Whether this life of a node may act: it is the one that is registered, and not fenced. One that was silent for long may have been followed by another.
+    fn is_live(&self, view: &CatalogueView, node: u32, life: ConsensusId) -> bool;
 
     /// The command that fences a node that is live; `None` if there is nothing to do.
     fn fence(&self, view: &CatalogueView, node: u32) -> Option<Command>;
@@ -94,7 +95,7 @@ pub trait Registry: Send + Sync + 'static {
 pub struct NoRegistry;
 
 impl Registry for NoRegistry {
-    fn is_live(&self, _view: &CatalogueView, _node: u32) -> bool {
+    fn is_live(&self, _view: &CatalogueView, _node: u32, _life: ConsensusId) -> bool {
         true
     }
 

@@ -188,28 +188,28 @@ impl Drop for Consensus {
     }
 }
 
-/// Asks, for a node that has no cluster yet, members for the id of theirs. Blocks; asks again until `within` is over, because they may still be starting.
-pub fn ask_cluster(members: &[String], within: Duration) -> Result<[u8; 16], StartError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+/// Asks, for a node that has no cluster yet, members for the id of theirs; asks again until `within` is over, because they may still be starting.
+///
+/// # Errors
+/// Nobody answers, or nobody who does is a member of a cluster.
+pub async fn find_cluster(members: &[String], within: Duration) -> Result<[u8; 16], StartError> {
     let newcomer = Identity { cluster: [0; 16], node: 0, id: 0 };
     let dialer = Dialer::new(newcomer, Arc::default(), Timing::default().heartbeat);
     let deadline = Instant::now() + within;
-    runtime.block_on(async {
-        loop {
-            let mut failures = Vec::new();
-            for address in members {
-                let greeting = tokio::time::timeout(dialer.pause * 8, dialer.connect(address, 0)).await;
-                match greeting.unwrap_or(Err(PeerError::Timeout)) {
-                    Ok(connection) => return Ok(connection.peer.cluster),
-                    Err(error) => failures.push((address.clone(), error)),
-                }
+    loop {
+        let mut failures = Vec::new();
+        for address in members {
+            let greeting = tokio::time::timeout(dialer.pause * 8, dialer.connect(address, 0)).await;
+            match greeting.unwrap_or(Err(PeerError::Timeout)) {
+                Ok(connection) => return Ok(connection.peer.cluster),
+                Err(error) => failures.push((address.clone(), error)),
             }
-            if Instant::now() >= deadline {
-                return Err(StartError::NoCluster(failures));
-            }
-            tokio::time::sleep(dialer.pause).await;
         }
-    })
+        if Instant::now() >= deadline {
+            return Err(StartError::NoCluster(failures));
+        }
+        tokio::time::sleep(dialer.pause).await;
+    }
 }
 
 /// Our times as the library's. It holds back votes for the longest election time after a leader was heard, and waits for a time of its own after that, drawn once at its start.

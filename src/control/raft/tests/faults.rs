@@ -12,7 +12,7 @@ fn strangers_are_refused_with_the_reason() {
     let mut founder = TestNode::new(1);
     founder.start(found()).ready();
     let address = founder.address();
-    assert_eq!(store::ask_cluster(std::slice::from_ref(&address), LONG).unwrap(), CLUSTER);
+    assert_eq!(block_on(store::find_cluster(std::slice::from_ref(&address), LONG)).unwrap(), CLUSTER);
 
     let mut stranger = TestNode::new(2);
     stranger.timing.proposal = Duration::from_secs(2);

@@ -1,5 +1,6 @@
 //! Nodes that fall silent are fenced, those that are heard are not, and a node's own lease ends first.
 
+use super::super::ConsensusId;
 use super::*;
 use crate::cluster::CatalogueView;
 
@@ -12,7 +13,7 @@ pub(super) fn topic_of(view: &CatalogueView, node: u32) -> Option<TopicId> {
 }
 
 impl Registry for TopicsAsNodes {
-    fn is_live(&self, view: &CatalogueView, node: u32) -> bool {
+    fn is_live(&self, view: &CatalogueView, node: u32, _life: ConsensusId) -> bool {
         topic_of(view, node).is_some()
     }
 
