@@ -19,7 +19,7 @@ use futures_util::future::try_join_all;
 use glommio::io::DmaBuffer;
 use glommio::{Task, TaskQueueHandle};
 
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, INSTALLED_PER_CHECKPOINT};
 use crate::log::installation::{Installation, MAX_SEGMENT_EPOCHS};
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::paths;
@@ -354,6 +354,12 @@ impl Received {
             direct: Some(direct.clone()),
             completion: None,
         });
+        if !self.segment.producers.is_empty() {
+            store.installed_bytes.set(store.installed_bytes.get() + info.batch_bytes());
+            if store.installed_bytes.get() >= INSTALLED_PER_CHECKPOINT {
+                store.ring.full().notify();
+            }
+        }
         store.metrics.add(Counter::SegmentsInstalled, 1);
         store.metrics.add(Counter::SegmentBytes, info.batch_bytes());
         sequence
