@@ -101,7 +101,12 @@ fn entries() -> Vec<(EntryHeader, Vec<u8>)> {
         };
         (header, payload)
     };
-    EntryKind::ALL.into_iter().filter(|kind| !matches!(kind, EntryKind::Replace | EntryKind::Restart | EntryKind::Install)).enumerate().map(entry).collect()
+    EntryKind::ALL
+        .into_iter()
+        .filter(|kind| !matches!(kind, EntryKind::Replace | EntryKind::Restart | EntryKind::Install))
+        .enumerate()
+        .map(entry)
+        .collect()
 }
 
 /// Came after the group of all kinds was kept.

@@ -442,5 +442,8 @@ fn a_rewritten_segment_says_nothing_of_the_hash_before_it() {
     follower.handle_segment_lost(&segment(0, StreamId { session: 0, ..STREAM }), &mut effects);
     assert_eq!(effects, []);
     follower.handle_segment_lost(&segment(0, STREAM), &mut effects);
-    assert!(matches!(&effects[..], [Effect::Send { to: 1, message: Message::Ack(ack) }] if ack.rewind && ack.log_end == 100), "{effects:?}");
+    assert!(
+        matches!(&effects[..], [Effect::Send { to: 1, message: Message::Ack(ack) }] if ack.rewind && ack.log_end == 100),
+        "{effects:?}"
+    );
 }
