@@ -7,7 +7,8 @@
 //!     memory and one journal entry in one step: the segment is the log's last one
 //!     the entry is durable: both files get their own names, durably; then the replica says that it has it
 //! ```
-//! A crash before the entry is durable leaves temporary files, which the next start removes; after it the next start finishes the renaming. A stream that ends, or bytes that don't check, leave no trace.
+//! A crash before the entry is durable leaves temporary files, which the next start removes; after it the next start finishes the renaming.
+//! A stream that ends, or bytes that don't check, leave no trace.
 //!
 //! Nothing of it goes through memory tail or journal: a byte is written once. Writes are of the task queue that the caller gives: below live traffic.
 
