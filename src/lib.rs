@@ -23,7 +23,7 @@
 //! # The way of a group
 //! A member's request is the same value from either protocol ([`request::group`]). Any shard takes it and passes it to the one that has the group's partition of
 //! `__consumer_offsets` ([`shard::groups`]); there the coordinator, a pure machine ([`group`]), decides, its records go the way of any other, and the answer
-//! leaves when they are durable. [`shard::cleaner`] keeps that partition, and every compacted one, short ([`log::cleaning`] has the rules). The client's side is in
+//! leaves when they are committed. A group whose partition another node leads is refused, and the client is told which shard has it. [`shard::cleaner`] keeps that partition, and every compacted one, short ([`log::cleaning`] has the rules). The client's side is in
 //! [`client`].
 //!
 //! # The metadata of a cluster

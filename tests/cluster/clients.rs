@@ -3,18 +3,20 @@
 //! A producer is idempotent, waits for all replicas and has many records on their way. The broker's failures are the client library's to deal with: an error that reaches
 //! the program is a complaint, and the run fails by it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use corelane::client::{Client, ConsumedBatch, ProduceError, ProduceFailure, Producer, ProducerRecord, RecordMetadata, SeekTo};
+use corelane::client::{
+    Client, ConsumedBatch, OffsetReset, ProduceError, ProduceFailure, Producer, ProducerRecord, RebalanceListener, RecordMetadata, SeekTo,
+};
 use corelane::request::{Acks, Code, OffsetSpec};
 use corelane::types::Offset;
 
 use super::network::Network;
-use crate::checker::{ClientId, Event, History, Operation, Partition, Phase, Record, Value};
+use crate::checker::{ClientId, Event, History, Operation, Phase, Record, Value};
 use crate::crash::Numbers;
 
 /// Longer than any fault, with what a slow machine makes of it.
@@ -43,9 +45,20 @@ pub struct Shared {
     read: AtomicU64,
     /// Producers send nothing more.
     ends: AtomicBool,
-    /// Where each partition ends, once it is known for good: consumers end there.
-    last: Mutex<Option<BTreeMap<u32, Offset>>>,
+    /// What there is in the end, once it is known for good: consumers end there.
+    last: Mutex<Option<Last>>,
+    /// What the members of the group have read.
+    group_read: Mutex<HashSet<Value>>,
     gaps: Vec<Mutex<Gap>>,
+}
+
+/// What a final read has found.
+#[derive(Clone, Default)]
+struct Last {
+    /// By partition: one past its last offset.
+    ends: BTreeMap<u32, Offset>,
+    /// All values.
+    values: HashSet<Value>,
 }
 
 /// Between acknowledgements of one partition.
@@ -108,6 +121,7 @@ impl Shared {
             read: AtomicU64::new(0),
             ends: AtomicBool::new(false),
             last: Mutex::new(None),
+            group_read: Mutex::default(),
             gaps: (0..partitions).map(|_| Mutex::new(Gap::begin(begun))).collect(),
         })
     }
@@ -168,6 +182,10 @@ impl Shared {
         self.gaps[partition as usize].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn last(&self) -> std::sync::MutexGuard<'_, Option<Last>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_ended(&self) -> bool {
         self.ends.load(Ordering::Relaxed)
     }
@@ -212,8 +230,8 @@ pub struct Clients {
 }
 
 impl Clients {
-    /// Starts producers and consumers.
-    pub fn start(shared: Arc<Shared>, producers: u32, consumers: u32, load: Load, seed: u64) -> Clients {
+    /// Starts producers, consumers that read everything, and members of one group.
+    pub fn start(shared: Arc<Shared>, (producers, consumers, members): (u32, u32, u32), load: Load, seed: u64) -> Clients {
         let spawn = |id: ClientId, work: Box<dyn FnOnce(Arc<Shared>) -> Result<(), String> + Send>| {
             let shared = shared.clone();
             std::thread::spawn(move || {
@@ -226,7 +244,9 @@ impl Clients {
         let producers = (1..=producers)
             .map(|id| spawn(id, Box::new(move |shared| block_on(produce(shared, id, load, Numbers(seed ^ u64::from(id)))))))
             .collect();
-        let consumers = (101..=100 + consumers).map(|id| spawn(id, Box::new(move |shared| block_on(consume(shared, id))))).collect();
+        let readers = (101..=100 + consumers).map(|id| spawn(id, Box::new(move |shared| block_on(consume(shared, id)))));
+        let members = (201..=200 + members).map(|id| spawn(id, Box::new(move |shared| block_on(consume_in_group(shared, id)))));
+        let consumers = readers.chain(members).collect();
         Clients { shared, producers, consumers }
     }
 
@@ -236,8 +256,8 @@ impl Clients {
         for producer in self.producers.drain(..) {
             producer.join().map_err(|_| "a producer has panicked")?;
         }
-        let ends = self.shared.run(async |shared| read_all(shared).await)?;
-        *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(ends);
+        let last = self.shared.run(async |shared| read_all(shared).await)?;
+        *self.shared.last() = Some(last);
         for consumer in self.consumers.drain(..) {
             consumer.join().map_err(|_| "a consumer has panicked")?;
         }
@@ -248,7 +268,7 @@ impl Clients {
 impl Drop for Clients {
     fn drop(&mut self) {
         self.shared.ends.store(true, Ordering::Relaxed);
-        *self.shared.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(BTreeMap::new());
+        *self.shared.last() = Some(Last::default());
     }
 }
 
@@ -328,8 +348,8 @@ async fn consume(shared: Arc<Shared>, id: ClientId) -> Result<(), String> {
     let mut position = vec![0; shared.partitions as usize];
     let mut ends_since = None;
     loop {
-        if let Some(last) = &*shared.last.lock().unwrap_or_else(PoisonError::into_inner) {
-            let behind = last.iter().find(|(partition, end)| position[**partition as usize] < **end);
+        if let Some(last) = &*shared.last() {
+            let behind = last.ends.iter().find(|(partition, end)| position[**partition as usize] < **end);
             let Some((partition, end)) = behind else { return Ok(()) };
             if ends_since.get_or_insert_with(Instant::now).elapsed() > CATCH_UP_PATIENCE {
                 return Err(format!("it is at {} of partition {partition}, which ends at {end}", position[*partition as usize]));
@@ -357,10 +377,59 @@ fn records_of(batch: &ConsumedBatch) -> Result<Vec<Record>, String> {
     batch.records().map(record).collect()
 }
 
-/// Reads everything there is; where each partition ends.
-async fn read_all(shared: &Shared) -> Result<BTreeMap<Partition, Offset>, String> {
+/// A member of a group: whatever it is given, from where the group has committed. What the group has read all together must be everything.
+async fn consume_in_group(shared: Arc<Shared>, id: ClientId) -> Result<(), String> {
+    let client = shared.connect(&format!("member-{id}")).await?;
+    let member = client.group_consumer("faulty").subscribe([shared.topic.clone()]).offset_reset(OffsetReset::Earliest);
+    let member = member.session_timeout(SESSION).auto_commit(Duration::from_millis(500));
+    let member = member.on_rebalance(Rebalanced { shared: shared.clone(), id });
+    let mut member = member.reading(|consumer| consumer.max_wait(Duration::from_millis(500))).build().map_err(|e| e.to_string())?;
+    let mut ends_since = None;
+    loop {
+        let left = shared.last().as_ref().map(|last| {
+            let read = shared.group_read.lock().unwrap_or_else(PoisonError::into_inner);
+            last.values.iter().filter(|value| !read.contains(*value)).count()
+        });
+        match left {
+            Some(0) => return member.close().await.map_err(|e| e.to_string()),
+            Some(left) if ends_since.get_or_insert_with(Instant::now).elapsed() > CATCH_UP_PATIENCE => {
+                return Err(format!("{left} records were read by no member of its group; it has {:?}", member.assignment()));
+            }
+            _ => {}
+        }
+        let until = tokio::time::Instant::now() + Duration::from_millis(500);
+        while let Ok(next) = tokio::time::timeout_at(until, member.next_batch()).await {
+            let batch = next.map_err(|e| e.to_string())?;
+            let records = records_of(&batch)?;
+            shared.group_read.lock().unwrap_or_else(PoisonError::into_inner).extend(records.iter().map(|record| record.value));
+            shared.push(id, Phase::Ok, Operation::Poll { records });
+        }
+    }
+}
+
+/// Whoever is silent for this long is no member any more: as long as a client needs to notice that its coordinator has gone, and to find the next one.
+const SESSION: Duration = Duration::from_secs(20);
+
+/// Writes down that a member reads from somewhere else from now on.
+struct Rebalanced {
+    shared: Arc<Shared>,
+    id: ClientId,
+}
+
+impl RebalanceListener for Rebalanced {
+    fn assigned(&mut self, _partitions: &[(String, Vec<u32>)]) {
+        self.shared.push(self.id, Phase::Ok, Operation::Subscribe);
+    }
+
+    fn revoked(&mut self, _partitions: &[(String, Vec<u32>)]) {
+        self.shared.push(self.id, Phase::Ok, Operation::Subscribe);
+    }
+}
+
+/// Reads everything there is.
+async fn read_all(shared: &Shared) -> Result<Last, String> {
     let client = shared.connect("reader").await?;
-    let mut ends = BTreeMap::new();
+    let mut last = Last::default();
     for partition in 0..shared.partitions {
         let offset = async |spec| client.admin().offset(&shared.topic, partition, spec).await.map_err(|e| e.to_string());
         let (start, end) = (offset(OffsetSpec::Earliest).await?.0, offset(OffsetSpec::Latest).await?.0);
@@ -374,10 +443,11 @@ async fn read_all(shared: &Shared) -> Result<BTreeMap<Partition, Offset>, String
             records.extend(records_of(&batch)?.into_iter().map(|record| (record.offset, record.value)));
             next = batch.next_offset();
         }
+        last.values.extend(records.iter().map(|(_, value)| *value));
+        last.ends.insert(partition, end);
         shared.push(999, Phase::Ok, Operation::FinalRead { partition, start, end, records });
-        ends.insert(partition, end);
     }
-    Ok(ends)
+    Ok(last)
 }
 
 /// A value of that length which is told from all others by its first bytes; the rest follows from them.

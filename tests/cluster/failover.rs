@@ -96,7 +96,7 @@ impl Running {
         let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let clients = Clients::start(shared.clone(), 1, 1, LOAD, random.draw());
+        let clients = Clients::start(shared.clone(), (1, 1, 0), LOAD, random.draw());
         Ok(Running { directory, clients, shared, nodes })
     }
 

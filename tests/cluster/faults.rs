@@ -14,6 +14,8 @@ use crate::small_disk::SmallDisk;
 pub enum Kind {
     /// SIGKILL; later a start.
     Kill,
+    /// SIGKILL, a start that is killed wherever it is, and later another start.
+    KillStart,
     /// SIGSTOP; later SIGCONT.
     Pause,
     /// SIGTERM; later a start.
@@ -40,8 +42,9 @@ pub enum Kind {
 
 impl Kind {
     /// Every kind.
-    pub const ALL: [Kind; 12] = [
+    pub const ALL: [Kind; 13] = [
         Kind::Kill,
+        Kind::KillStart,
         Kind::Pause,
         Kind::Stop,
         Kind::RollingRestart,
@@ -66,6 +69,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Kill => "kill",
+            Kind::KillStart => "kill_start",
             Kind::Pause => "pause",
             Kind::Stop => "planned_stop",
             Kind::RollingRestart => "rolling_restart",
@@ -160,7 +164,8 @@ fn draw_fault(random: &mut Numbers, means: &Means, allowed: &dyn Fn(Kind) -> boo
     let most = match kind {
         // Past the time after which others elect, as often as within it.
         Kind::Kill | Kind::Pause | Kind::Isolate | Kind::Mute | Kind::Deaf | Kind::CutPair | Kind::CutOneWay => 7000,
-        Kind::Stop | Kind::Wipe | Kind::DiskFull => 3000,
+        Kind::Wipe | Kind::DiskFull => 8000,
+        Kind::Stop | Kind::KillStart => 3000,
         Kind::RollingRestart | Kind::KillAll => 1000,
     };
     Fault {
@@ -213,6 +218,12 @@ impl Fault {
         let begun = Begun { kind: self.kind, node, cuts };
         match self.kind {
             Kind::Kill => nodes.kill(node)?,
+            Kind::KillStart => {
+                nodes.kill(node)?;
+                nodes.start(node)?;
+                std::thread::sleep(self.hold / 5);
+                nodes.kill(node)?;
+            }
             Kind::Pause => nodes.pause(node)?,
             Kind::Stop => drop(nodes.stop(node)?),
             Kind::RollingRestart => roll(nodes, topic, &all)?,
@@ -237,7 +248,7 @@ impl Begun {
     /// Ends. Nodes that are started may not be ready yet.
     pub fn end(self, nodes: &mut Nodes, disk: Option<&SmallDisk>) -> Result<(), String> {
         match self.kind {
-            Kind::Kill | Kind::Stop | Kind::Wipe => nodes.start(self.node),
+            Kind::Kill | Kind::KillStart | Kind::Stop | Kind::Wipe => nodes.start(self.node),
             Kind::Pause => nodes.resume(self.node),
             Kind::KillAll => nodes.network.nodes().try_for_each(|node| nodes.start(node)),
             Kind::RollingRestart => Ok(()),

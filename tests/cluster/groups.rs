@@ -15,7 +15,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use corelane::client::{
-    AssignmentStrategy, ClientError, ConsumedBatch, GroupConsumeError, GroupConsumer, NewTopic, OffsetReset, RebalanceListener,
+    AssignmentStrategy, Client, ClientError, ConsumedBatch, GroupConsumeError, GroupConsumer, NewTopic, OffsetReset, RebalanceListener,
 };
 use corelane::group::partition_of;
 use corelane::request::OffsetSpec;
@@ -40,6 +40,9 @@ const TOPIC: &str = "grouped";
 const PARTITIONS: u32 = 6;
 const GROUP: &str = "readers";
 const MEMBERS: u32 = 3;
+/// The last one leaves the group after at least so long, up to four times that, and comes again: the coordinator is hit in rebalances too.
+const STAY_MS: u64 = 1000;
+const AWAY: Duration = Duration::from_millis(300);
 const LOAD: Load = Load { every: Duration::from_millis(5), value_bytes: 300, large_one_in: 0 };
 /// Between two commits of a member.
 const COMMIT_EVERY: Duration = Duration::from_millis(30);
@@ -108,12 +111,12 @@ impl Life {
         let mut nodes = Nodes::new(network, &directory)?;
         nodes.form()?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(NODES as u16).config("min.insync.replicas", "2");
-        let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
+        let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let producers = Some(Clients::start(shared.clone(), 1, 0, LOAD, random.draw()));
+        let producers = Some(Clients::start(shared.clone(), (1, 0, 0), LOAD, random.draw()));
         let progress = Arc::<Progress>::default();
-        let members = (1..=MEMBERS).map(|id| start_member(id, &shared, &progress)).collect();
+        let members = (1..=MEMBERS).map(|id| start_member(id, &shared, &progress, random.draw())).collect();
         let means = Means { kinds, small_disk: None, partitions: PARTITIONS, nodes: NODES };
         let life = Life { directory, producers, shared, members, progress, nodes, means, begun: Instant::now(), log: Vec::new() };
         life.wait_progress().and_then(|()| life.wait_healthy()).map_err(|what| life.explain(&what))?;
@@ -200,6 +203,7 @@ impl Life {
         if !findings.is_empty() {
             return Err(checker::report(&history, &findings));
         }
+        self.progress.settles.store(true, Ordering::Relaxed);
         let ends = self.ends()?;
         wait_until("the group has committed all that there is", PROGRESS_PATIENCE, || {
             self.expect_no_complaint()?;
@@ -238,7 +242,7 @@ impl Life {
 
     /// What an administrator hears who asks at one node.
     fn expect_told(&self, address: &str, ends: &BTreeMap<u32, Offset>) -> Result<(), String> {
-        let told = async |client: corelane::client::Client| {
+        let told = async |client: Client| {
             let admin = client.admin();
             let groups = admin.list_groups().await.map_err(|e| e.to_string())?;
             let described = admin.describe_group(GROUP).await.map_err(|e| e.to_string())?;
@@ -286,6 +290,8 @@ struct Progress {
     refused: AtomicU64,
     /// Partitions that members were given.
     taken: AtomicU64,
+    /// Nobody leaves any more.
+    settles: AtomicBool,
     ends: AtomicBool,
 }
 
@@ -354,12 +360,12 @@ impl RebalanceListener for Held {
     }
 }
 
-fn start_member(id: u32, shared: &Arc<Shared>, progress: &Arc<Progress>) -> JoinHandle<()> {
+fn start_member(id: u32, shared: &Arc<Shared>, progress: &Arc<Progress>, seed: u64) -> JoinHandle<()> {
     let (shared, progress) = (shared.clone(), progress.clone());
     std::thread::spawn(move || {
         let outcome = shared.run({
             let progress = progress.clone();
-            async move |shared| member(id, shared, progress).await
+            async move |shared| member(id, shared, progress, Numbers(seed)).await
         });
         if let Err(text) = outcome {
             progress.complain(format!("member {id} ends: {text}"));
@@ -367,15 +373,27 @@ fn start_member(id: u32, shared: &Arc<Shared>, progress: &Arc<Progress>) -> Join
     })
 }
 
-async fn member(id: u32, shared: &Shared, progress: Arc<Progress>) -> Result<(), String> {
+async fn member(id: u32, shared: &Shared, progress: Arc<Progress>, mut random: Numbers) -> Result<(), String> {
     let client = shared.connect(&format!("member-{id}")).await?;
+    while !progress.ends.load(Ordering::Relaxed) {
+        let leaves_after = (id == MEMBERS).then(|| Duration::from_millis(STAY_MS + random.below(3 * STAY_MS)));
+        stay(&client, &progress, leaves_after).await?;
+        tokio::time::sleep(AWAY).await;
+    }
+    Ok(())
+}
+
+/// A member from when it joins to when it leaves.
+async fn stay(client: &Client, progress: &Arc<Progress>, leaves_after: Option<Duration>) -> Result<(), String> {
+    let joined = Instant::now();
+    let leaves = || leaves_after.is_some_and(|after| joined.elapsed() >= after) && !progress.settles.load(Ordering::Relaxed);
     let held = Held(Arc::default(), progress.clone());
     let settings = client.group_consumer(GROUP).subscribe([TOPIC]).offset_reset(OffsetReset::Earliest).manual_commit();
     let settings = settings.session_timeout(SESSION).heartbeat_interval(Duration::from_millis(500));
     let settings = settings.strategies([AssignmentStrategy::CooperativeSticky]).on_rebalance(held.clone());
     let mut consumer = settings.build().map_err(|e| e.to_string())?;
     let mut commit_at = Instant::now();
-    while !progress.ends.load(Ordering::Relaxed) {
+    while !progress.ends.load(Ordering::Relaxed) && !leaves() {
         match tokio::time::timeout(Duration::from_millis(100), consumer.next_batch()).await {
             Ok(Ok(batch)) => take(&batch, &held)?,
             // It is taken out of the group, or the client gives up: either is what must not be.
@@ -384,11 +402,12 @@ async fn member(id: u32, shared: &Shared, progress: Arc<Progress>) -> Result<(),
             Err(_) => {}
         }
         if commit_at.elapsed() >= COMMIT_EVERY {
-            commit(&mut consumer, &progress).await?;
+            commit(&mut consumer, progress).await?;
             commit_at = Instant::now();
         }
     }
-    consumer.close().await.map_err(|e| e.to_string())
+    consumer.leave().await;
+    Ok(())
 }
 
 fn take(batch: &ConsumedBatch, held: &Held) -> Result<(), String> {

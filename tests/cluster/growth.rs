@@ -72,7 +72,7 @@ impl Grown {
         let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         let topic = clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?.id;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let clients = Some(Clients::start(shared.clone(), 2, 2, LOAD, random.draw()));
+        let clients = Some(Clients::start(shared.clone(), (2, 2, 0), LOAD, random.draw()));
         Ok(Grown { clients, shared, nodes, topic })
     }
 
@@ -104,10 +104,9 @@ impl Grown {
 
     /// Runs a command and kills it, again and again, then leaves it alone. How often it was killed.
     fn insist(&self, arguments: &[&str], random: &mut Numbers) -> Result<u64, String> {
-        let mut killed = 0;
-        for attempt in 0..=KILLS {
+        for killed in 0..=KILLS {
             let mut child = self.spawn(&[arguments, &["--at-once", "2"]].concat()).spawn().map_err(|e| e.to_string())?;
-            let wait = if attempt < KILLS { Duration::from_millis(1 + random.below(MOST_BEFORE_KILL_MS)) } else { COMMAND_PATIENCE };
+            let wait = if killed < KILLS { Duration::from_millis(1 + random.below(MOST_BEFORE_KILL_MS)) } else { COMMAND_PATIENCE };
             let until = Instant::now() + wait;
             let ended = loop {
                 match child.try_wait().map_err(|e| e.to_string())? {
@@ -124,7 +123,6 @@ impl Grown {
                 Some(status) => return Err(format!("{arguments:?} ended with {status}")),
                 None => child.kill().and_then(|()| child.wait()).map_err(|e| e.to_string())?,
             };
-            killed += 1;
         }
         Err(format!("{arguments:?} does not end within {} s", COMMAND_PATIENCE.as_secs()))
     }

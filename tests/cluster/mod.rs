@@ -18,9 +18,9 @@
 //! | `run` | the check `cluster`: faults under load, then the judgement |
 //! | `replicas` | stopped stores, compared byte for byte |
 //! | `failover` | the check `failover`: how long producers wait for another leader |
-//! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
 //! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
 //! | `growth` | the check `growth`: a node comes and another goes, under load |
+//! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |

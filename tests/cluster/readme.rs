@@ -44,8 +44,13 @@ pub fn block_forms_a_cluster() -> Result<(), String> {
     // It ends when everything that it left in the background has ended: in a group of its own, which is killed.
     let shell = Group(spawn(&["bash", "-e", "-c", &format!("{block}\nwait")], "block.log")?);
     let healthy = || {
-        let status = spawn(&["corelane", "cluster", "status"], "status.log")?.wait().map_err(|e| e.to_string())?;
-        if status.success() { Ok(()) } else { Err(last_words(&scratch.path().join("status.log"))) }
+        let mut asked = spawn(&["corelane", "cluster", "status", "--json"], "status.log")?;
+        asked.wait().map_err(|e| e.to_string())?;
+        let said = std::fs::read_to_string(scratch.path().join("status.log")).map_err(|e| e.to_string())?;
+        let status: serde_json::Value = serde_json::from_str(said.trim()).map_err(|e| format!("{e}: {said}"))?;
+        let nodes = status["nodes"].as_array().map_or(0, Vec::len);
+        let is_whole = status["health"] == "healthy" && nodes == 3;
+        if is_whole { Ok(()) } else { Err(format!("{nodes} nodes, {}: {}", status["health"], status["problems"])) }
     };
     let outcome = wait_until("the README's three nodes are healthy", PATIENCE, healthy);
     drop(shell);

@@ -39,8 +39,8 @@ const PROGRESS_PATIENCE: Duration = Duration::from_secs(120);
 const NODES: u32 = 3;
 const TOPIC: &str = "faults";
 const PARTITIONS: u32 = 6;
-const PRODUCERS: u32 = 2;
-const CONSUMERS: u32 = 2;
+/// Producers, consumers of everything, members of a group.
+const CLIENTS: (u32, u32, u32) = (2, 1, 2);
 const LOAD: Load = Load { every: Duration::from_millis(8), value_bytes: 2000, large_one_in: 400 };
 /// Rolls now and then.
 const SEGMENT_BYTES: &str = "1048576";
@@ -129,7 +129,7 @@ impl Life {
         let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         let topic = clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?.id;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let clients = Some(Clients::start(shared.clone(), PRODUCERS, CONSUMERS, LOAD, random.draw()));
+        let clients = Some(Clients::start(shared.clone(), CLIENTS, LOAD, random.draw()));
         let life = Life { directory, clients, shared, nodes, disk, means, topic, begun: Instant::now(), log: Vec::new() };
         life.wait_healthy().map_err(|what| life.explain(&what))?;
         Ok(life)

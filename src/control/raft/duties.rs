@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
+use super::gone;
 use super::log_files::lock;
 use super::members::{self, Change};
 use super::node::{Lease, Node};
 use super::peer::Client;
 use super::wire::{Answer, Request};
-use super::{ConsensusId, Proposal};
+use super::{ConsensusId, Member, Proposal};
 use crate::limits;
 
 /// A learner with so few entries less than the leader is caught up.
@@ -117,7 +118,14 @@ pub async fn keep(node: Arc<Node>) {
             tracing::error!(%refusal, "no topic can be changed here");
         }
         let term = node.leads_in();
+        let led_in = lock(&node.leases).term();
         lock(&node.leases).set_leadership(term, Instant::now());
+        if term.is_some() && term != led_in {
+            // Who ended while nobody led, or was not seen to, is not waited for.
+            for id in node.members().0.into_keys() {
+                tokio::spawn(gone::suspect(Arc::clone(&node), id));
+            }
+        }
         if node.log.bytes() > limits::CONSENSUS_SNAPSHOT_BYTES && snapshot_asked.elapsed() > node.timing.node_lease {
             snapshot_asked = Instant::now();
             let _ = node.raft.trigger().snapshot().await;
@@ -152,7 +160,9 @@ fn silent(node: &Node) -> Vec<u32> {
     nodes.sort_unstable();
     nodes.dedup();
     nodes.retain(|which| {
-        let no_life = members.iter().filter(|(_, member)| member.node == *which).all(|(id, _)| is_silent(id));
+        // Of the life that is registered: a later one may be heard already, and waits for just this.
+        let registered = |(id, member): &(&ConsensusId, &Member)| member.node == *which && node.registry.is_live(&view, *which, **id);
+        let no_life = members.iter().filter(registered).all(|(id, _)| is_silent(id));
         no_life && !leases.is_being_fenced(*which) && node.registry.fence(&view, *which).is_some()
     });
     nodes

@@ -19,8 +19,10 @@ use super::{ConsensusId, Member};
 
 /// Refusals in a row that count.
 const REFUSALS: u32 = 3;
+/// Tries in all.
+const TRIES: u32 = 12;
 /// Between two tries.
-const PAUSE: Duration = Duration::from_millis(20);
+const PAUSE: Duration = Duration::from_millis(40);
 /// An answer may take so long; silence is none.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// The voters that are left don't all ask for votes at the same moment: between one and the next.
@@ -30,7 +32,12 @@ const STAGGER: Duration = Duration::from_millis(150);
 pub async fn suspect(node: Arc<Node>, id: ConsensusId) {
     let concerns = node.leads_in().is_some() || node.leader().is_some_and(|(leader, _)| leader == id);
     let Some(member) = node.members().0.remove(&id).filter(|_| concerns && id != node.me.id) else { return };
-    if !is_gone(&member).await {
+    if !lock(&node.leases).begin_suspicion(id) {
+        return;
+    }
+    let is_gone = is_gone(&member).await;
+    lock(&node.leases).end_suspicion(id);
+    if !is_gone {
         return;
     }
     tracing::warn!(node = member.node, address = member.address, "the process of a node has ended");
@@ -41,14 +48,22 @@ pub async fn suspect(node: Arc<Node>, id: ConsensusId) {
     }
 }
 
+/// The sockets of a process that ends don't go in one moment: its port may take a connection after others have broken.
 async fn is_gone(member: &Member) -> bool {
-    for _ in 0..REFUSALS {
+    let mut refusals = 0;
+    for _ in 0..TRIES {
         match timeout(PATIENCE, TcpStream::connect(&member.address)).await {
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => sleep(PAUSE).await,
+            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => refusals += 1,
+            Ok(Ok(_)) => refusals = 0,
+            // Silence, or no way there: the lease decides.
             _ => return false,
         }
+        if refusals == REFUSALS {
+            return true;
+        }
+        sleep(PAUSE).await;
     }
-    true
+    false
 }
 
 /// Voters hold back their votes for an election time after they heard a leader; then the first of those that are left asks, then the next.

@@ -17,14 +17,16 @@ pub struct Leases {
     fencing: HashSet<u32>,
     /// Lives whose process has ended. That is true whoever leads.
     gone: HashSet<ConsensusId>,
+    /// Lives whose port is being asked.
+    suspected: HashSet<ConsensusId>,
 }
 
 impl Leases {
     /// This node leads in a term, or does not. A new leader gives every node the whole time: it can't know when they were heard last.
     pub fn set_leadership(&mut self, term: Option<u64>, now: Instant) {
         if term != self.leads.map(|(term, _)| term) {
-            let gone = std::mem::take(&mut self.gone);
-            *self = Leases { leads: term.map(|term| (term, now)), gone, ..Leases::default() };
+            let (gone, suspected) = (std::mem::take(&mut self.gone), std::mem::take(&mut self.suspected));
+            *self = Leases { leads: term.map(|term| (term, now)), gone, suspected, ..Leases::default() };
         }
     }
 
@@ -37,6 +39,16 @@ impl Leases {
     pub fn hear(&mut self, id: ConsensusId, now: Instant) {
         self.heard.insert(id, now);
         self.gone.remove(&id);
+    }
+
+    /// Whether a life's port is to be asked: not while that is done already.
+    pub fn begin_suspicion(&mut self, id: ConsensusId) -> bool {
+        self.suspected.insert(id)
+    }
+
+    /// It was asked.
+    pub fn end_suspicion(&mut self, id: ConsensusId) {
+        self.suspected.remove(&id);
     }
 
     /// A node's process has ended; what is heard of it later is of the next one.

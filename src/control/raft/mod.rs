@@ -26,9 +26,9 @@ pub mod codec;
 pub mod directory;
 pub mod duties;
 pub mod formation;
-pub mod gone;
 #[cfg(test)]
 mod golden;
+pub mod gone;
 pub mod leases;
 pub mod log_files;
 pub mod log_format;
