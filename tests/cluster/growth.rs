@@ -72,7 +72,7 @@ impl Grown {
         let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         let topic = clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?.id;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
-        let clients = Some(Clients::start(shared.clone(), 2, 2, LOAD, random.draw()));
+        let clients = Some(Clients::start(shared.clone(), (2, 2, 0), LOAD, random.draw()));
         Ok(Grown { clients, shared, nodes, topic })
     }
 
