@@ -89,6 +89,8 @@ pub const MAX_LINK_MESSAGES: usize = 1024;
 pub const JOIN_PATIENCE_MS: u64 = 15_000;
 /// A registration that has to wait is tried again after so long, ms.
 pub const REGISTER_RETRY_MS: u64 = 250;
+/// How long a node that stops waits for others to vote that are about to, ms.
+pub const VOTERS_PATIENCE_MS: u64 = 2_000;
 /// How long a node that stops waits for others to lead, ms.
 pub const HAND_OVER_MS: u64 = 5_000;
 /// Longest wait of a produce request for other replicas, ms; and that of one that names none.
