@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::network::{Network, Node};
-use crate::broker::{last_words, wait_quiet};
+use crate::broker::{files_below, last_words, wait_quiet};
 
 /// A start may take this long until `ready`: it waits for the others where there is no quorum without them.
 const READY_PATIENCE: Duration = Duration::from_secs(120);
@@ -266,4 +266,15 @@ impl Drop for Nodes {
             let _ = self.kill(node);
         }
     }
+}
+
+/// Copies all files below a directory.
+pub fn copy_files(from: &Path, to: &Path) -> Result<(), String> {
+    for path in files_below(from)? {
+        let target = to.join(path.strip_prefix(from).expect("below it"));
+        let above = target.parent().expect("a file's directory");
+        let copied = fs::create_dir_all(above).and_then(|()| fs::copy(&path, &target));
+        copied.map_err(|e| format!("{} to {}: {e}", path.display(), target.display()))?;
+    }
+    Ok(())
 }

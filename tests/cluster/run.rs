@@ -19,7 +19,7 @@ use corelane::types::TopicId;
 use super::clients::{self, Clients, Load, Shared};
 use super::faults::{self, Kind, Means};
 use super::network::{Network, Node};
-use super::nodes::Nodes;
+use super::nodes::{Nodes, copy_files};
 use super::{replicas, view, wait_until};
 use crate::broker::{verify, wait_quiet};
 use crate::checker;
@@ -246,7 +246,47 @@ impl Life {
             out.flush()
         });
         let kept = kept.map_or_else(|e| format!("the history is lost: {e}"), |()| format!("history: {}", path.display()));
+        if let (Some(disk), Some(node)) = (&self.disk, self.means.small_disk) {
+            // It goes with the test.
+            let _ = copy_files(&disk.data(), &self.directory.join(format!("node{node}")));
+        }
         let last = &self.log[self.log.len().saturating_sub(12)..];
         format!("{what}\n{kept}\nfaults:\n{}\n{}", last.join("\n"), self.nodes.last_words())
     }
+}
+
+/// Planted: all three disks lose what was written after a certain moment, and say nothing. The judge must miss the records that were acknowledged behind it.
+pub fn finds_a_planted_loss() -> Result<(), String> {
+    let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
+    let mut life = Life::begin(scratch.path().join("life"), &mut Numbers(5))?;
+    let nodes: Vec<Node> = life.nodes.network.nodes().collect();
+    let older = |node: Node| scratch.path().join(format!("older{node}"));
+    life.wait_progress()?;
+    for node in &nodes {
+        life.nodes.kill(*node)?;
+        wait_quiet(life.nodes.data(*node))?;
+        copy_files(life.nodes.data(*node), &older(*node))?;
+    }
+    let start = |life: &mut Life| -> Result<(), String> {
+        nodes.iter().try_for_each(|node| life.nodes.start(*node))?;
+        nodes.iter().try_for_each(|node| life.nodes.wait_ready(*node))?;
+        life.wait_healthy().map(drop)
+    };
+    start(&mut life)?;
+    life.wait_progress()?;
+    for node in &nodes {
+        life.nodes.kill(*node)?;
+    }
+    for node in &nodes {
+        life.nodes.wipe(*node)?;
+        copy_files(&older(*node), life.nodes.data(*node))?;
+    }
+    start(&mut life)?;
+    if let Some(clients) = life.clients.take() {
+        // Clients are told of the loss too, in one way or another, and may not come to an end for it.
+        let _ = clients.finish();
+    }
+    let findings = checker::check(&life.shared.history());
+    let is_loss = |kind| matches!(kind, checker::Kind::LostWrite | checker::Kind::Unseen | checker::Kind::InconsistentOffset);
+    if findings.iter().any(|finding| is_loss(finding.kind)) { Ok(()) } else { Err(life.explain("a planted loss is not found")) }
 }

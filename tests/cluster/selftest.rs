@@ -1,6 +1,6 @@
 //! The tests beside the checks. The tools are tested: a planted difference between replicas is found, a cut stops what it is to stop and nothing else, a plan is the seed's.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::net::UdpSocket;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -12,8 +12,9 @@ use libtest_mimic::{Failed, Trial};
 
 use super::faults::{self, Kind, Means};
 use super::network::{Network, Node};
+use super::nodes::copy_files;
 use super::replicas::compare;
-use crate::broker::{files_below, wait_quiet};
+use crate::broker::wait_quiet;
 use crate::crash::Numbers;
 use crate::support::{Broker, batch_of};
 
@@ -26,6 +27,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cluster_finds_a_planted_difference", || finds_a_planted_difference().map_err(Failed::from)),
         Trial::test("cluster_cuts_one_way", || cuts_one_way().map_err(Failed::from)),
         Trial::test("cluster_groups_find_planted_mistakes", || super::groups::finds_planted_mistakes().map_err(Failed::from)),
+        Trial::test("cluster_finds_a_planted_loss", || super::run::finds_a_planted_loss().map_err(Failed::from)),
         Trial::test("cluster_of_the_readme", || super::readme::block_forms_a_cluster().map_err(Failed::from)),
         Trial::test("cluster_plans_by_the_seed", || plans_by_the_seed().map_err(Failed::from)),
     ]
@@ -44,8 +46,8 @@ fn finds_a_planted_difference() -> Result<(), String> {
     }
     broker.stop();
     wait_quiet(&data)?;
-    copy(&data, &one).map_err(failed)?;
-    copy(&data, &other).map_err(failed)?;
+    copy_files(&data, &one)?;
+    copy_files(&data, &other)?;
     let stores: [(Node, &Path); 2] = [(1, &one), (2, &other)];
     let compared = compare(&stores, topic, 2)?;
     if compared.segments < 4 || compared.bytes < 4_000_000 {
@@ -60,15 +62,6 @@ fn finds_a_planted_difference() -> Result<(), String> {
         Err(what) if what.contains("segment 0 at byte 500000") => Ok(()),
         other => Err(format!("a flipped bit is not found: {other:?}")),
     }
-}
-
-fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
-    for path in files_below(from).map_err(std::io::Error::other)? {
-        let target = to.join(path.strip_prefix(from).expect("below it"));
-        fs::create_dir_all(target.parent().expect("a file's directory"))?;
-        fs::copy(&path, target)?;
-    }
-    Ok(())
 }
 
 fn cuts_one_way() -> Result<(), String> {
