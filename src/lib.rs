@@ -27,9 +27,10 @@
 //! [`client`].
 //!
 //! # The metadata of a cluster
-//! Topics and whatever else all nodes must agree on are commands ([`cluster`]) to one state machine, kept behind [`control::metadata::MetadataStore`]. `corelane serve` runs one node, whose
-//! commands go through a log of its own ([`control::metadata::SingleNodeLog`]); [`control::raft`] is the same door with consensus behind it: any node proposes, the leader's log decides the order,
-//! every node applies it. What a leader ships and a follower takes is decided in [`replication`] and done to the log in [`shard::replica`]; [`docs::replication`] says what is not joined yet.
+//! Topics and whatever else all nodes must agree on are commands ([`cluster`]) to one state machine, kept behind [`control::metadata::MetadataStore`]. The commands of a node that is alone
+//! go through a log of its own ([`control::metadata::SingleNodeLog`]); [`control::raft`] is the same door with consensus behind it: any node proposes, the leader's log decides the order,
+//! every node applies it. [`server::membership`] decides which it is. What a leader ships and a follower takes is decided in [`replication`], carried between shards by [`shard::replication`] and done to
+//! the log in [`shard::replica`]; [`docs::replication`] has all of it.
 //!
 //! # The layers
 //! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.
@@ -51,7 +52,7 @@
 //! - No acknowledgement from memory unless asked for by name ([`types::Durability`]).
 //! - No external coordinator, and no garbage collector.
 //! - No second encoding of a record: what the producer made is what is stored and what the consumer reads.
-//! - Not yet: more than one node ([`docs::replication`] has the parts that are there), transactions, TLS and access control.
+//! - Not yet: transactions, TLS and access control.
 
 pub mod batch;
 #[cfg(feature = "server")]
