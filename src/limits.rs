@@ -77,6 +77,8 @@ pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 pub const SHIP_LEAST: u64 = 1024 * 1024;
 /// Whole segments leave a node no faster than this unless told otherwise, bytes per second, all shards together.
 pub const CATCH_UP_BYTES_PER_S: u64 = 100 * 1024 * 1024;
+/// After so many bytes of received segments with idempotent producers a checkpoint is taken, though the journal has room: a recovery reads those behind it.
+pub const INSTALLED_PER_CHECKPOINT: u64 = 2 * 1024 * 1024 * 1024;
 /// Whole segments that are sent on one connection at the same time.
 pub const LINK_SEGMENTS: usize = 2;
 /// Bytes of segments that wait to be sent on one connection: messages of other partitions wait for no more than this.
@@ -87,6 +89,8 @@ pub const MAX_LINK_MESSAGES: usize = 1024;
 pub const JOIN_PATIENCE_MS: u64 = 15_000;
 /// A registration that has to wait is tried again after so long, ms.
 pub const REGISTER_RETRY_MS: u64 = 250;
+/// How long a node that stops waits for others to vote that are about to, ms.
+pub const VOTERS_PATIENCE_MS: u64 = 2_000;
 /// How long a node that stops waits for others to lead, ms.
 pub const HAND_OVER_MS: u64 = 5_000;
 /// Longest wait of a produce request for other replicas, ms; and that of one that names none.

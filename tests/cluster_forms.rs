@@ -230,7 +230,11 @@ fn a_store_of_a_node_that_was_alone_becomes_a_cluster_with_its_topics() {
     let said = first.refused(&["--shards".into(), "2".into(), "--listen".into(), first.clients.clone()]);
     assert!(said.contains("--cluster-listen"), "{said}");
     let inspected = command(&["inspect", "verify", "--data"]).arg(&first.data).output().expect("it runs");
-    assert!(inspected.status.success(), "{}", String::from_utf8_lossy(&inspected.stdout));
+    let said = String::from_utf8_lossy(&inspected.stdout);
+    assert!(inspected.status.success() && said.contains("consensus"), "{said}");
+    let repaired = command(&["inspect", "repair", "--data"]).arg(&first.data).output().expect("it runs");
+    let said = String::from_utf8_lossy(&repaired.stderr);
+    assert!(!repaired.status.success() && said.contains("node of a cluster"), "{said}");
     std::fs::remove_dir_all(first.data.join("consensus")).expect("it was there");
     let said = first.refused(&first.flags());
     assert!(said.contains("consensus files are lost"), "{said}");

@@ -330,7 +330,10 @@ fn broken(events: &[TraceEvent], bug: Bug) -> Vec<TraceEvent> {
         Bug::CountEarly => moved_to_the_cut(events, |event| matches!(event, TraceEvent::Cut { is_done: true, .. })),
         Bug::PromiseEarly => moved_to_the_cut(events, is_promise),
         Bug::ForgetSurviving => without_surviving(events),
-        Bug::InstallUnsynced => without_sync(events, |event| matches!(event, TraceEvent::SyncStart { path, .. } if path.ends_with(".tmp"))),
+        Bug::InstallUnsynced => without_sync(
+            events,
+            |event| matches!(event, TraceEvent::SyncStart { path, .. } if path.ends_with(".tmp") && path.starts_with(paths::TOPICS_DIR)),
+        ),
         Bug::InstallUnnamed => {
             // The directory's syncs but for those behind a renaming.
             let mut renamed = false;

@@ -450,7 +450,8 @@ fn verify(args: &VerifyArgs, out: &mut dyn Write) -> Result<usize, Failure> {
     let report = inspect::verify(&mut files, &mut |progress| shown.show(progress));
     shown.end();
     let report = report.map_err(|e| failed(&e))?;
-    let written = if args.json { writeln!(out, "{}", report_json(&report)) } else { print_report(&report, out) };
+    let of_cluster = args.data.join(paths::CONSENSUS_DIR).exists();
+    let written = if args.json { writeln!(out, "{}", report_json(&report)) } else { print_report(&report, of_cluster, out) };
     written.or_else(|e| output_failed(&e))?;
     Ok(report.damage.len())
 }
@@ -465,7 +466,7 @@ fn report_json(report: &VerifyReport) -> Value {
     })
 }
 
-fn print_report(report: &VerifyReport, out: &mut dyn Write) -> io::Result<()> {
+fn print_report(report: &VerifyReport, of_cluster: bool, out: &mut dyn Write) -> io::Result<()> {
     for damage in &report.damage {
         writeln!(out, "DAMAGE {damage}")?;
     }
@@ -479,7 +480,11 @@ fn print_report(report: &VerifyReport, out: &mut dyn Write) -> io::Result<()> {
         report.bytes,
         report.partitions,
         if report.damage.is_empty() { "no damage".into() } else { format!("{} damaged", report.damage.len()) }
-    )
+    )?;
+    if of_cluster {
+        writeln!(out, "the files of the consensus are not looked at here: each start of the broker checks them")?;
+    }
+    Ok(())
 }
 
 /// Progress: a bar on a terminal, a line now and then in a log, nothing beside JSON.

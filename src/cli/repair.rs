@@ -24,6 +24,11 @@ pub fn run(data: &Path, apply: bool, json: bool, out: &mut dyn Write) -> Result<
     let direct = BlockingFiles::is_direct(&data.join(paths::META));
     let mut files = if apply { BlockingFiles::new(data, direct) } else { BlockingFiles::read_only(data, direct) };
     let meta = identity::read(&mut files).map_err(|e| failed(&e))?.ok_or_else(|| failed(&"the store has no identity"))?;
+    if data.join(paths::CONSENSUS_DIR).exists() {
+        let advice = "its topics are in the consensus, which this command does not read. Other nodes have its partitions' records: empty the data directory and start \
+                      it again, and it comes back as a new node";
+        return Err(failed(&format!("{} is of a node of a cluster: {advice}", data.display())));
+    }
     let path = data.join(paths::CATALOGUE);
     let bytes = std::fs::read(&path).map_err(|e| failed(&format!("{}: {e}", path.display())))?;
     let log = command_log::decode_log(&bytes).map_err(|e| failed(&e))?;

@@ -21,6 +21,7 @@ use super::status::{NodeState, NodeStatus, ShardPlace};
 use crate::cluster::CatalogueView;
 use crate::metrics::{Counter, Gauge, RequestKind, ShardMetrics, Stage, TopicCounts};
 use crate::request::Code;
+use crate::request::cluster::{ConsensusMember, ConsensusState};
 
 /// Content type of [`prometheus_text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -178,7 +179,8 @@ pub fn ready_json(status: &NodeStatus, admin: Option<SocketAddr>) -> Value {
 }
 
 /// Everything as the JSON of `corelane stat`.
-pub fn stat_json(shards: &[Arc<ShardMetrics>], status: &NodeStatus, view: &CatalogueView) -> Value {
+pub fn stat_json(shards: &[Arc<ShardMetrics>], status: &NodeStatus, view: &CatalogueView, consensus: &ConsensusState) -> Value {
+    let member = |member: &ConsensusMember| json!({ "node": member.node, "address": member.address, "votes": member.votes });
     json!({
         "node": status.node(),
         "version": env!("CARGO_PKG_VERSION"),
@@ -187,6 +189,13 @@ pub fn stat_json(shards: &[Arc<ShardMetrics>], status: &NodeStatus, view: &Catal
         "uptime_ms": status.uptime_ms(),
         "topics": view.topics().len(),
         "partitions": view.partitions(),
+        "consensus": {
+            "leader": consensus.leader,
+            "term": consensus.term,
+            "applied": consensus.applied,
+            "members": consensus.members.iter().map(member).collect::<Vec<_>>(),
+            "failure": consensus.failure,
+        },
         "shards": shards.iter().map(|shard| shard_json(shard, status)).collect::<Vec<_>>(),
     })
 }
@@ -319,7 +328,7 @@ mod tests {
             "shards": [{ "shard": 0, "address": "127.0.0.1:9092", "cpu": 3 }],
         });
         assert_eq!(ready, expected);
-        let stat = stat_json(&[busy_shard(0)], &status, &view);
+        let stat = stat_json(&[busy_shard(0)], &status, &view, &ConsensusState { leader: Some(7), ..ConsensusState::default() });
         let shard = &stat["shards"][0];
         assert_eq!((&stat["state"], &shard["address"], &shard["cpu"]), (&json!("ready"), &json!("127.0.0.1:9092"), &json!(3)));
         assert_eq!((&shard["counters"]["records_in"], &shard["topics"]["a.b"]["bytes_in"]), (&json!(7), &json!(700)));

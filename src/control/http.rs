@@ -23,6 +23,7 @@ use super::status::{NodeState, NodeStatus};
 use crate::cluster::CatalogueView;
 use crate::limits;
 use crate::metrics::ShardMetrics;
+use crate::request::cluster::ConsensusState;
 
 /// What the admin port can see.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct Observed {
     pub status: Arc<NodeStatus>,
     /// The catalogue.
     pub view: watch::Receiver<Arc<CatalogueView>>,
+    /// The consensus as it is at the moment of a question.
+    pub consensus: Arc<dyn Fn() -> ConsensusState + Send + Sync>,
 }
 
 /// The routes.
@@ -89,7 +92,7 @@ async fn metrics(State(observed): State<Observed>) -> impl IntoResponse {
 
 async fn stat(State(observed): State<Observed>) -> impl IntoResponse {
     let view = Arc::clone(&observed.view.borrow());
-    let value = exposition::stat_json(&observed.shards, &observed.status, &view);
+    let value = exposition::stat_json(&observed.shards, &observed.status, &view, &(observed.consensus)());
     ([(header::CONTENT_TYPE, "application/json")], value.to_string())
 }
 

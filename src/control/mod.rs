@@ -62,10 +62,12 @@ impl ControlPlane {
     pub fn start<S: MetadataStore>(parts: ControlParts<S>) -> io::Result<ControlPlane> {
         let ControlParts { store, end, shards, status, admin, spare_cpus } = parts;
         let stop = watch::Sender::new(false);
-        let observed = http::Observed { shards, status, view: store.subscribe() };
+        let store = Arc::new(store);
+        let asked = Arc::clone(&store);
+        let observed = http::Observed { shards, status, view: store.subscribe(), consensus: Arc::new(move || asked.consensus()) };
         let (told, in_force) = watch::channel(0);
         let mut plane = ControlPlane { end: end.clone(), in_force, admin: None, stop, threads: Vec::new() };
-        plane.run("corelane-meta", spare_cpus.first().copied(), serve_metadata(Arc::new(store), end, told))?;
+        plane.run("corelane-meta", spare_cpus.first().copied(), serve_metadata(store, end, told))?;
         if let Some(listener) = admin {
             plane.admin = Some(listener.local_addr()?);
             listener.set_nonblocking(true)?;

@@ -12,6 +12,9 @@ pub mod on_disk {}
 #[doc = include_str!("replication.md")]
 pub mod replication {}
 
+#[doc = include_str!("operation.md")]
+pub mod operation {}
+
 #[doc = include_str!("adoption.md")]
 pub mod adoption {}
 

@@ -2,8 +2,8 @@
 //!
 //! The leader checks what it sends, and the follower what it receives, by the same code: a damaged file is found before it is believed, on whichever side it is.
 //!
-//! The running hash is computed from 0 and related to the segment's end when that is known ([`SegmentCheck::finish`]): so a segment that a cleaning has rewritten, through which a chain of its own leads,
-//! is checked like any other.
+//! The running hash is computed from 0 and related to the segment's end when that is known ([`SegmentCheck::finish`]): so a segment that a
+//! cleaning has rewritten, through which a chain of its own leads, is checked like any other.
 
 use crate::batch::{BatchError, BatchHeader, CRC_START, HEADER_LEN, check_stored_fields};
 use crate::checksum::{Crc32c, RunningHashFrom, running_hash, running_hash_start};

@@ -414,3 +414,36 @@ fn a_segment_of_several_epochs_is_taken_whole() {
     assert_eq!(effects, [Effect::Append { base_offset: 100, end_offset: 200, opens_segment: true }]);
     assert_eq!((follower.log().epochs.epoch_at(149), follower.log().epochs.epoch_at(199)), (3, 4));
 }
+
+/// Through a rewritten segment a chain of its own leads: what is before it is not compared, what comes behind it is.
+#[test]
+fn a_rewritten_segment_says_nothing_of_the_hash_before_it() {
+    let segment = |rewrite_generation, stream| message::Segment {
+        stream,
+        previous_epoch: 3,
+        epochs: vec![EpochStart { epoch: 3, start: 100 }],
+        base_offset: 100,
+        end_offset: 200,
+        watermark: 0,
+        hash_before: 77,
+        hash_after: 200,
+        rewrite_generation,
+        adopted: false,
+    };
+    let (mut follower, mut effects) = aligned();
+    follower.handle_segment(1, &segment(0, STREAM), &mut effects);
+    assert!(matches!(effects[0], Effect::Refuse { refusal: Refusal::RunningHash { expected: 100, actual: 77, .. }, .. }), "{effects:?}");
+    let (mut follower, mut effects) = aligned();
+    follower.handle_segment(1, &segment(1, STREAM), &mut effects);
+    assert_eq!(effects, [Effect::Append { base_offset: 100, end_offset: 200, opens_segment: true }]);
+    assert_eq!(follower.log().running_hash, Some(200));
+    // One whose bytes did not come is asked for again, once it is of the present stream.
+    let (mut follower, mut effects) = aligned();
+    follower.handle_segment_lost(&segment(0, StreamId { session: 0, ..STREAM }), &mut effects);
+    assert_eq!(effects, []);
+    follower.handle_segment_lost(&segment(0, STREAM), &mut effects);
+    assert!(
+        matches!(&effects[..], [Effect::Send { to: 1, message: Message::Ack(ack) }] if ack.rewind && ack.log_end == 100),
+        "{effects:?}"
+    );
+}

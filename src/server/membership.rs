@@ -188,7 +188,7 @@ pub fn start_consensus(
         listener: Some(listener),
         address,
         origin,
-        voters: 3,
+        voters: VOTERS,
         timing: Timing::default(),
         snapshot_entries,
         keep_entries,
@@ -198,6 +198,9 @@ pub fn start_consensus(
         Consensus::start(consensus, Box::new(ByCatalogue), witness).map_err(|error| ServeError::Store(error.to_string()))?;
     Ok((consensus, Membership { store, registration: Arc::new(registration), leaving: Arc::default() }))
 }
+
+/// How many nodes vote, once there are so many.
+const VOTERS: usize = 3;
 
 /// Why a node is not in its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -323,6 +326,18 @@ impl Membership {
         Ok(())
     }
 
+    /// Nodes that were let in a moment ago become voters a moment later. A founder that stops in between would take the only vote with it.
+    async fn others_vote(&self) {
+        loop {
+            let members = self.store.consensus().members;
+            let (nodes, voters) = (members.len(), members.iter().filter(|member| member.votes).count());
+            if nodes < VOTERS || voters >= VOTERS {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS * 10)).await;
+        }
+    }
+
     /// Hands leadership over before this node stops, then leaves every ISR: when this returns others lead its partitions, as far as they can, and wait for nothing of it.
     /// Gives up after [`limits::HAND_OVER_MS`].
     pub async fn leave(&self) {
@@ -330,6 +345,9 @@ impl Membership {
         let (node, view) = (self.node(), self.store.view());
         let others = view.nodes().filter(|other| other.id() != node && other.is_live()).count();
         let Some(node_epoch) = view.node(node).map(|node| node.epoch).filter(|_| others > 0) else { return };
+        if tokio::time::timeout(Duration::from_millis(limits::VOTERS_PATIENCE_MS), self.others_vote()).await.is_err() {
+            tracing::warn!("there are three nodes, and fewer vote: without this one nothing may be decided");
+        }
         let leave = async {
             self.store.propose(Command::DrainNode { node, node_epoch }).await?;
             let mut views = self.store.subscribe();

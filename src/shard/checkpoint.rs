@@ -9,7 +9,7 @@ use std::io;
 use std::rc::Rc;
 use std::time::Duration;
 
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, INSTALLED_PER_CHECKPOINT};
 use crate::log::checkpoint::{self, CheckpointBody};
 use crate::log::file_header::CheckpointHeader;
 use crate::log::journal::EntryKind;
@@ -158,6 +158,13 @@ pub async fn run(store: Rc<Store>, checkpoints: Rc<Checkpoints>, stopping: Rc<Ce
     while !stopping.get() {
         let ticket = store.ring.full().ticket();
         let is_due = |newest: &u64| *newest > reclaimed || (!store.journal.has_room() && checkpoints.another_releases(&store));
+        if store.installed_bytes.get() >= INSTALLED_PER_CHECKPOINT {
+            store.installed_bytes.set(0);
+            if let Err(error) = checkpoints.take(&store).await {
+                tracing::error!(%error, "no checkpoint could be written");
+            }
+            continue;
+        }
         let Some(target) = store.ring.newest_used_sequence().filter(is_due) else {
             store.ring.full().wait(ticket).await;
             continue;

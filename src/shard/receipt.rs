@@ -7,7 +7,8 @@
 //!     memory and one journal entry in one step: the segment is the log's last one
 //!     the entry is durable: both files get their own names, durably; then the replica says that it has it
 //! ```
-//! A crash before the entry is durable leaves temporary files, which the next start removes; after it the next start finishes the renaming. A stream that ends, or bytes that don't check, leave no trace.
+//! A crash before the entry is durable leaves temporary files, which the next start removes; after it the next start finishes the renaming.
+//! A stream that ends, or bytes that don't check, leave no trace.
 //!
 //! Nothing of it goes through memory tail or journal: a byte is written once. Writes are of the task queue that the caller gives: below live traffic.
 
@@ -19,7 +20,7 @@ use futures_util::future::try_join_all;
 use glommio::io::DmaBuffer;
 use glommio::{Task, TaskQueueHandle};
 
-use crate::limits::BLOCK;
+use crate::limits::{BLOCK, INSTALLED_PER_CHECKPOINT};
 use crate::log::installation::{Installation, MAX_SEGMENT_EPOCHS};
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::paths;
@@ -354,6 +355,12 @@ impl Received {
             direct: Some(direct.clone()),
             completion: None,
         });
+        if !self.segment.producers.is_empty() {
+            store.installed_bytes.set(store.installed_bytes.get() + info.batch_bytes());
+            if store.installed_bytes.get() >= INSTALLED_PER_CHECKPOINT {
+                store.ring.full().notify();
+            }
+        }
         store.metrics.add(Counter::SegmentsInstalled, 1);
         store.metrics.add(Counter::SegmentBytes, info.batch_bytes());
         sequence

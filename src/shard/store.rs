@@ -73,6 +73,8 @@ pub struct Store {
     /// Space for a full disk, and whether it is.
     pub reserve: Arc<Reserve>,
     adoptions: Cell<u64>,
+    /// Bytes of received segments that a recovery would look through for producers, [`crate::limits::INSTALLED_PER_CHECKPOINT`].
+    pub installed_bytes: Cell<u64>,
     cells: RefCell<HashMap<TopicPartition, Rc<PartitionCell>>>,
     failure: RefCell<Option<String>>,
     failed: Event,
@@ -123,6 +125,7 @@ impl Store {
             seconds: Cell::new(0),
             reserve,
             adoptions: Cell::new(0),
+            installed_bytes: Cell::new(0),
             cells: RefCell::default(),
             failure: RefCell::default(),
             failed: Event::default(),

@@ -1,6 +1,6 @@
 //! The check `growth`: under load a fourth node is added and another one decommissioned, by commands that are killed on the way and typed again.
 //!
-//! What clients are told is judged as in the check `cluster`. Where replicas and leaders are in the end, the command `status` says.
+//! In the long form a node is killed in the middle, too. What clients are told is judged as in the check `cluster`. Where replicas and leaders are in the end, the command `status` says.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -80,14 +80,14 @@ impl Grown {
         self.wait_healthy(NODES as usize - 1)?;
         self.wait_progress()?;
         self.nodes.start(NEW)?;
-        round.count("killed_commands", self.insist(&["cluster", "add", "4"], random)?);
+        round.count("killed_commands", self.insist(&["cluster", "add", "4"], !round.is_short, random)?);
         let status = self.wait_healthy(NODES as usize)?;
         expect_even(&status, &[1, 2, 3, 4])?;
 
         let goes = 1 + random.below(3) as Node;
         eprintln!("node {goes} goes");
         let name = goes.to_string();
-        round.count("killed_commands", self.insist(&["cluster", "decommission", &name], random)?);
+        round.count("killed_commands", self.insist(&["cluster", "decommission", &name], !round.is_short, random)?);
         let status = self.wait_healthy(NODES as usize)?;
         let left: Vec<Node> = (1..=NODES).filter(|node| *node != goes).collect();
         expect_even(&status, &left)?;
@@ -103,7 +103,7 @@ impl Grown {
     }
 
     /// Runs a command and kills it, again and again, then leaves it alone. How often it was killed.
-    fn insist(&self, arguments: &[&str], random: &mut Numbers) -> Result<u64, String> {
+    fn insist(&mut self, arguments: &[&str], crash: bool, random: &mut Numbers) -> Result<u64, String> {
         let mut killed = 0;
         for attempt in 0..=KILLS {
             let mut child = self.spawn(&[arguments, &["--at-once", "2"]].concat()).spawn().map_err(|e| e.to_string())?;
@@ -125,6 +125,13 @@ impl Grown {
                 None => child.kill().and_then(|()| child.wait()).map_err(|e| e.to_string())?,
             };
             killed += 1;
+            if crash && killed == 1 {
+                let node = 1 + random.below(u64::from(NODES) - 1) as Node;
+                eprintln!("node {node} is killed and started again");
+                self.nodes.kill(node)?;
+                self.nodes.start(node)?;
+                self.nodes.wait_ready(node)?;
+            }
         }
         Err(format!("{arguments:?} does not end within {} s", COMMAND_PATIENCE.as_secs()))
     }

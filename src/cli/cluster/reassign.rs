@@ -1,12 +1,15 @@
 //! Replicas of a topic's partitions go to the nodes that an administrator names: `corelane topic alter --replicas`.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::{counted, list, status};
+use super::status::whole;
+use super::{counted, list};
 use crate::cli::exit::{Exit, Failure};
 use crate::client::Admin;
-use crate::request::cluster::{PartitionState, Reassign, StatusQuestion};
+use crate::request::cluster::{ClusterStatus, NodeCondition, NodeStatus, PartitionState, Reassign, StatusQuestion};
 
+/// It is given up after so long without progress where it is known that nothing can go on.
+const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks.
 const PAUSE: Duration = Duration::from_millis(500);
 
@@ -27,7 +30,7 @@ pub fn replicas(text: &str) -> Result<(u32, Vec<u32>), String> {
 /// # Errors
 /// One is refused; the others have begun.
 pub async fn begin(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> Result<(), Failure> {
-    let present = states(admin, topic).await?;
+    let present = status(admin, topic).await?.partitions;
     // Those that are there, or on their way, are no mistake: the command may have been interrupted.
     let is_there = |(partition, nodes): &&(u32, Vec<u32>)| {
         present.iter().any(|state| state.partition == *partition && state.target.as_ref().unwrap_or(&state.replicas) == nodes)
@@ -47,26 +50,39 @@ pub async fn begin(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> Re
 /// Waits until they have ended. It goes on without this.
 ///
 /// # Errors
-/// The cluster can't be asked.
+/// The cluster can't be asked, or nodes that are waited for are away.
 pub async fn finish(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> Result<(), Failure> {
-    let mut said = String::new();
+    let (mut said, mut since) = (String::new(), Instant::now());
     loop {
-        let moving: Vec<_> = states(admin, topic).await?.into_iter().filter(|state| is_moving(state, wanted)).collect();
+        let status = status(admin, topic).await?;
+        let moving: Vec<_> = status.partitions.iter().filter(|state| is_moving(state, wanted)).collect();
         if moving.is_empty() {
             return Ok(());
         }
         let text = describe(&moving);
         if text != said {
             eprintln!("{text}");
-            said = text;
+            (said, since) = (text, Instant::now());
+        }
+        if since.elapsed() >= PATIENCE && moving.iter().all(|state| is_stuck(state, &status.nodes)) {
+            return Err(Failure::new(
+                Exit::Failed,
+                format!("nothing goes on, as nodes are away: {said}; the moves go on once they are back"),
+            ));
         }
         tokio::time::sleep(PAUSE).await;
     }
 }
 
-async fn states(admin: &Admin, topic: &str) -> Result<Vec<PartitionState>, Failure> {
+async fn status(admin: &Admin, topic: &str) -> Result<ClusterStatus, Failure> {
     let question = StatusQuestion { topic: Some(topic.into()), all_partitions: true, ..StatusQuestion::default() };
-    Ok(status::whole(admin, question).await?.partitions)
+    whole(admin, question).await
+}
+
+/// Whether a move can't go on: nobody leads the partition, or a replica that is to come is on a node that is away.
+fn is_stuck(state: &PartitionState, nodes: &[NodeStatus]) -> bool {
+    let is_away = |id: &u32| nodes.iter().any(|node| node.node == *id && node.condition == NodeCondition::Fenced);
+    state.leader.is_none() || state.target.iter().flatten().any(|id| !state.isr.contains(id) && is_away(id))
 }
 
 /// Whether what was wanted is still on its way. What somebody else wanted since is not waited for.
@@ -75,8 +91,8 @@ fn is_moving(state: &PartitionState, wanted: &[(u32, Vec<u32>)]) -> bool {
     nodes.is_some() && state.target.as_ref() == nodes
 }
 
-fn describe(moving: &[PartitionState]) -> String {
-    let waits = |state: &PartitionState| {
+fn describe(moving: &[&PartitionState]) -> String {
+    let waits = |state: &&PartitionState| {
         let missing: Vec<u32> = state.target.iter().flatten().copied().filter(|node| !state.isr.contains(node)).collect();
         format!("{} waits for node {}", state.partition, list(&missing))
     };
@@ -113,6 +129,28 @@ mod tests {
         };
         assert!(is_moving(&state, &[(3, vec![2, 4])]));
         assert!(!is_moving(&state, &[(3, vec![4, 2])]) && !is_moving(&state, &[(2, vec![2, 4])]));
-        assert_eq!(describe(&[state]), "1 move: partition 3 waits for node 4");
+        assert_eq!(describe(&[&state]), "1 move: partition 3 waits for node 4");
+    }
+
+    #[test]
+    fn a_move_is_stuck_where_nobody_can_ship_or_take() {
+        let away = |id| {
+            let mut node = crate::cli::cluster::status::tests::healthy().nodes.remove(0);
+            (node.node, node.condition) = (id, NodeCondition::Fenced);
+            node
+        };
+        let state = PartitionState {
+            topic: "t".into(),
+            partition: 3,
+            leader: Some(1),
+            leader_epoch: 0,
+            replicas: vec![1, 2, 4],
+            isr: vec![1, 2],
+            eligible: vec![],
+            target: Some(vec![2, 4]),
+            min_insync: 1,
+        };
+        assert!(!is_stuck(&state, &[]) && !is_stuck(&state, &[away(1)]), "who is to go is not waited for");
+        assert!(is_stuck(&state, &[away(4)]) && is_stuck(&PartitionState { leader: None, ..state }, &[]));
     }
 }

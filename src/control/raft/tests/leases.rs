@@ -45,7 +45,7 @@ fn a_silent_node_is_fenced_after_its_own_lease_has_ended() {
     let leads = leader(&nodes);
     let (silent, other) = ((leads + 1) % 3, (leads + 2) % 3);
     let lease = *nodes[silent].store().lease().borrow();
-    nodes[silent].kill();
+    nodes[silent].fall_silent();
     let fenced = |by: &TestNode, node: &TestNode| topic_of(&by.store().view(), node.node).is_none();
     eventually("the silent one is fenced", || fenced(&nodes[other], &nodes[silent]));
     assert!(!lease.holds(Instant::now()), "its own lease has ended before");
@@ -55,7 +55,7 @@ fn a_silent_node_is_fenced_after_its_own_lease_has_ended() {
     register(&nodes[silent]);
     eventually("it has a lease again", || holds(&nodes[silent]));
 
-    // The leader dies: the next one gives everybody the whole time, and fences only the dead one.
+    // The leader ends: the next one gives everybody the whole time but the one whose port refuses, and fences only that.
     nodes[leads].kill();
     eventually("the dead leader is fenced", || fenced(&nodes[other], &nodes[leads]));
     assert!(!fenced(&nodes[other], &nodes[silent]) && !fenced(&nodes[other], &nodes[other]));

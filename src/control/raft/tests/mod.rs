@@ -40,6 +40,8 @@ struct TestNode {
     snapshot_entries: u64,
     registry: fn() -> Box<dyn Registry>,
     running: Option<(Consensus, ClusterStore)>,
+    /// Its port, which stays open when it falls silent.
+    held: Option<TcpListener>,
 }
 
 fn life() -> [u8; 16] {
@@ -61,6 +63,7 @@ impl TestNode {
             snapshot_entries: 1_000,
             registry: || Box::new(NoRegistry),
             running: None,
+            held: None,
         }
     }
 
@@ -73,6 +76,7 @@ impl TestNode {
     }
 
     fn try_start(&mut self, cluster: [u8; 16], origin: Origin) -> Result<(), StartError> {
+        self.held = None;
         let begun = Instant::now();
         let listener = loop {
             match TcpListener::bind(("127.0.0.1", self.port)) {
@@ -81,6 +85,7 @@ impl TestNode {
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         };
+        self.held = Some(listener.try_clone().unwrap());
         let settings = ConsensusSettings {
             directory: self.directory(),
             cluster,
@@ -107,6 +112,12 @@ impl TestNode {
 
     /// Ends its runtime with everything on it, as a kill would.
     fn kill(&mut self) {
+        self.held = None;
+        self.running = None;
+    }
+
+    /// As a host that is gone, or cut off: its port refuses nothing, and nothing comes from it.
+    fn fall_silent(&mut self) {
         self.running = None;
     }
 
