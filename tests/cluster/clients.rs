@@ -25,6 +25,8 @@ const DELIVERY_TIMEOUT: Duration = Duration::from_secs(180);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a consumer may take to the end of the log once nobody writes.
 const CATCH_UP_PATIENCE: Duration = Duration::from_secs(120);
+/// Complaints that are shown as they come.
+const SHOWN: usize = 3;
 /// Records of a producer that are not acknowledged yet.
 const MOST_WAITING: usize = 500;
 
@@ -132,8 +134,11 @@ impl Shared {
     }
 
     fn complain(&self, text: String) {
-        eprintln!("a client: {text}");
-        self.complaints.lock().unwrap_or_else(PoisonError::into_inner).push(text);
+        let mut complaints = self.complaints.lock().unwrap_or_else(PoisonError::into_inner);
+        if complaints.len() < SHOWN {
+            eprintln!("a client: {text}");
+        }
+        complaints.push(text);
     }
 
     /// Records that are acknowledged.

@@ -136,8 +136,11 @@ impl Life {
     }
 
     fn wait_healthy(&self) -> Result<Duration, String> {
-        let healthy = || view::expect_healthy(&self.nodes.network, TOPIC, NODES as usize).map(drop);
-        wait_until("all replicas are in sync", HEALTH_PATIENCE, healthy)
+        let healthy = || {
+            view::expect_healthy(&self.nodes.network, TOPIC, NODES as usize)?;
+            view::expect_voters(&self.nodes.network, &self.nodes.bootstrap())
+        };
+        wait_until("all replicas are in sync and all nodes vote", HEALTH_PATIENCE, healthy)
     }
 
     fn wait_progress(&self) -> Result<(), String> {

@@ -6,10 +6,12 @@ use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use corelane::request::cluster::StatusQuestion;
 use kafka_protocol::messages::metadata_request::MetadataRequestTopic;
 use kafka_protocol::messages::{MetadataRequest, MetadataResponse, RequestHeader, ResponseHeader, TopicName};
 use kafka_protocol::protocol::{Decodable, Encodable, HeaderVersion, Request, StrBytes};
 
+use super::clients;
 use super::network::{Network, Node};
 
 /// A node that does not answer within this is as good as none; it may be stopped.
@@ -71,6 +73,20 @@ pub fn expect_healthy(network: &Network, name: &str, replicas: usize) -> Result<
     match views.iter().find(|view| **view != first) {
         Some(other) => Err(format!("nodes see {first:?} and {other:?}")),
         None => Ok(first),
+    }
+}
+
+/// Whether all nodes vote in the consensus: until then a node that loses its disk may take the metadata with it.
+pub fn expect_voters(network: &Network, bootstrap: &str) -> Result<(), String> {
+    let question = StatusQuestion { topic: None, all_partitions: false, skip: 0, most: 1 };
+    let status =
+        clients::as_client(network, bootstrap, async |client| client.admin().cluster_status(question).await.map_err(|e| e.to_string()))?;
+    let voters = status.consensus.members.iter().filter(|member| member.votes).count();
+    let members = status.consensus.members.len();
+    if (voters, members) == (network.nodes().count(), network.nodes().count()) {
+        Ok(())
+    } else {
+        Err(format!("{voters} of {members} members vote"))
     }
 }
 
