@@ -353,7 +353,12 @@ impl Membership {
             let mut views = self.store.subscribe();
             let _ = views.wait_for(|view| !leads_for_others(view, node)).await;
             tracing::info!("other nodes lead now");
-            self.store.propose(Command::FenceNode { node, node_epoch }).await
+            self.store.propose(Command::FenceNode { node, node_epoch }).await?;
+            // Committed is not yet known to be committed: should this node lead the consensus, others learn that with its next messages, or by an election a second later. Until they
+            // do, the new leaders wait for a member of their ISRs that has gone.
+            self.store.barrier().await?;
+            tokio::time::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS)).await;
+            Ok::<_, Refusal>(())
         };
         match tokio::time::timeout(Duration::from_millis(limits::HAND_OVER_MS), leave).await {
             Ok(Ok(_)) => {}
