@@ -91,6 +91,8 @@ pub const JOIN_PATIENCE_MS: u64 = 15_000;
 pub const REGISTER_RETRY_MS: u64 = 250;
 /// How long a node that stops waits for others to vote that are about to, ms.
 pub const VOTERS_PATIENCE_MS: u64 = 2_000;
+/// A node that has left the ISRs stays for so long, so that the slowest of the others hears of it, ms.
+pub const LEAVE_SETTLE_MS: u64 = 50;
 /// How long a node that stops waits for others to lead, ms.
 pub const HAND_OVER_MS: u64 = 5_000;
 /// Longest wait of a produce request for other replicas, ms; and that of one that names none.

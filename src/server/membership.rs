@@ -357,7 +357,7 @@ impl Membership {
             // Committed is not yet known to be committed: should this node lead the consensus, others learn that with its next messages, or by an election a second later. Until they
             // do, the new leaders wait for a member of their ISRs that has gone.
             self.store.barrier().await?;
-            tokio::time::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS)).await;
+            tokio::time::sleep(Duration::from_millis(limits::LEAVE_SETTLE_MS)).await;
             Ok::<_, Refusal>(())
         };
         match tokio::time::timeout(Duration::from_millis(limits::HAND_OVER_MS), leave).await {
