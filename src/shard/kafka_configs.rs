@@ -90,7 +90,9 @@ fn described(
         BROKER if name.is_empty() => Vec::new(),
         BROKER => {
             let broker = asked.context.identity.brokers.iter().find(|broker| broker.id.to_string() == name);
-            let broker = broker.ok_or_else(|| Refusal::new(Code::InvalidRequest, format!("there is no broker {name}")))?;
+            let broker = broker.ok_or_else(|| {
+                Refusal::new(Code::InvalidRequest, format!("broker {name} is none of this node's: each node tells of its own"))
+            })?;
             entries::of_broker(asked.context, broker)
         }
         other => return Err(no_settings(other)),
