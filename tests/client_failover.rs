@@ -1,4 +1,5 @@
-//! The native client in a cluster of several nodes: leaders move, nodes end, are silent or cut off, partitions are added. Nothing is lost, doubled or out of order, and what is led elsewhere goes on.
+//! The native client in a cluster of several nodes: leaders move, nodes end, are silent or cut off, partitions are added. Nothing is lost, doubled
+//! or out of order, and what is led elsewhere goes on.
 //!
 //! Where nothing but the right behaviour ends a wait, time-outs are so long that a test which needed one would not end.
 

@@ -1,7 +1,9 @@
 //! Asks brokers: one of them, or whoever answers; again where that may help.
 //!
-//! A node that is away says nothing, and its silence looks like a slow answer. So a question that any broker may answer goes to a second one after a moment; and where an answer of a
-//! certain broker is overdue, another one is asked whether that node is still there. If not, its connection ends, and what waited on it is tried with whoever leads now.
+//! A node that is away says nothing, and its silence looks like a slow answer. So a question that any broker may answer goes to a second one after
+//! a moment; and where an answer of a
+//! certain broker is overdue, another one is asked whether that node is still there. If not, its connection ends, and what waited on it is tried
+//! with whoever leads now.
 
 use std::future::Future;
 use std::sync::{Arc, Weak};

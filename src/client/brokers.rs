@@ -1,6 +1,7 @@
 //! The brokers that a client knows: their addresses, one connection to each, and which of them leads what.
 //!
-//! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt. Questions and retries are in
+//! A connection is made when it is first needed and again after it is lost, by one task at a time; who else needs it waits for the same attempt.
+//! Questions and retries are in
 //! `asking`.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -134,7 +135,8 @@ impl Brokers {
         Ok(connection)
     }
 
-    /// Where to ask what any broker may answer: an address for each node, an open connection's where there is one, beginning with the node whose turn it is; nodes that are silent come
+    /// Where to ask what any broker may answer: an address for each node, an open connection's where there is one, beginning with the node whose
+    /// turn it is; nodes that are silent come
     /// last, and behind them what the user named.
     pub(super) fn candidates(&self) -> Vec<String> {
         let mut state = self.lock();
@@ -179,7 +181,8 @@ impl Brokers {
         self.lock().controller
     }
 
-    /// Remembers what a broker said. What is older than what is known already is left out of it: a node that is cut off from the others goes on telling what it knew last.
+    /// Remembers what a broker said. What is older than what is known already is left out of it: a node that is cut off from the others goes on
+    /// telling what it knew last.
     pub(super) fn learn(&self, metadata: &mut Metadata) {
         let mut state = self.lock();
         let mut is_behind = false;
@@ -246,7 +249,8 @@ impl Brokers {
     }
 }
 
-/// One address for each node of these places, the best, in the order in which they are to be asked: nodes without a silent connection first, of them those that are connected, or from the one on
+/// One address for each node of these places, the best, in the order in which they are to be asked: nodes without a silent connection first, of
+/// them those that are connected, or from the one on
 /// whose turn it is.
 fn in_turn(places: impl Iterator<Item = (u32, Standing, String)>, turn: Option<u32>) -> Vec<String> {
     let mut nodes: BTreeMap<u32, Vec<(Standing, String)>> = BTreeMap::new();

@@ -81,7 +81,8 @@ impl<C> Session<C> {
         Ok(completion)
     }
 
-    /// The time-out of the first request that is over its deadline, if one is. `progress` is when bytes last moved on the connection: an answer that is
+    /// The time-out of the first request that is over its deadline, if one is. `progress` is when bytes last moved on the connection: an answer
+    /// that is
     /// on its way takes as long as it takes, and so does what waits behind it. Cut off, it would begin again at its first byte, for ever. After
     /// [`LONGEST`] time-outs nothing is on its way any more, whatever else moves.
     pub fn poll_expired(&self, now: Micros, progress: Micros) -> Option<Micros> {
@@ -92,7 +93,8 @@ impl<C> Session<C> {
         self.in_flight.iter().find(is_over).map(|place| place.timeout)
     }
 
-    /// Whether an answer is late: one that is not held back (its time-out is `usual`), or that was to be held back no longer, has not come for a while, and nothing else has either.
+    /// Whether an answer is late: one that is not held back (its time-out is `usual`), or that was to be held back no longer, has not come for a
+    /// while, and nothing else has either.
     pub fn is_overdue(&self, now: Micros, progress: Micros, usual: Micros) -> bool {
         let is_late = |place: &Place<C>| {
             let (begun, held_back) = (place.deadline.saturating_sub(place.timeout), place.timeout.saturating_sub(usual));

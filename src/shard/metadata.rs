@@ -1,6 +1,7 @@
 //! What clients are told of brokers and topics: the advertised shards of all nodes that are there, and where each partition is led.
 //!
-//! A node tells what its own catalogue says, which may be a moment behind: a client that is led astray is refused there and asks again. What it tells of itself
+//! A node tells what its own catalogue says, which may be a moment behind: a client that is led astray is refused there and asks again. What it
+//! tells of itself
 //! is what it was started with.
 
 use std::collections::HashSet;
@@ -103,7 +104,8 @@ impl Advertised<'_> {
         others(0..this.node).chain(this.brokers.iter().cloned()).chain(others(this.node + 1..NodeId::MAX)).collect()
     }
 
-    /// The advertised shard through which a node's replica of a partition is reached: its own, or with fewer endpoints than shards one that is advertised.
+    /// The advertised shard through which a node's replica of a partition is reached: its own, or with fewer endpoints than shards one that is
+    /// advertised.
     pub fn broker_of(&self, node: NodeId, partition: &TopicPartition) -> u32 {
         if node == self.identity.node {
             let brokers = &self.identity.brokers;

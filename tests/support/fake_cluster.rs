@@ -1,4 +1,5 @@
-//! A cluster in the test's own process that does as it is told: nodes of one shard each, which lead, are silent, go and come back, or tell what was true long ago.
+//! A cluster in the test's own process that does as it is told: nodes of one shard each, which lead, are silent, go and come back, or tell what was
+//! true long ago.
 //! It has the native protocol of real ones and no disk; all nodes share their logs, so whoever leads has all that was taken.
 
 use std::collections::{BTreeMap, HashMap};

@@ -129,7 +129,8 @@ impl Accumulator {
         match verdict(error, batch.sequence.is_some()) {
             // One before it is still open: that one's failure is the cause, and this one follows it again.
             Verdict::Renew if has_earlier => self.put_back(key.partition, batch),
-            // It was refused before an earlier one was appended, perhaps, which came by another connection, from a former leader, and is acknowledged by now.
+            // It was refused before an earlier one was appended, perhaps, which came by another connection, from a former leader, and is
+            // acknowledged by now.
             Verdict::Renew if !std::mem::replace(&mut batch.is_out_of_order, true) => self.put_back(key.partition, batch),
             Verdict::Again => {
                 batch.attempts += 1;
@@ -224,7 +225,8 @@ fn verdict(error: &ClientError, has_sequence: bool) -> Verdict {
     }
 }
 
-/// Whether a failure says that this attempt did not put the batch into the log. A lost connection or a time-out does not say so, nor does a failure of the broker's own.
+/// Whether a failure says that this attempt did not put the batch into the log. A lost connection or a time-out does not say so, nor does a failure
+/// of the broker's own.
 fn is_surely_not_appended(error: &ClientError) -> bool {
     match error {
         ClientError::Refused(refusal) => {

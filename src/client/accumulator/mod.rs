@@ -5,11 +5,14 @@
 //!                                                    ^------- waiting (to be sent again) <--------'
 //! ```
 //!
-//! Order within a partition: batches leave in the order they were filled. With an idempotent producer each carries a sequence number, given when it first
+//! Order within a partition: batches leave in the order they were filled. With an idempotent producer each carries a sequence number, given when it
+//! first
 //! leaves and kept when it leaves again; a broker takes them only in sequence and knows the last five, so up to five may be in flight and
-//! a retry neither reorders nor duplicates, on the leader that comes next neither: it has the sequences with the records. Without idempotence a retry can reorder what else is in flight (as in Kafka; `max_in_flight` 1 avoids it).
+//! a retry neither reorders nor duplicates, on the leader that comes next neither: it has the sequences with the records. Without idempotence a
+//! retry can reorder what else is in flight (as in Kafka; `max_in_flight` 1 avoids it).
 //!
-//! When a batch with a number is given up, those after it no longer follow anything. The partition then waits until nothing is in flight, gives up batches of which it is unknown
+//! When a batch with a number is given up, those after it no longer follow anything. The partition then waits until nothing is in flight, gives up
+//! batches of which it is unknown
 //! whether they were appended (a new number could duplicate them), and starts again with a new producer id from 0.
 //!
 //! Nothing here sends, waits or reads a clock: the shell (`producer`) passes the time and carries out what it is given.
@@ -169,7 +172,8 @@ struct Partition {
     waiting: VecDeque<Batch>,
     /// In the order they left.
     in_flight: VecDeque<Batch>,
-    /// The broker that those in flight were sent to. Another one, which leads now, gets nothing before their fate is known: it would take what came later first.
+    /// The broker that those in flight were sent to. Another one, which leads now, gets nothing before their fate is known: it would take what came
+    /// later first.
     sent_to: u32,
     identity: Option<Identity>,
     not_before: Micros,
