@@ -174,6 +174,17 @@ fn groups(asker: &mut Asker) {
     asker.ask(2, &DeleteGroupsRequest::default().with_groups_names(vec![group(); MANY as usize]));
 }
 
+fn placement(asker: &mut Asker, name: &str) {
+    use {alter_partition_reassignments_request as alter, elect_leaders_request as elect, list_partition_reassignments_request as list};
+    let topic = elect::TopicPartitions::default().with_topic(topic_name(name)).with_partitions((0..MANY).collect());
+    asker.ask(2, &ElectLeadersRequest::default().with_timeout_ms(1000).with_topic_partitions(Some(vec![topic])));
+    let moved = |index| alter::ReassignablePartition::default().with_partition_index(index).with_replicas(Some(vec![7.into()]));
+    let topic = alter::ReassignableTopic::default().with_name(topic_name(name)).with_partitions((0..MANY).map(moved).collect());
+    asker.ask(1, &AlterPartitionReassignmentsRequest::default().with_timeout_ms(1000).with_topics(vec![topic]));
+    let topic = list::ListPartitionReassignmentsTopics::default().with_name(topic_name(name)).with_partition_indexes((0..MANY).collect());
+    asker.ask(0, &ListPartitionReassignmentsRequest::default().with_timeout_ms(1000).with_topics(Some(vec![topic])));
+}
+
 #[test]
 fn no_answer_is_much_longer_than_its_request() {
     let data = tempfile::tempdir().expect("a directory");
@@ -185,6 +196,7 @@ fn no_answer_is_much_longer_than_its_request() {
     asker.ask(1, &DescribeClusterRequest::default());
     for name in ["real".to_string(), "none".to_string(), "n".repeat(30_000)] {
         records(&mut asker, &name);
+        placement(&mut asker, &name);
     }
     let one = |_| "real".to_string();
     topics(&mut asker, one);
