@@ -8,7 +8,7 @@
 //!
 //! A group is coordinated where its partition of `__consumer_offsets` lives, so a coordinator's records never cross shards. Any shard takes a request for any
 //! group and passes it on through the mesh; clients are told the right one ([`coordinators`]). Between nodes nothing is passed on: a group whose partition another node leads is refused
-//! with NOT_COORDINATOR. Each shard has a [`Led`] for each replica of the topic that it has; those of partitions that are led elsewhere wait, with nothing loaded and nothing written.
+//! with NOT_COORDINATOR. Each shard has a `Led` for each replica of the topic that it has; those of partitions that are led elsewhere wait, with nothing loaded and nothing written.
 //!
 //! The topic is made with the first request that names a group. A position in a topic that does not exist is refused here, because only the catalogue knows;
 //! positions of a deleted topic are deleted.

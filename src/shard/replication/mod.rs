@@ -4,7 +4,7 @@
 //! this shard leads:   replica task ──> link to (node, shard) ──> their replica task appends, acknowledges
 //! it follows:         replica task <── accepted connection  <── their replica task ships
 //! ```
-//! A link carries all partitions that this shard leads and that shard of the other node follows. Who leads what is told by the metadata ([`Replication::follow_metadata`]).
+//! A link carries all partitions that this shard leads and that shard of the other node follows. Who leads what is told by the metadata ([`follow_metadata`]).
 //!
 //! Not here: the rules ([`crate::replication`]), the log ([`crate::shard::replica`]).
 
