@@ -22,7 +22,7 @@ use crate::log::recovery::journals::{self, Chain, Scan};
 use crate::log::recovery::read_checkpoint;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::log::segment_walk::{Found, Pieces};
-use crate::types::{Timestamp, TopicId, TopicPartition};
+use crate::types::{Offset, Timestamp, TopicId, TopicPartition};
 
 /// Rounds of looking again at a store that changes.
 const ROUNDS: usize = 4;
@@ -473,6 +473,7 @@ impl<F: ReadFiles> Verification<'_, F> {
             }
             let end = limit.next_multiple_of(BLOCK as u64).min(pieces.len());
             if info.sealed
+                && !is_left_of_a_cut(&mut pieces, info.end_offset, limit, end)?
                 && let Some(at) = pieces.first_nonzero(limit, end)?
             {
                 found_damage.push(Damage::new(&*path, at, DamageKind::Padding, "the padding behind the last batch is not zero"));
@@ -528,4 +529,13 @@ fn record_end(bytes: &[u8], at: usize, sequence: u64) -> Option<usize> {
         return None;
     }
     (crc32fast::hash(&record[8..end]) == u32_at(record, 4)).then_some(at + end)
+}
+
+/// Whether what stands behind the last batch is the batch that a cut took away: a follower's log was cut there, and its segment sealed before another batch came. Its bytes stay, since a
+/// recovery from before the cut needs them; they begin with the offset at which the segment ends.
+fn is_left_of_a_cut<F: ReadFiles>(pieces: &mut Pieces<'_, F>, end_offset: Offset, from: u64, to: u64) -> Result<bool, FileError> {
+    let mut first = [0; 8];
+    let len = (to.saturating_sub(from) as usize).min(first.len());
+    let copied = pieces.copy(from, &mut first[..len])?;
+    Ok(copied == len && len > 0 && first[..len] == end_offset.to_be_bytes()[..len] && first[..len].iter().any(|byte| *byte != 0))
 }
