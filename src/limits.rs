@@ -99,6 +99,8 @@ pub const HAND_OVER_MS: u64 = 5_000;
 pub const MAX_PRODUCE_WAIT_MS: u32 = 30_000;
 /// Longest frame between nodes: one batch that is not shipped as a segment, and the header.
 pub const MAX_LINK_FRAME: usize = ADOPT_APPEND + 2 * MAX_FRAME_HEADER;
+/// Longest first frame of either side on a connection for replication: nobody is known yet.
+pub const MAX_LINK_HELLO: usize = 4096;
 /// Connections for replication that a shard accepts.
 pub const MAX_LINKS: usize = 4096;
 /// A connection for replication with nothing to say says so after this long, ms.

@@ -353,22 +353,7 @@ fn an_adopted_batch_is_taken_as_a_segment_and_cut_off_again() {
         follower.follow(1, 0).await;
         leader.produce(&batch(1, 2, 100, None)).await;
         let huge = batch(2, 1, 9 << 20, None);
-        let mut adoption = corelane::shard::adoption::Adoption::begin(&leader.store, &leader.cell, huge.len()).await.unwrap();
-        let mut rest = &huge[..];
-        while !rest.is_empty() {
-            let space = adoption.space(rest.len());
-            let len = space.len();
-            space.copy_from_slice(&rest[..len]);
-            adoption.advance(len).await;
-            rest = &rest[len..];
-        }
-        let produced = replicas::Produced::default();
-        let pending = corelane::shard::pending::PendingProduce::new(
-            std::iter::once(PARTITION),
-            corelane::shard::pending::Patience::new(corelane::request::Acks::All, 0),
-            Box::new(produced.clone()),
-        );
-        adoption.finish(None, pending.completion(0)).await;
+        leader.adopt(&huge).await;
         leader.produce(&batch(3, 2, 100, None)).await;
         leader.replicate(&follower, 1 << 20).await;
         leader.flush().await;

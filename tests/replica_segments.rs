@@ -139,7 +139,7 @@ fn what_is_not_the_leaders_segment_leaves_no_trace() {
         leader.flush().await;
         leader.ship(&follower).await;
         let (from, before) = (follower.end(), follower.cell.machine.borrow().state());
-        let (good, word) = (leader.segment_bytes(from).await, leader.word(&leader.segment(from), from));
+        let (good, word) = (leader.segment_bytes(from).await, leader.word(from));
         let changed = |at: usize, value: u8| {
             let mut bytes = good.clone();
             bytes[at] = value;
@@ -193,7 +193,7 @@ fn what_is_not_the_leaders_segment_leaves_no_trace() {
         assert_eq!(error, ReplicaError::Refused(ReplicaRefusal::Epoch { expected: 2, actual: 1 }));
         let next = word.end_offset;
         let receipt = follower.receive(next, &leader.segment_bytes(next).await).await.unwrap();
-        let error = receipt.finish(&leader.word(&leader.segment(next), next)).await.unwrap().install(2).await.unwrap_err();
+        let error = receipt.finish(&leader.word(next)).await.unwrap().install(2).await.unwrap_err();
         assert_eq!(error, ReplicaError::Refused(ReplicaRefusal::Offset { expected: from, actual: next }));
         // A stream that ends in the middle.
         follower.receive(from, &good[..middle]).await.unwrap().abandon().await;
@@ -343,21 +343,7 @@ fn an_adopted_batch_is_shipped_as_the_segment_that_it_is() {
         follower.follow(1, 0).await;
         leader.produce(&batch(1, 2, 100, None)).await;
         let huge = batch(2, 1, 9 << 20, None);
-        let mut adoption = corelane::shard::adoption::Adoption::begin(&leader.store, &leader.cell, huge.len()).await.unwrap();
-        let mut rest = &huge[..];
-        while !rest.is_empty() {
-            let space = adoption.space(rest.len());
-            let len = space.len();
-            space.copy_from_slice(&rest[..len]);
-            adoption.advance(len).await;
-            rest = &rest[len..];
-        }
-        let pending = corelane::shard::pending::PendingProduce::new(
-            std::iter::once(PARTITION),
-            corelane::shard::pending::Patience::new(corelane::request::Acks::All, 0),
-            Box::new(replicas::Produced::default()),
-        );
-        adoption.finish(None, pending.completion(0)).await;
+        leader.adopt(&huge).await;
         leader.produce(&batch(3, 2, 100, None)).await;
         leader.settle().await;
         catch_up(&leader, &follower).await;

@@ -27,7 +27,7 @@ use crate::shard::pending::Completion;
 use crate::shard::produce::batch_refusal;
 use crate::shard::replica::{Origin, ReplicaError};
 use crate::shard::reserve::is_no_space;
-use crate::shard::ring::filled;
+use crate::shard::ring::{filled, take_filled};
 use crate::shard::store::{Store, no_space, now_ms};
 use crate::types::{LeaderEpoch, Offset};
 
@@ -126,20 +126,16 @@ impl Adoption {
     }
 
     async fn write(&mut self) {
-        let padded = self.filled.next_multiple_of(BLOCK);
-        let mut memory = std::mem::replace(&mut self.memory, glommio::allocate_dma_buffer_global(PIECE));
-        memory.as_bytes_mut()[self.filled..padded].fill(0);
-        memory.trim_to_size(padded);
+        let memory = take_filled(&mut self.memory, std::mem::take(&mut self.filled), PIECE);
         let (file, position) = (self.file.clone(), self.position);
-        self.position += padded as u64;
-        self.filled = 0;
+        self.position += memory.len() as u64;
         if self.writes.len() == IN_FLIGHT {
             // A failure shows again at the end: the sync reports it, or the next write does.
             if let Err(error) = self.writes.remove(0).await {
                 self.store.fail(format!("adopted append to {}: {error}", self.cell.id));
             }
         }
-        self.writes.push(glommio::spawn_local(async move { file.write(Rc::new(memory), position).await }));
+        self.writes.push(glommio::spawn_local(async move { file.write(memory, position).await }));
     }
 
     /// Leaves no trace.

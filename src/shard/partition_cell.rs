@@ -360,6 +360,9 @@ impl PartitionCell {
 
     /// Answers those whose wait for other replicas is over. Their batches stay in the log, and may be committed yet.
     pub fn expire(&self, now: Instant) {
+        if self.expires_at().is_none_or(|at| at > now) {
+            return;
+        }
         let over = self.awaiting.borrow_mut().take_expired(now);
         for awaiting in over {
             let words = "not enough replicas have the batch yet; it may be committed later";

@@ -33,7 +33,7 @@ use crate::shard::disk::DataFile;
 use crate::shard::journal::Urgency;
 use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::replica::ReplicaError;
-use crate::shard::ring::filled;
+use crate::shard::ring::{filled, take_filled};
 use crate::shard::store::{Store, now_ms};
 use crate::shard::write_behind;
 use crate::types::{LeaderEpoch, Offset};
@@ -154,21 +154,17 @@ impl Receipt {
     }
 
     async fn write(&mut self) -> io::Result<()> {
-        let padded = self.filled.next_multiple_of(BLOCK);
-        let mut memory = std::mem::replace(&mut self.memory, glommio::allocate_dma_buffer_global(PIECE));
-        memory.as_bytes_mut()[self.filled..padded].fill(0);
-        memory.trim_to_size(padded);
-        let (file, position) = (self.file.clone(), self.position);
-        self.position += padded as u64;
-        self.filled = 0;
+        let memory = take_filled(&mut self.memory, std::mem::take(&mut self.filled), PIECE);
+        let (file, position, len) = (self.file.clone(), self.position, memory.len() as u64);
+        self.position += len;
         if self.writes.len() == IN_FLIGHT
             && let Some(first) = self.writes.pop_front()
         {
             first.await?;
         }
-        let write = async move { file.write(Rc::new(memory), position).await };
+        let write = async move { file.write(memory, position).await };
         self.writes.push_back(glommio::spawn_local_into(write, self.queue)?);
-        self.unsynced += padded as u64;
+        self.unsynced += len;
         if self.unsynced >= SYNC_EVERY {
             self.unsynced = 0;
             if let Some(before) = self.syncing.take() {

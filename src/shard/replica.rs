@@ -128,11 +128,32 @@ impl Store {
         append: &ReplicaAppend<'_>,
         high_watermark: Offset,
     ) -> Result<Offset, ReplicaError> {
-        let end = self.place_replica(cell, append, high_watermark).await?;
+        let headers = self.check_replica(cell, append).await?;
+        let end = self.place_replica(cell, append, &headers, high_watermark).await?;
         self.wait_reached(cell, end).await
     }
 
-    /// As [`Store::append_replica`], returning the log's end once everything has its place: the next append may come while the device is at work on this one. [`Store::wait_reached`] waits for that.
+    /// Checks all that a leader sends against the log as it is; the headers of its batches. Nothing has changed when this returns, but that a segment which was opened here without a record has given way
+    /// where the leader goes on in the one before it.
+    ///
+    /// # Errors
+    /// The first thing that does not fit, or the disk fails.
+    pub async fn check_replica(
+        self: &Rc<Store>,
+        cell: &Rc<PartitionCell>,
+        append: &ReplicaAppend<'_>,
+    ) -> Result<Vec<BatchHeader>, ReplicaError> {
+        self.expect_following(cell, append.epoch)?;
+        let checked = cell.machine.borrow().check_replica(append);
+        if matches!(checked, Err(ReplicaRefusal::Segment { .. })) && self.gives_way(cell, append.segment) {
+            self.reopen_segment(cell).await?;
+            return Ok(cell.machine.borrow().check_replica(append)?);
+        }
+        Ok(checked?)
+    }
+
+    /// Appends what [`Store::check_replica`] has let pass, with the headers that it gave, and returns the log's end once everything has its place: the next append may come while the device is at work on
+    /// this one. [`Store::wait_reached`] waits for that.
     ///
     /// # Errors
     /// As [`Store::append_replica`].
@@ -140,23 +161,17 @@ impl Store {
         self: &Rc<Store>,
         cell: &Rc<PartitionCell>,
         append: &ReplicaAppend<'_>,
+        headers: &[BatchHeader],
         high_watermark: Offset,
     ) -> Result<Offset, ReplicaError> {
-        self.expect_following(cell, append.epoch)?;
-        let mut checked = cell.machine.borrow().check_replica(append);
-        if matches!(checked, Err(ReplicaRefusal::Segment { .. })) && self.gives_way(cell, append.segment) {
-            // A segment was opened here that has no record, in another epoch; the leader goes on in the one before it.
-            self.reopen_segment(cell).await?;
-            checked = cell.machine.borrow().check_replica(append);
-        }
         let mut rest = append.batches;
-        for header in checked? {
+        for header in headers {
             let (batch, behind) = rest.split_at(header.total_len());
             rest = behind;
-            while !self.try_place(cell, append, &header, batch)? {
+            while !self.try_place(cell, append, header, batch)? {
                 self.wait_for_memory().await;
                 cell.enter().await;
-                let prepared = self.prepare_replica(cell, append, &header).await;
+                let prepared = self.prepare_replica(cell, append, header).await;
                 cell.leave();
                 prepared?;
             }

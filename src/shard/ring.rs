@@ -391,6 +391,15 @@ pub fn filled(bytes: &[u8]) -> Rc<glommio::io::DmaBuffer> {
     Rc::new(buffer)
 }
 
+/// Takes memory of which the first `len` bytes are filled, for a write of whole blocks; memory of `size` bytes is in its place then.
+pub fn take_filled(memory: &mut glommio::io::DmaBuffer, len: usize, size: usize) -> Rc<glommio::io::DmaBuffer> {
+    let padded = len.next_multiple_of(BLOCK);
+    let mut taken = std::mem::replace(memory, glommio::allocate_dma_buffer_global(size));
+    taken.as_bytes_mut()[len..padded].fill(0);
+    taken.trim_to_size(padded);
+    Rc::new(taken)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

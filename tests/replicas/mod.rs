@@ -17,6 +17,7 @@ use corelane::log::segment_check::SegmentWord;
 use corelane::metrics::ShardMetrics;
 use corelane::partition::{Partition, ReplicaAppend, Settings};
 use corelane::request::{Acks, Appended, ProduceResult, Refusal};
+use corelane::shard::adoption::Adoption;
 use corelane::shard::blocking_files::BlockingFiles;
 use corelane::shard::budget::Budget;
 use corelane::shard::checkpoint::Checkpoints;
@@ -188,38 +189,42 @@ impl Running {
         }
     }
 
+    /// One batch, received into a file of its own.
+    async fn receive_adopted(&self, bytes: &[u8]) -> Adoption {
+        let mut adoption = Adoption::begin(&self.store, &self.cell, bytes.len()).await.unwrap();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let space = adoption.space(rest.len());
+            let len = space.len();
+            space.copy_from_slice(&rest[..len]);
+            adoption.advance(len).await;
+            rest = &rest[len..];
+        }
+        adoption
+    }
+
+    /// Appends a batch that is too large for memory, as a client's request does.
+    pub async fn adopt(&self, batch: &[u8]) -> Produced {
+        let produced = Produced::default();
+        let pending = PendingProduce::new(std::iter::once(PARTITION), Patience::new(Acks::All, 0), Box::new(produced.clone()));
+        self.receive_adopted(batch).await.finish(None, pending.completion(0)).await;
+        produced
+    }
+
     /// Takes a part as the follower.
     pub async fn take(&self, epoch: i32, part: &FollowerPart, high_watermark: Offset) -> Result<Offset, ReplicaError> {
         let bytes = bytes_of(part).await;
         if part.is_adopted {
-            let mut adoption = corelane::shard::adoption::Adoption::begin(&self.store, &self.cell, bytes.len()).await.unwrap();
-            let mut rest = &bytes[..];
-            while !rest.is_empty() {
-                let space = adoption.space(rest.len());
-                let len = space.len();
-                space.copy_from_slice(&rest[..len]);
-                adoption.advance(len).await;
-                rest = &rest[len..];
-            }
+            let adoption = self.receive_adopted(&bytes).await;
             return adoption.finish_replica(epoch, part.running_hash).await;
         }
         let append = ReplicaAppend { epoch, segment: part.segment, running_hash: part.running_hash, batches: &bytes };
         self.store.append_replica(&self.cell, &append, high_watermark).await
     }
 
-    /// What this store says of a segment from `from` on.
-    pub fn word(&self, info: &SegmentInfo, from: Offset) -> SegmentWord {
-        let machine = self.cell.machine.borrow();
-        let epochs = machine.epochs().iter().filter(|(_, start)| from < *start && *start < info.end_offset);
-        let first = machine.epoch_of(from).map(|epoch| (epoch, from));
-        SegmentWord {
-            end_offset: info.end_offset,
-            rewrite_generation: info.rewrite_generation,
-            adopted: info.adopted,
-            hash_before: if info.is_rewritten() { None } else { machine.hash_before(from) },
-            hash_after: info.running_hash,
-            epochs: first.into_iter().chain(epochs.copied()).collect(),
-        }
+    /// What this store says of the segment that holds `from`, from there on.
+    pub fn word(&self, from: Offset) -> SegmentWord {
+        self.cell.machine.borrow().word(&self.segment(from), from)
     }
 
     /// The segment that holds an offset.
@@ -255,7 +260,7 @@ impl Running {
         let from = to.end();
         let bytes = self.segment_bytes(from).await;
         let receipt = to.receive(from, &bytes).await.unwrap();
-        let received = receipt.finish(&self.word(&self.segment(from), from)).await.unwrap();
+        let received = receipt.finish(&self.word(from)).await.unwrap();
         received.install(epoch).await.unwrap()
     }
 

@@ -10,7 +10,7 @@ use crate::log::checkpoint::ProducerSnapshot;
 use crate::log::index::{Index, fits_segment};
 use crate::log::leader_epochs;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
-use crate::log::segment_check::{CheckedSegment, SegmentFault};
+use crate::log::segment_check::{CheckedSegment, SegmentFault, SegmentWord};
 use crate::partition::ladder::Ladder;
 use crate::types::{LeaderEpoch, Offset, Timestamp};
 
@@ -394,6 +394,21 @@ impl Partition {
         self.groups = None;
         leader_epochs::cut(&mut self.epochs, Offset::MIN);
         self.segments.drain(..).collect()
+    }
+
+    /// What is said of a segment, or of what is left of it from the batch at `from` on, to who gets it whole.
+    pub fn word(&self, info: &SegmentInfo, from: Offset) -> SegmentWord {
+        let inside = self.epochs.iter().filter(|(_, start)| from < *start && *start < info.end_offset);
+        let first = self.epoch_of(from).map(|epoch| (epoch, from));
+        SegmentWord {
+            end_offset: info.end_offset,
+            rewrite_generation: info.rewrite_generation,
+            adopted: info.adopted,
+            // A chain of its own leads through one that was rewritten.
+            hash_before: if info.is_rewritten() { None } else { self.hash_before(from) },
+            hash_after: info.running_hash,
+            epochs: first.into_iter().chain(inside.copied()).collect(),
+        }
     }
 
     /// Producers of whom a cut at `offset` leaves nothing in the table, though there may be something in the log before it.

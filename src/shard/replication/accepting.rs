@@ -115,9 +115,7 @@ async fn receive(context: &Rc<Context>, from: u32, sender: &Rc<Sender>, mut rece
                     let Some(replica) = context.replication.replica(&item.partition) else { continue };
                     replica.tell(Input::Message { from, message: item.message, payload, on: outbox.clone() });
                 }
-                outbox.busy();
-                context.replication.waiting.room().await;
-                outbox.heard();
+                outbox.read_on_after(context.replication.waiting.room()).await;
             }
             Ok((Frame::SegmentPart(part), payload)) => {
                 outbox.heard();
@@ -125,9 +123,7 @@ async fn receive(context: &Rc<Context>, from: u32, sender: &Rc<Sender>, mut rece
                     fed.insert(part.partition);
                     replica.tell(Input::Part { from, part, payload, on: outbox.clone() });
                 }
-                outbox.busy();
-                context.replication.waiting.room().await;
-                outbox.heard();
+                outbox.read_on_after(context.replication.waiting.room()).await;
             }
             Ok((Frame::Beat, _)) => outbox.heard(),
             Ok(_) => break LinkEnd::Unexpected { expected: "messages" },

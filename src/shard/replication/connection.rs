@@ -10,7 +10,7 @@ use futures_util::io::{BufReader, ReadHalf};
 use futures_util::{AsyncReadExt, AsyncWriteExt};
 use glommio::net::TcpStream;
 
-use crate::limits::{MAX_LINK_FRAME, RECEIVE_BUFFER};
+use crate::limits::{MAX_LINK_FRAME, MAX_LINK_HELLO, RECEIVE_BUFFER};
 use crate::replication::codec::{self, CodecError, Frame, Hello, HelloReply, MAGIC};
 use crate::wire::{FrameError, PREFIX_LEN, peek};
 
@@ -50,9 +50,13 @@ impl Receiver {
 
     /// The next frame and its payload.
     pub async fn next(&mut self) -> Result<(Frame, Bytes), LinkEnd> {
+        self.next_within(MAX_LINK_FRAME).await
+    }
+
+    async fn next_within(&mut self, most: usize) -> Result<(Frame, Bytes), LinkEnd> {
         let mut prefix = [0; PREFIX_LEN];
         self.socket.read_exact(&mut prefix).await?;
-        let lengths = peek(&prefix, MAX_LINK_FRAME)?.ok_or(LinkEnd::Unexpected { expected: "a frame" })?;
+        let lengths = peek(&prefix, most)?.ok_or(LinkEnd::Unexpected { expected: "a frame" })?;
         let mut header = vec![0; lengths.header_len()];
         self.socket.read_exact(&mut header).await?;
         lengths.check_header(&header)?;
@@ -78,7 +82,7 @@ pub async fn introduce(stream: &mut TcpStream, hello: &Hello) -> Result<(), Link
 
 /// Its answer.
 pub async fn await_reply(receiver: &mut Receiver) -> Result<HelloReply, LinkEnd> {
-    match receiver.next().await?.0 {
+    match receiver.next_within(MAX_LINK_HELLO).await?.0 {
         Frame::HelloReply(reply) => reply.map_err(LinkEnd::Refused),
         _ => Err(LinkEnd::Unexpected { expected: "an answer to the hello" }),
     }
@@ -87,7 +91,7 @@ pub async fn await_reply(receiver: &mut Receiver) -> Result<HelloReply, LinkEnd>
 /// The accepting side: what the other one says first.
 pub async fn await_hello(receiver: &mut Receiver) -> Result<Hello, LinkEnd> {
     receiver.expect_magic().await?;
-    match receiver.next().await?.0 {
+    match receiver.next_within(MAX_LINK_HELLO).await?.0 {
         Frame::Hello(hello) => Ok(hello),
         _ => Err(LinkEnd::Unexpected { expected: "a hello" }),
     }

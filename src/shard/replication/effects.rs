@@ -67,18 +67,21 @@ impl Life {
                     None => {}
                 }
             }
-            Effect::Append { base_offset, opens_segment, .. } => {
+            Effect::Append { base_offset, end_offset, opens_segment } => {
                 if let Some(received) = self.received.take() {
                     return self.install(received).await;
                 }
                 let Some(Machine::Follower(follower)) = &self.machine else { return };
+                let Some(headers) = self.checked.take() else {
+                    return self.give_up(&format!("records {base_offset} to {end_offset} were not checked"));
+                };
                 let segment = segment_of(&cell, base_offset, opens_segment);
                 let epoch = follower.stream().map_or(-1, |stream| stream.leader_epoch);
                 let running_hash = follower.log().running_hash.unwrap_or_default();
                 let append = ReplicaAppend { epoch, segment, running_hash, batches: payload };
                 self.context.metrics.add(Counter::ReplicationBytesReceived, payload.len() as u64);
                 let known = follower.log().watermark;
-                if let Err(error) = store.place_replica(&cell, &append, known).await {
+                if let Err(error) = store.place_replica(&cell, &append, &headers, known).await {
                     self.give_up(&format!("batches at offset {base_offset}: {error}"));
                 }
             }
@@ -127,9 +130,8 @@ impl Life {
 
     fn send(&self, to: NodeId, message: Message) {
         let leads = matches!(self.machine, Some(Machine::Leader(_)));
-        let known =
-            if leads { self.followers.iter().find(|(node, _)| *node == to) } else { self.leader.as_ref().filter(|(node, _)| *node == to) };
-        if let Some((_, outbox)) = known {
+        let known = if leads { &self.followers } else { &self.leaders };
+        if let Some((_, outbox)) = known.iter().find(|(node, _)| *node == to) {
             outbox.push(self.id, message, Vec::new());
         }
     }

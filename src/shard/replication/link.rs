@@ -154,6 +154,7 @@ impl Link {
                         let input = Input::Message { from: self.to.0, message: item.message, payload, on: outbox.clone() };
                         tell(context, &item.partition, input);
                     }
+                    outbox.read_on_after(context.replication.waiting.room()).await;
                 }
                 Ok((Frame::Beat, _)) => outbox.heard(),
                 Ok(_) => break LinkEnd::Unexpected { expected: "messages" },

@@ -103,15 +103,19 @@ impl Life {
     }
 
     async fn begin_anew(&mut self) {
-        self.lost = None;
         match self.context.store.restart(&self.replica.cell, 0, 0).await {
             Ok(()) => {
+                self.lost = None;
                 self.context.metrics.lower(Gauge::PartitionsQuarantined, 1);
                 self.context.metrics.add(Counter::ReplicasRestored, 1);
                 tracing::warn!(partition = %self.id, "a damaged replica is empty now and gets its records from the leader again");
                 self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));
             }
-            Err(error) => tracing::error!(partition = %self.id, %error, "a damaged replica can't begin anew"),
+            Err(error) => {
+                // It is tried again, not reported again: that would make yet another replica of it.
+                tracing::error!(partition = %self.id, %error, "a damaged replica can't begin anew");
+                glommio::timer::sleep(REPORT_AGAIN).await;
+            }
         }
     }
 
@@ -119,13 +123,15 @@ impl Life {
     fn log_state(&self) -> LogState {
         let machine = self.replica.cell.machine.borrow();
         let ladder = machine.ladder();
+        let durable_end = self.replica.cell.level_end().min(ladder.appended());
         let entries = machine.epochs().iter().filter(|(_, start)| *start < ladder.appended());
         let entries = entries.map(|(epoch, start)| EpochStart { epoch: *epoch, start: *start }).collect();
         LogState {
             log_start: machine.first_offset(),
             log_end: ladder.appended(),
-            durable_end: self.replica.cell.level_end().min(ladder.appended()),
-            watermark: ladder.committed(),
+            durable_end,
+            // What was committed at a lower level of durability than the topic has now may not have reached that yet.
+            watermark: ladder.committed().min(durable_end),
             epochs: EpochTable::from_entries(entries).expect("the store's epochs rise"),
             promised: machine.epoch(),
             running_hash: Some(machine.running_hash()),

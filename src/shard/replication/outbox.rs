@@ -120,9 +120,11 @@ impl Outbox {
         }
     }
 
-    /// Nothing is read until the next [`Outbox::heard`].
-    pub fn busy(&self) {
+    /// Reads no more of the connection until `room` is there.
+    pub async fn read_on_after(&self, room: impl Future<Output = ()>) {
         self.is_busy.set(true);
+        room.await;
+        self.heard();
     }
 
     /// Something was received, or is about to be.

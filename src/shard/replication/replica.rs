@@ -16,18 +16,20 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+use crate::batch::BatchHeader;
 use crate::cluster::CatalogueView;
 use crate::limits::LINK_WINDOW;
 use crate::metrics::Counter;
 use crate::partition::ReplicaAppend;
 use crate::replication::codec::SegmentPart;
-use crate::replication::message::Refused;
-use crate::replication::{Effect, Follower, Leader, Message, NodeId, RecordRefusal, Refusal};
+use crate::replication::message::{Append, Refused};
+use crate::replication::{Effect, EpochStart, Follower, Leader, Message, NodeId, RecordRefusal, Refusal};
 use crate::shard::context::Context;
 use crate::shard::event::{Event, wait_any};
 use crate::shard::follower_read::FollowerCursor;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::receipt::Received;
+use crate::shard::replica::ReplicaError;
 use crate::shard::replication::effects::segment_of;
 use crate::shard::replication::outbox::Outbox;
 use crate::shard::replication::receiving::Incoming;
@@ -73,6 +75,19 @@ pub enum Input {
     ProposalRefused(u32, RecordRefusal),
 }
 
+impl Input {
+    /// Memory that it takes while nobody has looked at it, bytes: what other nodes send counts, whether it has batches or not.
+    fn cost(&self) -> usize {
+        let (payload, entries) = match self {
+            Input::Message { payload, message: Message::Epochs(told), .. } => (payload.len(), told.epochs.entries().len()),
+            Input::Message { payload, message: Message::Segment(told), .. } => (payload.len(), told.epochs.len()),
+            Input::Message { payload, .. } | Input::Part { payload, .. } => (payload.len(), 0),
+            Input::Metadata(_) | Input::PartsEnded | Input::Connection(..) | Input::ProposalRefused(..) => return 0,
+        };
+        size_of::<Input>() + payload + entries * size_of::<EpochStart>()
+    }
+}
+
 /// What it is at present.
 pub(super) enum Machine {
     Leader(Leader),
@@ -87,6 +102,8 @@ pub struct Replica {
     wake: Event,
     is_over: Cell<bool>,
     waiting: Rc<Waiting>,
+    /// Connections whose room is waited for, each by one task.
+    full: RefCell<Vec<Rc<Outbox>>>,
 }
 
 /// Bytes of messages that replicas of a shard have not looked at yet: connections are not read while they are too many.
@@ -127,14 +144,19 @@ impl Drop for Replica {
 impl Replica {
     /// One that has not heard of the metadata yet; its task is [`Replica::run`].
     pub fn new(cell: Rc<PartitionCell>, waiting: Rc<Waiting>) -> Rc<Replica> {
-        Rc::new(Replica { cell, inbox: RefCell::default(), wake: Event::default(), is_over: Cell::new(false), waiting })
+        Rc::new(Replica {
+            cell,
+            inbox: RefCell::default(),
+            wake: Event::default(),
+            is_over: Cell::new(false),
+            waiting,
+            full: RefCell::default(),
+        })
     }
 
     /// Something for it.
     pub fn tell(&self, input: Input) {
-        if let Input::Message { payload, .. } | Input::Part { payload, .. } = &input {
-            self.waiting.add(payload.len());
-        }
+        self.waiting.add(input.cost());
         self.inbox.borrow_mut().push_back(input);
         self.wake.notify();
     }
@@ -158,7 +180,8 @@ impl Replica {
             context,
             machine: None,
             followers: Vec::new(),
-            leader: None,
+            leaders: Vec::new(),
+            checked: None,
             cursors: Vec::new(),
             shipping: Vec::new(),
             incoming: None,
@@ -179,9 +202,14 @@ impl Replica {
 
     /// Looks again once a full connection has room.
     pub(super) fn come_back(self: &Rc<Replica>, outbox: &Rc<Outbox>) {
+        if self.full.borrow().iter().any(|other| Rc::ptr_eq(other, outbox)) {
+            return;
+        }
+        self.full.borrow_mut().push(outbox.clone());
         let (replica, outbox) = (self.clone(), outbox.clone());
         glommio::spawn_local(async move {
             outbox.wait_for_room().await;
+            replica.full.borrow_mut().retain(|other| !Rc::ptr_eq(other, &outbox));
             replica.wake.notify();
         })
         .detach();
@@ -189,9 +217,7 @@ impl Replica {
 
     fn next_input(&self) -> Option<Input> {
         let input = self.inbox.borrow_mut().pop_front();
-        if let Some(Input::Message { payload, .. } | Input::Part { payload, .. }) = &input {
-            self.waiting.sub(payload.len());
-        }
+        self.waiting.sub(input.as_ref().map_or(0, Input::cost));
         input
     }
 }
@@ -212,8 +238,10 @@ pub(super) struct Life {
     pub(super) incoming: Option<Incoming>,
     /// One that came whole, and that the machine is about to take.
     pub(super) received: Option<Received>,
-    /// The connection on which the leader speaks.
-    pub(super) leader: Option<(NodeId, Rc<Outbox>)>,
+    /// The headers of the batches of an APPEND that was checked, and that the machine is about to take.
+    pub(super) checked: Option<Vec<BatchHeader>>,
+    /// Connections on which leaders speak: one that is deposed may still do so, and gets its answer on its own.
+    pub(super) leaders: Vec<(NodeId, Rc<Outbox>)>,
     /// The life of this replica in which it was damaged, as consensus was last told, and when.
     pub(super) lost: Option<(u32, Instant)>,
 }
@@ -302,13 +330,14 @@ impl Life {
             Input::PartsEnded => {}
             Input::Message { from, message: Message::Segment(segment), on, .. } => self.take_segment(from, &segment, &on, effects).await,
             Input::Message { from, message, payload, on } => {
-                if !self.is_sound(from, &message, &payload, &on) {
+                if !self.is_sound(from, &message, &payload, &on).await {
                     return Bytes::new();
                 }
                 match &mut self.machine {
                     Some(Machine::Leader(leader)) => leader.handle_message(from, &message, now, effects),
                     Some(Machine::Follower(follower)) => {
-                        self.leader = Some((from, on));
+                        self.leaders.retain(|(node, outbox)| *node != from && !outbox.is_closed());
+                        self.leaders.push((from, on));
                         follower.handle_message(from, &message, effects);
                     }
                     // The leader knows of the record already, this node does not yet: it opens the stream again in a while.
@@ -321,19 +350,34 @@ impl Life {
     }
 
     /// Whether the batches of an APPEND that goes on where the log ends are what their leader says. The machine is told of sound ones only.
-    fn is_sound(&self, from: NodeId, message: &Message, payload: &Bytes, on: &Outbox) -> bool {
-        let Message::Append(append) = message else { return true };
-        let machine = self.replica.cell.machine.borrow();
-        if payload.is_empty() || append.base_offset != machine.ladder().appended() || append.stream.leader_epoch != machine.epoch() {
+    async fn is_sound(&mut self, from: NodeId, message: &Message, payload: &Bytes, on: &Outbox) -> bool {
+        self.checked = None;
+        let (Message::Append(append), Some(Machine::Follower(follower))) = (message, &self.machine) else { return true };
+        let goes_on = follower.is_aligned() && follower.stream() == Some(append.stream) && append.base_offset == follower.log().log_end;
+        if payload.is_empty() || !goes_on {
             return true;
         }
-        let segment = segment_of(&self.replica.cell, append.base_offset, append.opens_segment);
-        let checked = ReplicaAppend { epoch: append.stream.leader_epoch, segment, running_hash: append.hash_after, batches: payload };
-        let Err(error) = machine.check_replica(&checked) else { return true };
-        tracing::warn!(partition = %self.id, from, %error, "batches of the leader are refused");
-        self.context.metrics.add(Counter::ReplicationRefused, 1);
-        let refusal = Refusal::RunningHash { offset: append.end_offset, expected: append.hash_after, actual: 0 };
-        on.push(self.id, Message::Refused(Refused { stream: append.stream, refusal }), Vec::new());
-        false
+        let (store, cell) = (self.context.store.clone(), self.replica.cell.clone());
+        match store.check_replica(&cell, &replica_append(&cell, append, payload)).await {
+            Ok(headers) => self.checked = Some(headers),
+            Err(ReplicaError::Store(refusal)) => {
+                self.give_up(&format!("batches at offset {}: {refusal}", append.base_offset));
+                return false;
+            }
+            Err(ReplicaError::Refused(error)) => {
+                tracing::warn!(partition = %self.id, from, %error, "batches of the leader are refused");
+                self.context.metrics.add(Counter::ReplicationRefused, 1);
+                let refusal = Refusal::RunningHash { offset: append.end_offset, expected: append.hash_after, actual: 0 };
+                on.push(self.id, Message::Refused(Refused { stream: append.stream, refusal }), Vec::new());
+                return false;
+            }
+        }
+        true
     }
+}
+
+/// An APPEND as the store takes it.
+fn replica_append<'a>(cell: &Rc<PartitionCell>, append: &Append, batches: &'a Bytes) -> ReplicaAppend<'a> {
+    let segment = segment_of(cell, append.base_offset, append.opens_segment);
+    ReplicaAppend { epoch: append.stream.leader_epoch, segment, running_hash: append.hash_after, batches }
 }

@@ -17,7 +17,7 @@ use glommio::io::ReadResult;
 
 use crate::limits::{BLOCK, SHIP_LEAST};
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
-use crate::log::segment_check::{CheckedSegment, SegmentCheck, SegmentWord};
+use crate::log::segment_check::{CheckedSegment, SegmentCheck};
 use crate::metrics::Counter;
 use crate::replication::codec::SegmentPart;
 use crate::replication::{Leader, Message, NodeId, Shipped, ToShip};
@@ -27,7 +27,7 @@ use crate::shard::net::Outgoing;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::replication::outbox::Outbox;
 use crate::shard::replication::replica::{Life, Machine, Replica};
-use crate::types::{LeaderEpoch, Offset};
+use crate::types::Offset;
 
 /// Size of a piece, bytes.
 const PIECE: usize = 1 << 20;
@@ -192,25 +192,8 @@ impl Job {
             self.context.metrics.add(Counter::ReplicationBytesSent, len as u64);
             sent += len as u64;
         }
-        let word = self.word();
+        let word = cell.machine.borrow().word(info, self.wanted.from);
         check.finish(&word).map_err(|fault| self.damaged(&fault))
-    }
-
-    /// What this node knows of the segment.
-    fn word(&self) -> SegmentWord {
-        let (from, info) = (self.wanted.from, &self.info);
-        let machine = self.replica.cell.machine.borrow();
-        let inside = machine.epochs().iter().filter(|(_, start)| from < *start && *start < info.end_offset);
-        let first: Option<(LeaderEpoch, Offset)> = machine.epoch_of(from).map(|epoch| (epoch, from));
-        let hash_before = if info.is_rewritten() { None } else { machine.hash_before(from) };
-        SegmentWord {
-            end_offset: info.end_offset,
-            rewrite_generation: info.rewrite_generation,
-            adopted: info.adopted,
-            hash_before,
-            hash_after: info.running_hash,
-            epochs: first.into_iter().chain(inside.copied()).collect(),
-        }
     }
 
     fn damaged(&self, fault: &crate::log::segment_check::SegmentFault) -> String {
