@@ -413,6 +413,28 @@ fn read_commands(bytes: &[u8], whole: &[(u64, Command)]) -> Result<(), String> {
     }
 }
 
+/// A follower's log that was cut within a block, and whose segment was sealed there, has the batch that went behind its last one.
+#[test]
+fn what_a_cut_left_behind_is_told_from_damage() {
+    let image = small_life();
+    let store = check::open(&mut image.clone(), &catalogue(), 1, 5).unwrap();
+    let partitions = store.shards.iter().flatten().map(|partition| &partition.state);
+    let mut sealed = partitions.flat_map(|state| state.segments.iter().map(|segment| (state.partition, *segment)));
+    let has_room = |end: u64| end.next_multiple_of(4096) - end >= 16;
+    let (partition, segment) = sealed.find(|(_, segment)| segment.sealed && !segment.adopted && has_room(segment.valid_end)).unwrap();
+    let path = segment.path(partition);
+    let damage_with = |first: [u8; 8]| {
+        let mut image = image.clone();
+        image.file_mut(&path).write(segment.valid_end, &[first, [7; 8]].concat());
+        verify(&mut image, &mut |_| ()).unwrap().damage
+    };
+    assert_eq!(damage_with(segment.end_offset.to_be_bytes()), []);
+    for other in [segment.end_offset + 1, segment.end_offset ^ 0x0100, 0, -1] {
+        let damage = damage_with(other.to_be_bytes());
+        assert!(damage.len() == 1 && damage[0].file == path, "{other}: {damage:?}");
+    }
+}
+
 #[test]
 fn a_flip_in_every_byte_is_named_or_without_meaning() {
     let image = small_life();
