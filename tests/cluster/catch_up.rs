@@ -77,10 +77,10 @@ impl Check for CatchUp {
 
 fn run(round: &mut Round<'_>, nodes: &mut Nodes, amount: &Amount) -> Result<(), String> {
     let new = NewTopic::new(TOPIC).partitions(1).replication_factor(NODES as u16).config("min.insync.replicas", "2");
-    let topic = create(nodes, new.config("segment.bytes", amount.segment_bytes))?;
+    let topic = nodes.create_topic(new.config("segment.bytes", amount.segment_bytes))?;
     let new = NewTopic::new(COMPACTED).partitions(1).replication_factor(NODES as u16).config("min.insync.replicas", "2");
     let new = new.config("cleanup.policy", "compact").config("min.cleanable.dirty.ratio", "0.01");
-    create(nodes, new.config("segment.bytes", "1048576"))?;
+    nodes.create_topic(new.config("segment.bytes", "1048576"))?;
     let healthy = |nodes: &Nodes| {
         view::expect_healthy(&nodes.network, TOPIC, NODES as usize)?;
         view::expect_healthy(&nodes.network, COMPACTED, NODES as usize).map(drop)
@@ -132,11 +132,6 @@ fn run(round: &mut Round<'_>, nodes: &mut Nodes, amount: &Amount) -> Result<(), 
         }
     }
     Ok(())
-}
-
-fn create(nodes: &Nodes, new: NewTopic) -> Result<TopicId, String> {
-    let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-    clients::as_client(&nodes.network, &nodes.bootstrap(), create).map(|topic| topic.id)
 }
 
 /// Records that don't compress, in one partition; with one of so many keys each, if so.

@@ -16,7 +16,7 @@ use corelane::request::{Acks, Code, OffsetSpec};
 use corelane::types::Offset;
 
 use super::network::Network;
-use crate::checker::{ClientId, Event, History, Operation, Phase, Record, Value};
+use crate::checker::{self, ClientId, Event, History, Operation, Phase, Record, Value};
 use crate::crash::Numbers;
 
 /// Longer than any fault, with what a slow machine makes of it.
@@ -199,6 +199,13 @@ impl Shared {
     pub async fn connect(&self, name: &str) -> Result<Client, String> {
         let builder = Client::builder(&self.bootstrap).client_id(name).request_timeout(REQUEST_TIMEOUT);
         builder.connect_timeout(REQUEST_TIMEOUT).connect().await.map_err(|e| e.to_string())
+    }
+
+    /// What the clients saw, judged.
+    pub fn judge(&self) -> Result<(), String> {
+        let history = self.history();
+        let findings = checker::check(&history);
+        if findings.is_empty() { Ok(()) } else { Err(checker::report(&history, &findings)) }
     }
 
     /// Does something as a client of the cluster, on a thread of its own.

@@ -11,13 +11,12 @@ use std::time::Duration;
 
 use corelane::client::NewTopic;
 
-use super::clients::{self, Clients, Load, Shared};
+use super::clients::{Clients, Load, Shared};
 use super::faults::leader_of;
 use super::network::Network;
 use super::nodes::Nodes;
 use super::run::HEALTH_PATIENCE;
 use super::{view, wait_until};
-use crate::checker;
 use crate::crash::Numbers;
 use crate::harness::{Check, Entry, Round};
 
@@ -93,8 +92,7 @@ impl Running {
         let mut nodes = Nodes::new(network, &directory)?;
         nodes.form()?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(NODES as u16).config("min.insync.replicas", "2");
-        let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-        clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?;
+        nodes.create_topic(new)?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
         let clients = Clients::start(shared.clone(), (1, 1, 0), LOAD, random.draw());
         Ok(Running { directory, clients, shared, nodes })
@@ -131,11 +129,7 @@ impl Running {
     fn end(self) -> Result<(), String> {
         let Running { directory, clients, shared, nodes } = self;
         clients.finish()?;
-        let history = shared.history();
-        let findings = checker::check(&history);
-        if !findings.is_empty() {
-            return Err(checker::report(&history, &findings));
-        }
+        shared.judge()?;
         drop(nodes);
         fs::remove_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))
     }

@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -24,13 +24,13 @@ use corelane::types::{OFFSETS_TOPIC, Offset};
 
 use super::clients::{self, Clients, Load, Shared};
 use super::faults::{self, Kind, Means, Target};
+use super::lives::{Life, Lives};
 use super::network::Network;
 use super::nodes::Nodes;
 use super::run::HEALTH_PATIENCE;
 use super::{view, wait_until};
-use crate::checker;
 use crate::crash::Numbers;
-use crate::harness::{Check, Entry, Round};
+use crate::harness::{Entry, Round};
 
 /// Rounds on one cluster.
 const LIFE: u64 = 20;
@@ -57,36 +57,11 @@ pub const ENTRY: Entry = Entry {
     name: "cluster_groups",
     about: "a group goes on and loses no position while its coordinator is killed, stopped and cut off",
     short_rounds: SHORT,
-    start: || Box::new(Groups { life: None }),
+    start: || Box::new(Lives::<Cluster>(None)),
 };
 
-struct Groups {
-    life: Option<Life>,
-}
-
-impl Check for Groups {
-    fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
-        let mut random = Numbers(round.seed);
-        let length = if round.is_short { SHORT } else { LIFE };
-        let mut life = match self.life.take().filter(|_| !round.number.is_multiple_of(length)) {
-            Some(life) => life,
-            None => Life::begin(round.scratch.with_extension("life"), &mut random)?,
-        };
-        life.hit(round, &mut random).map_err(|what| life.explain(&what))?;
-        if round.number % length == length - 1 {
-            return life.end(round);
-        }
-        self.life = Some(life);
-        Ok(())
-    }
-
-    fn end(&mut self, round: &mut Round<'_>) -> Result<(), String> {
-        self.life.take().map_or(Ok(()), |life| life.end(round))
-    }
-}
-
 /// One cluster with a group.
-struct Life {
+struct Cluster {
     directory: PathBuf,
     producers: Option<Clients>,
     shared: Arc<Shared>,
@@ -98,8 +73,10 @@ struct Life {
     log: Vec<String>,
 }
 
-impl Life {
-    fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Life, String> {
+impl Life for Cluster {
+    const ROUNDS: (u64, u64) = (SHORT, LIFE);
+
+    fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Cluster, String> {
         let _ = fs::remove_dir_all(&directory);
         let (network, reason) = Network::best(NODES, random.draw())?;
         // What is done to data is the check `cluster`'s.
@@ -111,43 +88,17 @@ impl Life {
         let mut nodes = Nodes::new(network, &directory)?;
         nodes.form()?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(NODES as u16).config("min.insync.replicas", "2");
-        let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-        clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?;
+        nodes.create_topic(new)?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
         let producers = Some(Clients::start(shared.clone(), (1, 0, 0), LOAD, random.draw()));
         let progress = Arc::<Progress>::default();
         let members = (1..=MEMBERS).map(|id| start_member(id, &shared, &progress, random.draw())).collect();
         let means = Means { kinds, small_disk: None, partitions: PARTITIONS, nodes: NODES };
-        let life = Life { directory, producers, shared, members, progress, nodes, means, begun: Instant::now(), log: Vec::new() };
+        let life = Cluster { directory, producers, shared, members, progress, nodes, means, begun: Instant::now(), log: Vec::new() };
         life.wait_progress().and_then(|()| life.wait_healthy()).map_err(|what| life.explain(&what))?;
         Ok(life)
     }
 
-    /// All replicas of the topic and of the groups' own are in sync, of which there are as many.
-    fn wait_healthy(&self) -> Result<(), String> {
-        for topic in [TOPIC, OFFSETS_TOPIC] {
-            let healthy = || view::expect_healthy(&self.nodes.network, topic, NODES as usize).map(drop);
-            wait_until("all replicas are in sync", HEALTH_PATIENCE, healthy)?;
-        }
-        Ok(())
-    }
-
-    fn wait_progress(&self) -> Result<(), String> {
-        let commits = || self.progress.commits.load(Ordering::Relaxed);
-        let due = commits() + PROGRESS;
-        let enough = || if commits() >= due { Ok(()) } else { Err(format!("{} of {due} commits", commits())) };
-        let after = wait_until("the group commits", PROGRESS_PATIENCE, enough)?;
-        eprintln!("{PROGRESS} commits in {:.1} s", after.as_secs_f64());
-        self.expect_no_complaint()
-    }
-
-    fn note(&mut self, what: String) {
-        let line = format!("{:8.3} s {what}", self.begun.elapsed().as_secs_f64());
-        eprintln!("{line}");
-        self.log.push(line);
-    }
-
-    /// One round: mostly it is the coordinator that is hit.
     fn hit(&mut self, round: &mut Round<'_>, random: &mut Numbers) -> Result<(), String> {
         let mut fault = faults::draw(random, &self.means).faults.remove(0);
         let of_groups = Target::LeaderOf(partition_of(GROUP, corelane::limits::OFFSETS_PARTITIONS));
@@ -178,31 +129,12 @@ impl Life {
         Ok(())
     }
 
-    fn expect_no_complaint(&self) -> Result<(), String> {
-        let complaints = [self.progress.complaints(), self.shared.complaints()].concat();
-        match complaints.first() {
-            Some(first) => Err(format!("{} errors, the first: {first}", complaints.len())),
-            None => Ok(()),
-        }
-    }
-
-    fn end(mut self, round: &mut Round<'_>) -> Result<(), String> {
-        self.judge(round).map_err(|what| self.explain(&what))?;
-        let directory = self.directory.clone();
-        drop(self);
-        fs::remove_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))
-    }
-
     fn judge(&mut self, round: &mut Round<'_>) -> Result<(), String> {
         self.wait_healthy()?;
         if let Some(producers) = self.producers.take() {
             producers.finish()?;
         }
-        let history = self.shared.history();
-        let findings = checker::check(&history);
-        if !findings.is_empty() {
-            return Err(checker::report(&history, &findings));
-        }
+        self.shared.judge()?;
         self.progress.settles.store(true, Ordering::Relaxed);
         let ends = self.ends()?;
         wait_until("the group has committed all that there is", PROGRESS_PATIENCE, || {
@@ -225,6 +157,49 @@ impl Life {
         round.count("acknowledged", self.shared.acknowledged());
         round.count("lives", 1);
         Ok(())
+    }
+
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    fn explain(&self, what: &str) -> String {
+        let last = &self.log[self.log.len().saturating_sub(12)..];
+        format!("{what}\nfaults:\n{}\n{}", last.join("\n"), self.nodes.last_words())
+    }
+}
+
+impl Cluster {
+    /// All replicas of the topic and of the groups' own are in sync, of which there are as many.
+    fn wait_healthy(&self) -> Result<(), String> {
+        for topic in [TOPIC, OFFSETS_TOPIC] {
+            let healthy = || view::expect_healthy(&self.nodes.network, topic, NODES as usize).map(drop);
+            wait_until("all replicas are in sync", HEALTH_PATIENCE, healthy)?;
+        }
+        Ok(())
+    }
+
+    fn wait_progress(&self) -> Result<(), String> {
+        let commits = || self.progress.commits.load(Ordering::Relaxed);
+        let due = commits() + PROGRESS;
+        let enough = || if commits() >= due { Ok(()) } else { Err(format!("{} of {due} commits", commits())) };
+        let after = wait_until("the group commits", PROGRESS_PATIENCE, enough)?;
+        eprintln!("{PROGRESS} commits in {:.1} s", after.as_secs_f64());
+        self.expect_no_complaint()
+    }
+
+    fn note(&mut self, what: String) {
+        let line = format!("{:8.3} s {what}", self.begun.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        self.log.push(line);
+    }
+
+    fn expect_no_complaint(&self) -> Result<(), String> {
+        let complaints = [self.progress.complaints(), self.shared.complaints()].concat();
+        match complaints.first() {
+            Some(first) => Err(format!("{} errors, the first: {first}", complaints.len())),
+            None => Ok(()),
+        }
     }
 
     /// Where the partitions end.
@@ -257,14 +232,9 @@ impl Life {
             told => Err(format!("at {address}: {told:?}, {offsets:?} instead of {ends:?}")),
         }
     }
-
-    fn explain(&self, what: &str) -> String {
-        let last = &self.log[self.log.len().saturating_sub(12)..];
-        format!("{what}\nfaults:\n{}\n{}", last.join("\n"), self.nodes.last_words())
-    }
 }
 
-impl Drop for Life {
+impl Drop for Cluster {
     fn drop(&mut self) {
         self.progress.ends.store(true, Ordering::Relaxed);
     }

@@ -11,13 +11,12 @@ use corelane::client::NewTopic;
 use corelane::types::TopicId;
 use serde_json::Value;
 
-use super::clients::{self, Clients, Load, Shared};
+use super::clients::{Clients, Load, Shared};
 use super::network::{Network, Node};
 use super::nodes::Nodes;
 use super::run::HEALTH_PATIENCE;
 use super::{replicas, wait_until};
 use crate::broker::{verify, wait_quiet};
-use crate::checker;
 use crate::crash::Numbers;
 use crate::harness::{Check, Entry, Round};
 
@@ -69,8 +68,7 @@ impl Grown {
         nodes.form_of(NODES - 1)?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(3);
         let new = new.config("min.insync.replicas", "2").config("segment.bytes", "1048576");
-        let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-        let topic = clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?.id;
+        let topic = nodes.create_topic(new)?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
         let clients = Some(Clients::start(shared.clone(), (2, 2, 0), LOAD, random.draw()));
         Ok(Grown { clients, shared, nodes, topic })
@@ -180,11 +178,7 @@ impl Grown {
         if let Some(first) = complaints.first() {
             return Err(format!("{} errors reached the clients' program, the first: {first}", complaints.len()));
         }
-        let history = self.shared.history();
-        let findings = checker::check(&history);
-        if !findings.is_empty() {
-            return Err(checker::report(&history, &findings));
-        }
+        self.shared.judge()?;
         let verified = self.command(&["cluster", "verify", "--json"])?;
         let verified: Value = serde_json::from_str(&verified).map_err(|e| format!("{e}: {verified}"))?;
         round.count("acknowledged", self.shared.acknowledged());

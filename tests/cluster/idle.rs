@@ -11,7 +11,7 @@ use corelane::client::NewTopic;
 use super::network::{Network, Node};
 use super::nodes::Nodes;
 use super::run::HEALTH_PATIENCE;
-use super::{clients, view, wait_until};
+use super::{view, wait_until};
 use crate::harness::{Check, Entry, Round};
 
 const NODES: u32 = 3;
@@ -50,8 +50,7 @@ impl Check for Idle {
 
 fn measure(round: &mut Round<'_>, nodes: &mut Nodes, partitions: u32, settle: Duration, measured: Duration) -> Result<(), String> {
     let new = NewTopic::new(TOPIC).partitions(partitions).replication_factor(NODES as u16).config("min.insync.replicas", "2");
-    let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-    clients::as_client(&nodes.network, &nodes.bootstrap(), create)?;
+    nodes.create_topic(new)?;
     let healthy = || view::expect_healthy(&nodes.network, TOPIC, NODES as usize).map(drop);
     let after = wait_until("all replicas are in sync", HEALTH_PATIENCE, healthy)?;
     eprintln!("{partitions} partitions are in sync after {:.1} s", after.as_secs_f64());

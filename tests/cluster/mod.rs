@@ -21,6 +21,7 @@
 //! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
 //! | `growth` | the check `growth`: a node comes and another goes, under load |
 //! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
+//! | `lives` | clusters that live for several rounds |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -34,6 +35,7 @@ pub mod faults;
 pub mod groups;
 pub mod growth;
 pub mod idle;
+pub mod lives;
 pub mod network;
 pub mod nodes;
 pub mod readme;

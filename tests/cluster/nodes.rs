@@ -7,8 +7,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use corelane::client::{Client, NewTopic};
+use corelane::types::TopicId;
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::clients;
 use super::network::{Network, Node};
 use crate::broker::{files_below, last_words, wait_quiet};
 
@@ -189,6 +192,13 @@ impl Nodes {
     /// SIGTERM.
     pub fn ask_to_stop(&self, node: Node) -> Result<(), String> {
         self.signal(node, Signal::TERM)
+    }
+
+    /// Makes a topic.
+    pub fn create_topic(&self, new: NewTopic) -> Result<TopicId, String> {
+        let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
+        let made = clients::as_client(&self.network, &self.bootstrap(), create);
+        made.map(|topic| topic.id).map_err(|e| format!("{e}\n{}", self.last_words()))
     }
 
     /// SIGTERM: it must hand over, drain and end with code 0. How long that took.

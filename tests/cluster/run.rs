@@ -9,22 +9,23 @@
 
 use std::fs::{self, File};
 use std::io::{BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use corelane::client::NewTopic;
 use corelane::types::TopicId;
 
-use super::clients::{self, Clients, Load, Shared};
+use super::clients::{Clients, Load, Shared};
 use super::faults::{self, Kind, Means};
+use super::lives::{Life, Lives};
 use super::network::{Network, Node};
 use super::nodes::{Nodes, copy_files};
 use super::{replicas, view, wait_until};
 use crate::broker::{verify, wait_quiet};
 use crate::checker;
 use crate::crash::Numbers;
-use crate::harness::{Check, Entry, Round};
+use crate::harness::{Entry, Round};
 use crate::small_disk::SmallDisk;
 
 /// Rounds on one cluster, in the short form all of them.
@@ -52,39 +53,11 @@ pub const ENTRY: Entry = Entry {
     name: "cluster",
     about: "three nodes under faults: nothing acknowledged is lost, duplicated or out of order, replicas are the same",
     short_rounds: SHORT,
-    start: || Box::new(Faults { life: None }),
+    start: || Box::new(Lives::<Cluster>(None)),
 };
 
-struct Faults {
-    life: Option<Life>,
-}
-
-impl Check for Faults {
-    fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
-        let mut random = Numbers(round.seed);
-        let length = if round.is_short { SHORT } else { LIFE };
-        let mut life = match self.life.take().filter(|_| !round.number.is_multiple_of(length)) {
-            Some(life) => life,
-            None => Life::begin(round.scratch.with_extension("life"), &mut random)?,
-        };
-        let explained = |life: &Life, what: String| Err(life.explain(&what));
-        if let Err(what) = life.hit(round, &mut random) {
-            return explained(&life, what);
-        }
-        if round.number % length == length - 1 {
-            return life.end(round);
-        }
-        self.life = Some(life);
-        Ok(())
-    }
-
-    fn end(&mut self, round: &mut Round<'_>) -> Result<(), String> {
-        self.life.take().map_or(Ok(()), |life| life.end(round))
-    }
-}
-
 /// One cluster with its clients.
-struct Life {
+struct Cluster {
     directory: PathBuf,
     // Dropped in this order: nodes before the disk that one of them is on.
     clients: Option<Clients>,
@@ -97,8 +70,10 @@ struct Life {
     log: Vec<String>,
 }
 
-impl Life {
-    fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Life, String> {
+impl Life for Cluster {
+    const ROUNDS: (u64, u64) = (SHORT, LIFE);
+
+    fn begin(directory: PathBuf, random: &mut Numbers) -> Result<Cluster, String> {
         let _ = fs::remove_dir_all(&directory);
         let mut kinds = Kind::wanted()?;
         let (network, reason) = Network::best(NODES, random.draw())?;
@@ -126,37 +101,14 @@ impl Life {
         nodes.form()?;
         let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(NODES as u16);
         let new = new.config("min.insync.replicas", "2").config("segment.bytes", SEGMENT_BYTES);
-        let create = async |client: corelane::client::Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
-        let topic = clients::as_client(&nodes.network, &nodes.bootstrap(), create).map_err(|e| format!("{e}\n{}", nodes.last_words()))?.id;
+        let topic = nodes.create_topic(new)?;
         let shared = Shared::new(nodes.network.clone(), nodes.bootstrap(), TOPIC, PARTITIONS);
         let clients = Some(Clients::start(shared.clone(), CLIENTS, LOAD, random.draw()));
-        let life = Life { directory, clients, shared, nodes, disk, means, topic, begun: Instant::now(), log: Vec::new() };
+        let life = Cluster { directory, clients, shared, nodes, disk, means, topic, begun: Instant::now(), log: Vec::new() };
         life.wait_healthy().map_err(|what| life.explain(&what))?;
         Ok(life)
     }
 
-    fn wait_healthy(&self) -> Result<Duration, String> {
-        let healthy = || {
-            view::expect_healthy(&self.nodes.network, TOPIC, NODES as usize)?;
-            view::expect_voters(&self.nodes.network, &self.nodes.bootstrap())
-        };
-        wait_until("all replicas are in sync and all nodes vote", HEALTH_PATIENCE, healthy)
-    }
-
-    fn wait_progress(&self) -> Result<(), String> {
-        let due = self.shared.acknowledged() + PROGRESS;
-        let enough =
-            || if self.shared.acknowledged() >= due { Ok(()) } else { Err(format!("{} acknowledged", self.shared.acknowledged())) };
-        wait_until("producers go on", PROGRESS_PATIENCE, enough).map(drop)
-    }
-
-    fn note(&mut self, what: String) {
-        let line = format!("{:8.3} s {what}", self.begun.elapsed().as_secs_f64());
-        eprintln!("{line}");
-        self.log.push(line);
-    }
-
-    /// One round.
     fn hit(&mut self, round: &mut Round<'_>, random: &mut Numbers) -> Result<(), String> {
         let plan = faults::draw(random, &self.means);
         if plan.faults.iter().any(|fault| fault.kind == Kind::Wipe) {
@@ -194,23 +146,6 @@ impl Life {
         self.expect_no_complaint()
     }
 
-    fn expect_no_complaint(&self) -> Result<(), String> {
-        let complaints = self.shared.complaints();
-        match complaints.len() {
-            0 => Ok(()),
-            many => Err(format!("{many} errors reached the clients' program, the first: {}", complaints[0])),
-        }
-    }
-
-    /// All settles and is judged.
-    fn end(mut self, round: &mut Round<'_>) -> Result<(), String> {
-        let judged = self.judge(round);
-        judged.map_err(|what| self.explain(&what))?;
-        let directory = self.directory.clone();
-        drop(self);
-        fs::remove_dir_all(&directory).map_err(|e| format!("{}: {e}", directory.display()))
-    }
-
     fn judge(&mut self, round: &mut Round<'_>) -> Result<(), String> {
         self.wait_healthy()?;
         self.wait_progress()?;
@@ -218,11 +153,7 @@ impl Life {
             clients.finish()?;
         }
         self.expect_no_complaint()?;
-        let history = self.shared.history();
-        let findings = checker::check(&history);
-        if !findings.is_empty() {
-            return Err(checker::report(&history, &findings));
-        }
+        self.shared.judge()?;
         round.count("acknowledged", self.shared.acknowledged());
         round.count("refused", self.shared.refused());
         round.count("read", self.shared.read());
@@ -240,7 +171,10 @@ impl Life {
         Ok(())
     }
 
-    /// A failure with all that helps to find its cause; the history and the stores stay.
+    fn directory(&self) -> &Path {
+        &self.directory
+    }
+
     fn explain(&self, what: &str) -> String {
         let path = self.directory.join("history.jsonl");
         let kept = File::create(&path).and_then(|file| {
@@ -258,10 +192,41 @@ impl Life {
     }
 }
 
+impl Cluster {
+    fn wait_healthy(&self) -> Result<Duration, String> {
+        let healthy = || {
+            view::expect_healthy(&self.nodes.network, TOPIC, NODES as usize)?;
+            view::expect_voters(&self.nodes.network, &self.nodes.bootstrap())
+        };
+        wait_until("all replicas are in sync and all nodes vote", HEALTH_PATIENCE, healthy)
+    }
+
+    fn wait_progress(&self) -> Result<(), String> {
+        let due = self.shared.acknowledged() + PROGRESS;
+        let enough =
+            || if self.shared.acknowledged() >= due { Ok(()) } else { Err(format!("{} acknowledged", self.shared.acknowledged())) };
+        wait_until("producers go on", PROGRESS_PATIENCE, enough).map(drop)
+    }
+
+    fn note(&mut self, what: String) {
+        let line = format!("{:8.3} s {what}", self.begun.elapsed().as_secs_f64());
+        eprintln!("{line}");
+        self.log.push(line);
+    }
+
+    fn expect_no_complaint(&self) -> Result<(), String> {
+        let complaints = self.shared.complaints();
+        match complaints.len() {
+            0 => Ok(()),
+            many => Err(format!("{many} errors reached the clients' program, the first: {}", complaints[0])),
+        }
+    }
+}
+
 /// Planted: all three disks lose what was written after a certain moment, and say nothing. The judge must miss the records that were acknowledged behind it.
 pub fn finds_a_planted_loss() -> Result<(), String> {
     let scratch = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).map_err(|e| e.to_string())?;
-    let mut life = Life::begin(scratch.path().join("life"), &mut Numbers(5))?;
+    let mut life = Cluster::begin(scratch.path().join("life"), &mut Numbers(5))?;
     let nodes: Vec<Node> = life.nodes.network.nodes().collect();
     let older = |node: Node| scratch.path().join(format!("older{node}"));
     life.wait_progress()?;
@@ -270,7 +235,7 @@ pub fn finds_a_planted_loss() -> Result<(), String> {
         wait_quiet(life.nodes.data(*node))?;
         copy_files(life.nodes.data(*node), &older(*node))?;
     }
-    let start = |life: &mut Life| -> Result<(), String> {
+    let start = |life: &mut Cluster| -> Result<(), String> {
         nodes.iter().try_for_each(|node| life.nodes.start(*node))?;
         nodes.iter().try_for_each(|node| life.nodes.wait_ready(*node))?;
         life.wait_healthy().map(drop)

@@ -114,9 +114,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn who_is_waited_for_is_said() {
-        let state = PartitionState {
+    /// From nodes 1 and 2 to 2 and 4, which is not in sync yet.
+    fn moving() -> PartitionState {
+        PartitionState {
             topic: "t".into(),
             partition: 3,
             leader: Some(1),
@@ -126,7 +126,12 @@ mod tests {
             eligible: vec![],
             target: Some(vec![2, 4]),
             min_insync: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn who_is_waited_for_is_said() {
+        let state = moving();
         assert!(is_moving(&state, &[(3, vec![2, 4])]));
         assert!(!is_moving(&state, &[(3, vec![4, 2])]) && !is_moving(&state, &[(2, vec![2, 4])]));
         assert_eq!(describe(&[&state]), "1 move: partition 3 waits for node 4");
@@ -139,17 +144,7 @@ mod tests {
             (node.node, node.condition) = (id, NodeCondition::Fenced);
             node
         };
-        let state = PartitionState {
-            topic: "t".into(),
-            partition: 3,
-            leader: Some(1),
-            leader_epoch: 0,
-            replicas: vec![1, 2, 4],
-            isr: vec![1, 2],
-            eligible: vec![],
-            target: Some(vec![2, 4]),
-            min_insync: 1,
-        };
+        let state = moving();
         assert!(!is_stuck(&state, &[]) && !is_stuck(&state, &[away(1)]), "who is to go is not waited for");
         assert!(is_stuck(&state, &[away(4)]) && is_stuck(&PartitionState { leader: None, ..state }, &[]));
     }
