@@ -135,10 +135,10 @@ pub fn of_broker(context: &Context, broker: &Broker) -> Vec<Entry> {
         entry("broker.id", id.clone(), FROM_BROKER, INT, "node id * 1024 + shard"),
         entry(
             "default.replication.factor",
-            service::DEFAULT_REPLICATION_FACTOR.to_string(),
+            service::default_replication_factor(&context.view.borrow()).to_string(),
             FROM_DEFAULT,
             INT,
-            "replicas of a topic that is made without a number",
+            "replicas of a topic that is made without a number: 3, or as many as there are nodes",
         ),
         entry("delete.topic.enable", true.to_string(), FROM_DEFAULT, BOOLEAN, "topics can be deleted"),
         entry("log.dirs", directory, FROM_BROKER, LIST, "where the records are"),

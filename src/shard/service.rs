@@ -6,7 +6,7 @@ use std::rc::Rc;
 use futures_util::future::{Either, select};
 
 use crate::cluster::config::CLEANUP_POLICY;
-use crate::cluster::{Applied, Catalogue, Command, Committed};
+use crate::cluster::{Applied, Catalogue, CatalogueView, Command, Committed};
 use crate::metrics::{Counter, RequestKind};
 use crate::request::{AlterTopic, Code, CreateTopic, Refusal, Request, Response};
 use crate::shard::budget::Building;
@@ -27,8 +27,16 @@ use crate::types::{TopicId, is_internal_topic};
 
 /// Partitions of a topic that is created without a number.
 pub const DEFAULT_PARTITIONS: u32 = 1;
-/// Replicas of a topic that is created without a number.
-pub const DEFAULT_REPLICATION_FACTOR: u16 = 1;
+/// Most replicas of a topic that is created without a number: with three, one node may be lost while another one is away.
+pub const DEFAULT_REPLICATION_FACTOR: u16 = 3;
+
+/// Replicas of a topic that is created without a number: three, or as many as there are nodes for.
+pub fn default_replication_factor(view: &CatalogueView) -> u16 {
+    let nodes = view.nodes().filter(|node| !node.retiring).count();
+    (nodes.max(1) as u16).min(DEFAULT_REPLICATION_FACTOR)
+}
+const MIN_INSYNC_REPLICAS: &str = "min.insync.replicas";
+
 /// Answers a request; never a produce.
 pub fn handle(context: &Rc<Context>, sender: &Rc<Sender>, peer: &str, correlation: u64, request: Request) {
     context.metrics.count_request(kind(&request));
@@ -107,12 +115,13 @@ pub async fn answer(context: &Rc<Context>, request: Request) -> Result<Response,
 
 /// Creates a topic; it is in force on every shard then.
 pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result<Response, Refusal> {
+    let (replication_factor, config) = replication(&context.view.borrow(), request.replication_factor, request.config);
     let command = Command::CreateTopic {
         id: TopicId(*uuid::Uuid::new_v4().as_bytes()),
         name: request.name.clone(),
         partitions: request.partitions.unwrap_or(DEFAULT_PARTITIONS),
-        replication_factor: request.replication_factor.unwrap_or(DEFAULT_REPLICATION_FACTOR),
-        config: request.config,
+        replication_factor,
+        config,
     };
     if request.validate_only {
         return match validate(context, &command)? {
@@ -129,6 +138,16 @@ pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result
     let committed = context.control.propose(command).await?;
     let topic = committed.view.topic(&request.name).ok_or_else(|| unknown(&request.name))?;
     Ok(Response::TopicCreated(topic.describe(context.durability)))
+}
+
+/// How many replicas a topic gets, and with which settings. Who leaves the number to the broker gets three where there are nodes for them, and what is acknowledged to `acks=all` is then on
+/// two of them at least, unless the request says otherwise.
+fn replication(view: &CatalogueView, asked: Option<u16>, mut config: Vec<(String, String)>) -> (u16, Vec<(String, String)>) {
+    let replicas = asked.unwrap_or_else(|| default_replication_factor(view));
+    if asked.is_none() && replicas >= 3 && !config.iter().any(|(name, _)| name == MIN_INSYNC_REPLICAS) {
+        config.push((MIN_INSYNC_REPLICAS.into(), "2".into()));
+    }
+    (replicas, config)
 }
 
 /// What a command would do, were it proposed now.
@@ -260,5 +279,28 @@ impl Answer for MeshAnswer {
     fn produced(&self, results: Vec<crate::request::ProduceResult>) {
         // The queue has room for the one answer; an asker that has gone does not care.
         let _ = self.0.try_send(MeshReply::new(Response::Produce(results)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::node::tests::registration;
+
+    #[test]
+    fn a_topic_without_a_number_of_replicas_bears_the_loss_of_a_node_where_there_are_three() {
+        let mut catalogue = Catalogue::new();
+        let of = |catalogue: &Catalogue, asked, config: &[(&str, &str)]| {
+            let config = config.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+            let (replicas, config) = replication(catalogue.view(), asked, config);
+            (replicas, config.into_iter().map(|(_, value)| value).collect::<Vec<_>>().join(","))
+        };
+        assert_eq!(of(&catalogue, None, &[]), (1, String::new()), "before a node is registered");
+        for (node, replicas) in [(0, 1), (1, 2), (2, 3), (3, 3)] {
+            catalogue.apply(&Command::RegisterNode(Box::new(registration(node)))).unwrap();
+            assert_eq!(of(&catalogue, None, &[]), (replicas, if replicas == 3 { "2".into() } else { String::new() }));
+        }
+        assert_eq!(of(&catalogue, None, &[(MIN_INSYNC_REPLICAS, "3")]), (3, "3".into()));
+        assert_eq!(of(&catalogue, Some(3), &[]), (3, String::new()), "who says a number says all");
     }
 }

@@ -1,4 +1,4 @@
-"""Brokers as child processes: Corelane, and Apache Kafka with which the checks themselves are checked.
+"""Brokers as child processes: Corelane as one node or as three, and Apache Kafka with which the checks themselves are checked.
 
 Both have the same face: `start`, `kill` (SIGKILL), `stop` (SIGTERM, which must end with code 0), `bootstrap`. A broker that is started again
 has the same port and the same data.
@@ -45,6 +45,9 @@ def free_ports(count):
 
 class Broker:
     """A broker's process and its directory, which is removed by `close`."""
+
+    # Of a topic that is made without a number.
+    REPLICAS = 1
 
     def __init__(self):
         self.directory = Path(tempfile.mkdtemp(prefix="interop-", dir=kit.scratch()))
@@ -137,6 +140,93 @@ class Corelane(Broker):
         return kit.run([kit.corelane(), arguments[0], "--broker", self.bootstrap, *arguments[1:]], **options)
 
 
+class Node(Corelane):
+    """One of several nodes, with one shard."""
+
+    SHARDS = 1
+
+    def __init__(self, number, first, *options):
+        super().__init__(*options)
+        self.number, self.first = number, first
+        # The port for clients, those for consensus and replication behind it; all nodes' in a row.
+        self.port = first + (number - 1) * self.PORTS
+
+    # Of a node.
+    PORTS = 3
+
+    def command(self):
+        others = range(1, self.number) if self.said == 0 else range(1, NODES + 1)
+        join = [word for other in others if other != self.number for word in ("--join", f"127.0.0.1:{self.first + (other - 1) * self.PORTS + 1}")]
+        consensus = f"127.0.0.1:{self.port + 1}"
+        return [*super().command(), "--node-id", str(self.number), "--cluster-listen", consensus, *join]
+
+
+NODES = 3
+
+
+class Cluster:
+    """Three nodes of Corelane with the face of one broker: `kill` and `stop` are done to one of them, in turn, and `start` brings back what is away. Topics have three replicas, of which two
+    must be in sync."""
+
+    name = "corelane"
+    REPLICAS = NODES
+
+    def __init__(self, *options):
+        first = free_ports(NODES * Node.PORTS)
+        self.nodes = [Node(number, first, *options) for number in range(1, NODES + 1)]
+        self.next = 0
+
+    @property
+    def directory(self):
+        return self.nodes[0].directory
+
+    @property
+    def bootstrap(self):
+        return ",".join(node.bootstrap for node in self.nodes)
+
+    def start(self):
+        """The first one forms the cluster. Waits until every replica is in sync."""
+        for node in self.nodes:
+            if node.process is None or node.process.poll() is not None:
+                node.start()
+        begun = time.monotonic()
+        while "healthy" not in (words := self.status()):
+            if time.monotonic() - begun > PATIENCE:
+                raise RuntimeError(f"the cluster is not well after {PATIENCE} s: {words} {self.last_words()}")
+            time.sleep(0.1)
+        return self
+
+    def status(self):
+        return subprocess.run([kit.corelane(), "cluster", "status", "--broker", self.bootstrap], capture_output=True, text=True).stdout
+
+    def in_turn(self):
+        self.next += 1
+        return self.nodes[(self.next - 1) % NODES]
+
+    def kill(self):
+        self.in_turn().kill()
+
+    def stop(self):
+        self.in_turn().stop()
+
+    def create(self, topic, partitions, **config):
+        Broker.create(self, topic, partitions, **config)
+
+    def run(self, *arguments, **options):
+        return Corelane.run(self, *arguments, **options)
+
+    def expect_running(self):
+        for node in self.nodes:
+            node.expect_running()
+
+    def last_words(self):
+        return "\n".join(f"node {node.number}: {node.last_words()}" for node in self.nodes)
+
+    def close(self):
+        for node in self.nodes:
+            node.close()
+
+
 class ApacheKafka(Broker):
     """One node in KRaft mode with the defaults, but for the copies of its own topics, of which one node can hold one."""
 
@@ -189,10 +279,11 @@ INITIAL_DELAY = 300
 
 
 def chosen():
-    """The broker that the run is about: Corelane, or with `--against kafka` Apache Kafka."""
+    """The broker that the run is about: Corelane, with `--against cluster` as three nodes, or with `--against kafka` Apache Kafka."""
     if os.environ.get("INTEROP_AGAINST", "corelane") == "kafka":
         return ApacheKafka(**{"group.initial.rebalance.delay.ms": INITIAL_DELAY})
-    return Corelane("--group-initial-rebalance-delay-ms", str(INITIAL_DELAY))
+    kind = Cluster if os.environ.get("INTEROP_AGAINST") == "cluster" else Corelane
+    return kind("--group-initial-rebalance-delay-ms", str(INITIAL_DELAY))
 
 
 class Case(unittest.TestCase):

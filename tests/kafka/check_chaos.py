@@ -1,6 +1,6 @@
 """Twelve members of a group, of three client libraries, come and go at random while records are sent: half of those that go are killed, some
-only stop for longer than their session. Every record is handled, none by two members of one generation, no commit is lost, and at the end
-nothing waits.
+only stop for longer than their session. Of a cluster, nodes are killed and stopped besides. Every record is handled, none by two members of one
+generation, no commit is lost, and at the end nothing waits.
 
 In CI for --seconds 30 and a fixed seed; `tests/kafka/run chaos --seconds 300 --seed S` is the long form.
 """
@@ -30,6 +30,8 @@ STRATEGIES = {"range": KINDS, "roundrobin": KINDS, "cooperative-sticky": ["confl
 RECORDS_PER_SECOND = 1000
 # How long a stopped member does nothing: longer than its session, seconds.
 STOPPED = 8
+# From one fault of a cluster's node to the next, seconds.
+NODE_EVERY = 10
 # After the last event, until nothing waits: a session, a rebalance and what is behind, on a busy machine, seconds.
 SETTLE = 120
 
@@ -136,6 +138,7 @@ class Chaos(brokers.Case):
             member.start()
         self.sender.start()
         ended, stopped, begun = collections.Counter(), {}, time.monotonic()
+        broker_at = begun + NODE_EVERY
         while time.monotonic() - begun < seconds:
             # Now and then long enough for a killed member's session to end, so that the group has a generation that lasts.
             time.sleep(chance.uniform(7, 10) if chance.random() < 0.3 else chance.uniform(0.2, 2))
@@ -147,11 +150,18 @@ class Chaos(brokers.Case):
                 member.expect_running()
                 if member.process is None and now > member.back_at:
                     member.start()
+            if self.broker.REPLICAS > 1 and now > broker_at:
+                # A cluster loses a node and goes on; every third time it is asked to stop.
+                ended["nodes"] += 1
+                self.broker.stop() if ended["nodes"] % 3 == 0 else self.broker.kill()
+                time.sleep(chance.uniform(0, 2))
+                self.broker.start()
+                broker_at = time.monotonic() + NODE_EVERY
             member = chance.choice(self.members)
             if member.process is None or member in stopped:
                 continue
             # Half are killed.
-            how = ["killed", "left", "killed", "stopped"][sum(ended.values()) % 4]
+            how = ["killed", "left", "killed", "stopped"][(sum(ended.values()) - ended["nodes"]) % 4]
             ended[how] += 1
             if how == "stopped":
                 member.process.send_signal(signal.SIGSTOP)

@@ -144,7 +144,7 @@ class Administration(WithConfluent):
         create = lambda topic: admin.create_topics([topic])[topic.topic]
         create(NewTopic("admin-a", 3, 1, config={"retention.ms": "1234567"})).result(PATIENCE)
         self.assertEqual(self.error_of(create(NewTopic("admin-a", 3, 1))), KafkaError.TOPIC_ALREADY_EXISTS)
-        self.assertEqual(self.error_of(create(NewTopic("admin-b", 3, 2))), KafkaError.INVALID_REPLICATION_FACTOR)
+        self.assertEqual(self.error_of(create(NewTopic("admin-b", 3, 4))), KafkaError.INVALID_REPLICATION_FACTOR)
         self.assertEqual(self.error_of(create(NewTopic("admin-b", 0, 1))), KafkaError.INVALID_PARTITIONS)
         self.assertEqual(self.error_of(create(NewTopic("bad/name", 1, 1))), KafkaError.TOPIC_EXCEPTION)
         self.assertEqual(self.error_of(create(NewTopic("admin-b", 1, 1, config={"retention.ms": "soon"}))), KafkaError.INVALID_CONFIG)

@@ -24,7 +24,7 @@ def scratch():
 
 
 def corelane():
-    return str(INSTALLED.parent / "release" / "corelane")
+    return os.environ.get("INTEROP_BINARY") or str(INSTALLED.parent / "release" / "corelane")
 
 
 def run(command, *, input=None, codes=(0,), timeout=PATIENCE, env=None):
