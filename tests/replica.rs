@@ -8,6 +8,7 @@ use std::path::Path;
 
 use corelane::batch::BatchHeader;
 use corelane::log::index::Index;
+use corelane::log::leader_epochs::UNKNOWN_START;
 use corelane::log::paths;
 use corelane::partition::{ReplicaAppend, ReplicaRefusal};
 use corelane::request::Code;
@@ -253,6 +254,37 @@ fn an_epoch_is_known_after_a_crash_even_before_its_records() {
         let follower = follower.restart(&mut b, None).await;
         assert_eq!(follower.cell.machine.borrow().epochs(), [(3, 0), (5, 5)]);
     });
+}
+
+/// Who led an epoch without a record in it may get more of the epoch before: from a replica that was ahead, and leads next.
+#[test]
+fn an_epoch_that_was_led_without_a_record_leaves_room_for_an_older_ones() {
+    for crash in [false, true] {
+        run(async || {
+            let (a, mut b) = (scratch(), scratch());
+            let (leader, mut follower) = (Running::open(a.path(), None).await, Running::open(b.path(), None).await);
+            leader.lead(11).await;
+            follower.follow(11, 0).await;
+            fill(&leader, 0).await;
+            leader.replicate(&follower, 100_000).await;
+            fill(&leader, 24).await;
+            follower.lead(12).await;
+            leader.lead(13).await;
+            fill(&leader, 48).await;
+            if crash {
+                follower = follower.restart(&mut b, None).await;
+            }
+            follower.follow(13, UNKNOWN_START).await;
+            leader.replicate(&follower, 100_000).await;
+            let epochs = |running: &Running| running.cell.machine.borrow().epochs().to_vec();
+            assert_eq!(epochs(&follower), epochs(&leader));
+            let follower = follower.restart(&mut b, None).await;
+            assert_eq!((follower.end(), epochs(&follower)), (leader.end(), epochs(&leader)));
+            follower.flush().await;
+            leader.flush().await;
+            expect_same_segments((&leader, a.path()), (&follower, b.path()));
+        });
+    }
 }
 
 #[test]

@@ -26,6 +26,15 @@ pub fn note(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, start: Offset) -> 
     true
 }
 
+/// A later epoch begins, at `start` or where its leader will say, while the log ends at `log_end`. Earlier ones that begin there or later have no record here, and may never have had one: who
+/// led without writing, or was told of an epoch before its records came, may get records of a still earlier one now. Those that are of them come with their records. Whether anything changed.
+pub fn begin(epochs: &mut Vec<EpochStart>, epoch: LeaderEpoch, start: Offset, log_end: Offset) -> bool {
+    if epochs.last().is_none_or(|(last, _)| *last < epoch) {
+        epochs.retain(|(_, begun)| *begun < log_end);
+    }
+    note(epochs, epoch, start)
+}
+
 /// The log was cut at `end`: epochs that begin there or later have no record any more.
 pub fn cut(epochs: &mut Vec<EpochStart>, end: Offset) {
     epochs.retain(|(_, start)| *start < end || *start == UNKNOWN_START);
@@ -64,5 +73,18 @@ mod tests {
         assert_eq!(epochs, [(2, 0), (11, UNKNOWN_START)], "a promise has nothing to do with what is cut");
         assert!(note(&mut epochs, 11, 110));
         assert_eq!(epochs, [(2, 0), (11, 110)]);
+    }
+
+    #[test]
+    fn an_epoch_without_records_goes_when_a_later_one_begins() {
+        let mut epochs = vec![(3, 0), (11, 60)];
+        assert!(begin(&mut epochs, 12, 100, 100), "led here, and nothing was written");
+        assert!(begin(&mut epochs, 13, UNKNOWN_START, 100));
+        assert_eq!(epochs, [(3, 0), (11, 60), (13, UNKNOWN_START)]);
+        assert_eq!(around(&epochs, 100).0, Some(11), "records of 11 may go on");
+        assert!(begin(&mut epochs, 14, 130, 100));
+        assert_eq!(epochs, [(3, 0), (11, 60), (14, 130)], "a promise that a later one covers");
+        assert!(!begin(&mut epochs, 14, 130, 100) && !begin(&mut epochs, 9, 20, 100), "known, or before one that is");
+        assert_eq!(epochs, [(3, 0), (11, 60), (14, 130)]);
     }
 }

@@ -456,6 +456,7 @@ fn figures(refusal: &Refusal) -> (u8, i64, i64, i64) {
         Refusal::RunningHash { offset, expected, actual } => (5, expected as i64, actual as i64, offset),
         Refusal::BelowWatermark { to, watermark } => (6, watermark, to, 0),
         Refusal::EpochUsed { epoch, promised } => (7, promised.into(), epoch.into(), 0),
+        Refusal::Storage { end } => (8, 0, 0, end),
         Refusal::Invalid(_) => (0, 0, 0, 0),
     }
 }
@@ -471,6 +472,7 @@ fn refusal(kind: u8, expected: i64, actual: i64, offset: i64) -> Refusal {
         5 => Refusal::RunningHash { offset, expected: expected as u64, actual: actual as u64 },
         6 => Refusal::BelowWatermark { to: actual, watermark: expected },
         7 => Refusal::EpochUsed { epoch: epoch(actual), promised: epoch(expected) },
+        8 => Refusal::Storage { end: offset },
         _ => Refusal::Invalid("the other side found a contradiction in what it was sent"),
     }
 }
@@ -516,6 +518,7 @@ mod tests {
             Refusal::RunningHash { offset: 3, expected: u64::MAX, actual: 1 },
             Refusal::BelowWatermark { to: 3, watermark: 4 },
             Refusal::EpochUsed { epoch: 3, promised: 4 },
+            Refusal::Storage { end: 77 },
         ];
         messages.extend(refusals.map(|refusal| Message::Refused(Refused { stream: STREAM, refusal })));
         messages

@@ -57,6 +57,12 @@ pub enum Refusal {
         /// The replica's.
         watermark: Offset,
     },
+    /// The replica has no room for more, or its disk fails.
+    #[error("the replica ends at offset {end} and can't store more")]
+    Storage {
+        /// Where it ends.
+        end: Offset,
+    },
     /// Contradicts itself.
     #[error("{0}")]
     Invalid(&'static str),

@@ -294,6 +294,13 @@ impl Follower {
         None
     }
 
+    /// What the leader is told when the store could not do what the machine asked of it: the shell begins anew then, with another machine, from what is on disk.
+    pub fn storage_refusal(&self) -> Option<(NodeId, Message)> {
+        let stream = self.stream?;
+        let refusal = Refusal::Storage { end: self.log.log_end };
+        Some((stream.leader, Message::Refused(Refused { stream: stream.id, refusal })))
+    }
+
     fn refuse(&mut self, to: NodeId, stream: StreamId, refusal: Refusal, effects: &mut Vec<Effect>) {
         if self.stream.is_some_and(|now| now.id == stream) {
             self.stream = None;

@@ -452,6 +452,11 @@ impl Leader {
         self.followers[at].phase = Phase::Opening;
         self.followers[at].exchanged_at = now;
         effects.push(Effect::Refuse { from, refusal: refused.refusal.clone() });
+        if matches!(refused.refusal, Refusal::Storage { .. }) {
+            // It says itself that it does not come closer: producers don't wait for it until it has stood still for long enough.
+            self.followers[at].progress_at = now.saturating_sub(self.settings.lag_time_ms);
+            self.propose(now, effects);
+        }
     }
 
     /// Any message of a follower.

@@ -1,7 +1,7 @@
 //! A leader and its followers, one rule at a time.
 
 use super::*;
-use crate::replication::message::{Ack, Append, Epochs, Truncate};
+use crate::replication::message::{Ack, Append, Epochs, Refused, Truncate};
 
 const LEASE: Millis = 1_000_000;
 
@@ -122,6 +122,33 @@ fn a_follower_that_stands_still_is_put_out_when_consensus_says_so() {
     led.record.change_isr(&change, 2, |_| Some(7)).unwrap();
     led.tell(12_001);
     assert_eq!(led.watermark(), 110);
+}
+
+#[test]
+fn a_follower_whose_disk_fails_is_not_waited_for() {
+    let mut led = Led::new(|_| {});
+    led.aligned(2, 100);
+    led.aligned(3, 100);
+    led.leader.handle_appended(110, 110, 20_000);
+    led.leader.handle_durable(110, 20_001, &mut led.effects);
+    led.ack(2, 110, 20_002);
+    let refuse = |led: &mut Led, refusal, now| {
+        let refused = Refused { stream: led.stream(3), refusal };
+        led.leader.handle_refused(3, &refused, now, &mut led.effects);
+    };
+    refuse(&mut led, Refusal::Invalid("anything else"), 20_003);
+    assert!(led.proposals().is_empty(), "another refusal says nothing of the disk");
+    refuse(&mut led, Refusal::Storage { end: 100 }, 20_003);
+    let change = led.proposals().pop().unwrap();
+    assert_eq!(&change.leave[..], &[3][..]);
+    led.record.change_isr(&change, 2, |_| Some(7)).unwrap();
+    led.tell(20_010);
+    assert_eq!(led.watermark(), 110);
+    let mut follower = Led::new(|_| {});
+    follower.aligned(2, 100);
+    follower.aligned(3, 100);
+    refuse(&mut follower, Refusal::Storage { end: 100 }, 20_000);
+    assert!(follower.proposals().is_empty(), "it has all that there is: it leaves when it is behind");
 }
 
 #[test]

@@ -223,6 +223,16 @@ impl Node {
         if matches!(message, Message::Segment(_)) {
             around.stats.segments += 1;
         }
+        if self.disk.full && !batches.is_empty() {
+            let refusal = self.replicas.get(&id).and_then(|replica| match &replica.role {
+                Role::Follower(follower) => follower.storage_refusal(),
+                _ => None,
+            });
+            if let Some((to, message)) = refusal {
+                around.out.push((to, Payload::Replica { partition: id, message, batches: Vec::new() }));
+            }
+            return;
+        }
         self.drive_with(id, around, batches, |role, effects| match role {
             Role::None => {}
             Role::Leader(leader) => leader.handle_message(from, message, now, effects),

@@ -4,6 +4,9 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::log_format::FormatError;
 use crate::control::metadata::{FileStep, Witness};
@@ -44,11 +47,60 @@ pub enum StorageError {
     Poisoned,
 }
 
+/// Room on the disk. The library takes a failed write for the end of the node, and a full disk is none: a write that finds no space waits for it. What waits is heard by nobody,
+/// so others elect another leader, and the node's lease runs out; where there is room again it goes on as after a pause.
+#[derive(Debug, Default)]
+pub struct Space {
+    is_waited_for: AtomicBool,
+    is_missing: AtomicBool,
+}
+
+impl Space {
+    /// From now on what finds no space waits (a start that finds none fails), or no longer.
+    pub fn set_waiting(&self, waits: bool) {
+        self.is_waited_for.store(waits, Ordering::Relaxed);
+    }
+
+    /// Whether something waits.
+    pub fn is_missing(&self) -> bool {
+        self.is_missing.load(Ordering::Relaxed)
+    }
+
+    fn wait_for<T>(&self, path: &Path, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            let outcome = work();
+            let is_full = outcome.as_ref().is_err_and(is_no_space) && self.is_waited_for.load(Ordering::Relaxed);
+            if self.is_missing.swap(is_full, Ordering::Relaxed) != is_full {
+                match is_full {
+                    true => {
+                        tracing::error!(path = %path.display(), "no space for the consensus: this node waits for some, and is counted as away")
+                    }
+                    false => tracing::warn!("there is space for the consensus again"),
+                }
+            }
+            if !is_full {
+                return outcome;
+            }
+            std::thread::sleep(SPACE_PAUSE);
+        }
+    }
+}
+
+fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// From one look for space to the next.
+const SPACE_PAUSE: Duration = Duration::from_millis(100);
+/// How much is kept for a file that grows, bytes: so what is decided while the disk is full can be kept.
+const ROOM: u64 = 1 << 20;
+
 /// The directory, with what hears of each step.
 #[derive(Clone, Debug)]
 pub struct Directory {
     path: PathBuf,
     witness: Witness,
+    space: Arc<Space>,
 }
 
 /// An open file and its path.
@@ -57,12 +109,15 @@ pub struct OpenFile {
     file: File,
     path: PathBuf,
     witness: Witness,
+    space: Arc<Space>,
+    /// Up to where it has blocks, bytes.
+    kept: u64,
 }
 
 impl Directory {
     /// Opens it; makes it if it is not there, and removes what an earlier run left half made.
     pub fn open(path: &Path, witness: Witness) -> Result<Directory, StorageError> {
-        let directory = Directory { path: path.into(), witness };
+        let directory = Directory { path: path.into(), witness, space: Arc::default() };
         let failed = |source| StorageError::Io { path: path.into(), source };
         if !path.try_exists().map_err(failed)? {
             std::fs::create_dir_all(path).map_err(failed)?;
@@ -75,6 +130,11 @@ impl Directory {
             }
         }
         Ok(directory)
+    }
+
+    /// Room for what is written in it.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// Where a file of this name is.
@@ -113,12 +173,13 @@ impl Directory {
     pub fn make(&self, name: &str, bytes: &[u8]) -> Result<OpenFile, StorageError> {
         let (temporary, path) = (self.path(&format!("{name}{UNFINISHED}")), self.path(name));
         let failed = |source| StorageError::Io { path: path.clone(), source };
-        let file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary).map_err(failed)?;
+        let create = || OpenOptions::new().write(true).create(true).truncate(true).open(&temporary);
+        let file = self.space.wait_for(&temporary, create).map_err(failed)?;
         self.witness.tell(FileStep::Create(&temporary));
-        let mut new = OpenFile { file, path: temporary, witness: self.witness.clone() };
+        let mut new = OpenFile { file, path: temporary, witness: self.witness.clone(), space: self.space.clone(), kept: 0 };
         new.write(0, bytes)?;
         new.sync()?;
-        std::fs::rename(&new.path, &path).map_err(failed)?;
+        self.space.wait_for(&path, || std::fs::rename(&new.path, &path)).map_err(failed)?;
         self.witness.tell(FileStep::Rename(&new.path, &path));
         new.path = path;
         self.sync()?;
@@ -129,7 +190,7 @@ impl Directory {
     pub fn open_file(&self, name: &str) -> Result<OpenFile, StorageError> {
         let path = self.path(name);
         match OpenOptions::new().write(true).open(&path) {
-            Ok(file) => Ok(OpenFile { file, path, witness: self.witness.clone() }),
+            Ok(file) => Ok(OpenFile { file, path, witness: self.witness.clone(), space: self.space.clone(), kept: 0 }),
             Err(source) => Err(StorageError::Io { path, source }),
         }
     }
@@ -154,14 +215,26 @@ impl OpenFile {
     /// Writes at a position; not durable before [`OpenFile::sync`].
     pub fn write(&mut self, position: u64, bytes: &[u8]) -> Result<(), StorageError> {
         self.witness.tell(FileStep::WriteStart { path: &self.path, position, bytes });
-        self.file.write_all_at(bytes, position).map_err(|source| self.failed(source))?;
+        // Nothing of it counts before it is synced, so it may be written again from its beginning.
+        self.space.wait_for(&self.path, || self.file.write_all_at(bytes, position)).map_err(|source| self.failed(source))?;
         self.witness.tell(FileStep::WriteEnd);
         Ok(())
+    }
+
+    /// Gets blocks for what comes behind `end`, if the file system can and has some; without them a write finds out.
+    pub fn keep_room(&mut self, end: u64) {
+        if self.kept < end + ROOM / 2 {
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            if rustix::fs::fallocate(&self.file, flags, 0, end + ROOM).is_ok() {
+                self.kept = end + ROOM;
+            }
+        }
     }
 
     /// Cuts the file.
     pub fn set_len(&mut self, length: u64) -> Result<(), StorageError> {
         self.witness.tell(FileStep::SetLen(&self.path, length));
+        self.kept = self.kept.min(length);
         self.file.set_len(length).map_err(|source| self.failed(source))
     }
 

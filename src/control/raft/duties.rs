@@ -73,7 +73,9 @@ pub async fn say_alive(node: Arc<Node>) {
     let mut leaders = node.raft.server_metrics();
     loop {
         let sent = Instant::now();
-        let answer = match node.leader() {
+        // Who can't hear what is decided, because its log takes nothing, must not go on as if nothing had been.
+        let is_deaf = node.log.space().is_missing() || node.failure().is_some();
+        let answer = match node.leader().filter(|_| !is_deaf) {
             None => None,
             Some((id, _)) if id == node.me.id => Some(node.handle_heartbeat(id).await),
             Some((id, member)) => {

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::directory::{Directory, OpenFile, StorageError};
+use super::directory::{Directory, OpenFile, Space, StorageError};
 use super::log_format::{self, LogHeader, Owner};
 use super::{Entry, LogId};
 use crate::limits::{self, BLOCK};
@@ -190,6 +190,11 @@ impl LogFiles {
         Ok((log, torn))
     }
 
+    /// Room on the disk for what is written here.
+    pub fn space(&self) -> Arc<Space> {
+        self.directory.space().clone()
+    }
+
     /// The entries in memory, for readers.
     pub fn memory(&self) -> Arc<Mutex<MemoryLog>> {
         Arc::clone(&self.memory)
@@ -233,6 +238,7 @@ impl LogFiles {
             lengths.push((bytes.len() - begin) as u64);
         }
         let end = self.last_segment().end;
+        self.file.keep_room(end + bytes.len() as u64);
         self.file.write(end, &bytes)?;
         self.file.sync()?;
         let mut memory = lock(&self.memory);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
 
-use super::directory;
+use super::directory::{self, Space};
 use super::log_files::{LogFiles, MemoryLog, lock};
 use super::votes::VoteFiles;
 use super::{ConsensusId, Entry, LogId, Types, Vote};
@@ -21,13 +21,19 @@ pub struct LogStore {
     log: Arc<Mutex<LogFiles>>,
     votes: Arc<Mutex<VoteFiles>>,
     memory: Arc<Mutex<MemoryLog>>,
+    space: Arc<Space>,
 }
 
 impl LogStore {
     /// Over open files.
     pub fn new(log: LogFiles, votes: VoteFiles) -> LogStore {
-        let memory = log.memory();
-        LogStore { log: Arc::new(Mutex::new(log)), votes: Arc::new(Mutex::new(votes)), memory }
+        let (memory, space) = (log.memory(), log.space());
+        LogStore { log: Arc::new(Mutex::new(log)), votes: Arc::new(Mutex::new(votes)), memory, space }
+    }
+
+    /// Room on the disk.
+    pub fn space(&self) -> &Arc<Space> {
+        &self.space
     }
 
     /// How long the entries that no snapshot has made superfluous are, bytes.

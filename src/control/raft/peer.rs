@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use openraft::error::{Fatal, NetworkError, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
+use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption};
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, VoteRequest, VoteResponse};
 use openraft::{OptionalSend, RaftNetwork, RaftNetworkFactory, Snapshot};
@@ -22,6 +22,7 @@ use super::log_files::lock;
 use super::wire::{self, Answer, FRAME_HEADER, FrameError, HandshakeRefusal, Hello, Identity, PROTOCOL, Request, SnapshotPiece};
 use super::{ConsensusId, Member, Types, Vote};
 use crate::limits;
+use crate::request::Refusal;
 
 /// What was sent and received on the consensus port and from it.
 #[derive(Debug, Default)]
@@ -52,6 +53,19 @@ pub enum PeerError {
     /// The answer is to another question.
     #[error("an answer that does not belong to its request")]
     Unexpected,
+    /// The other side can't do it.
+    #[error("{0}")]
+    Declined(Refusal),
+}
+
+impl PeerError {
+    /// Of an answer that is not what was asked for.
+    fn of(answer: Answer) -> PeerError {
+        match answer {
+            Answer::Refused(refusal) => PeerError::Declined(refusal),
+            _ => PeerError::Unexpected,
+        }
+    }
 }
 
 impl From<super::codec::CodecError> for PeerError {
@@ -195,11 +209,9 @@ impl Client {
 
 type RpcError = RPCError<ConsensusId, Member, RaftError<ConsensusId>>;
 
+/// Always what the library waits after before it tries again: whatever is wrong with a node that answers at once, it must not be asked without a pause.
 fn rpc_error(error: PeerError) -> RpcError {
-    match error {
-        PeerError::Frame(_) | PeerError::Unexpected => RPCError::Network(NetworkError::new(&error)),
-        _ => RPCError::Unreachable(Unreachable::new(&error)),
-    }
+    RPCError::Unreachable(Unreachable::new(&error))
 }
 
 impl RaftNetworkFactory<Types> for Arc<Dialer> {
@@ -218,14 +230,14 @@ impl RaftNetwork<Types> for Client {
     ) -> Result<AppendEntriesResponse<ConsensusId>, RpcError> {
         match self.call(&Request::Append(rpc), option.hard_ttl()).await.map_err(rpc_error)? {
             Answer::Append(response) => Ok(response),
-            _ => Err(rpc_error(PeerError::Unexpected)),
+            other => Err(rpc_error(PeerError::of(other))),
         }
     }
 
     async fn vote(&mut self, rpc: VoteRequest<ConsensusId>, option: RPCOption) -> Result<VoteResponse<ConsensusId>, RpcError> {
         match self.call(&Request::Vote(rpc), option.hard_ttl()).await.map_err(rpc_error)? {
             Answer::Vote(response) => Ok(response),
-            _ => Err(rpc_error(PeerError::Unexpected)),
+            other => Err(rpc_error(PeerError::of(other))),
         }
     }
 
@@ -251,7 +263,7 @@ impl RaftNetwork<Types> for Client {
                 match self.call(&Request::Snapshot(piece), option.hard_ttl()).await? {
                     Answer::More if end < data.len() => offset = end,
                     Answer::Snapshot(higher) => return Ok(SnapshotResponse::new(higher)),
-                    _ => return Err(PeerError::Unexpected),
+                    other => return Err(PeerError::of(other)),
                 }
             }
         };

@@ -104,6 +104,8 @@ impl Consensus {
         }
         let machine = Machine::open(settings.cluster, opened.snapshots, settings.proposer)?;
         let log = LogStore::new(opened.log, opened.votes);
+        let space = Arc::clone(log.space());
+        space.set_waiting(true);
         let listener = settings.listener;
         let told = match settings.origin {
             Origin::Join { members } => members,
@@ -151,6 +153,8 @@ impl Consensus {
             }
             let _ = started.send(Ok(ClusterStore { jobs, node }));
             let _ = stopped.wait_for(|stopped| *stopped).await;
+            // The thread ends with what waits.
+            space.set_waiting(false);
         };
         let cpu = settings.cpu;
         let thread = thread::Builder::new().name("corelane-raft".into()).spawn(move || {

@@ -191,7 +191,7 @@ impl Replay {
             }
             EntryKind::Epoch => {
                 // It may begin behind the log's end: a replica is told of it before it has the records in front of it.
-                leader_epochs::note(&mut self.state.epochs, entry.leader_epoch, entry.base_offset);
+                leader_epochs::begin(&mut self.state.epochs, entry.leader_epoch, entry.base_offset, self.state.log_end);
                 Ok(())
             }
             EntryKind::LogStart => {

@@ -330,7 +330,7 @@ impl Partition {
             return Err(ReplicaRefusal::EpochStart { epoch, start, log_end });
         }
         self.epoch = epoch;
-        leader_epochs::note(&mut self.epochs, epoch, start);
+        leader_epochs::begin(&mut self.epochs, epoch, start, log_end);
         Ok(())
     }
 

@@ -122,7 +122,15 @@ impl Life {
     /// Something that the store should have done failed: what the machine knows of the log does not hold any more. It begins anew from what is there with the next
     /// state of the metadata, and its leader opens another stream.
     pub(super) fn give_up(&mut self, what: &str) {
-        tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
+        if self.trouble != what {
+            tracing::error!(partition = %self.id, what, "replication of a partition begins anew");
+            self.trouble = what.into();
+        }
+        if let Some(Machine::Follower(follower)) = &self.machine
+            && let Some((leader, refusal)) = follower.storage_refusal()
+        {
+            self.send(leader, refusal);
+        }
         self.machine = None;
         self.replica.cell.set_role(Role::Unassigned);
         self.replica.tell(Input::Metadata(self.context.view.borrow().clone()));

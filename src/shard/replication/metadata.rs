@@ -67,7 +67,9 @@ impl Life {
             }
             Err(refusal) => {
                 // It waits as a follower of nobody for an epoch in which it has not been.
-                tracing::warn!(partition = %self.id, %refusal, "this node can't lead in this epoch");
+                if self.unled.replace(record.leader_epoch) != Some(record.leader_epoch) {
+                    tracing::warn!(partition = %self.id, %refusal, "this node can't lead in this epoch");
+                }
                 self.machine = Some(Machine::Follower(Follower::new(identity, log)));
             }
         }

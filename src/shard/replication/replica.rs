@@ -34,7 +34,7 @@ use crate::shard::replication::effects::segment_of;
 use crate::shard::replication::outbox::Outbox;
 use crate::shard::replication::receiving::Incoming;
 use crate::shard::replication::shipping::Shipping;
-use crate::types::TopicPartition;
+use crate::types::{LeaderEpoch, TopicPartition};
 
 /// A task that waits for nothing in particular looks again after so long.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -187,6 +187,8 @@ impl Replica {
             incoming: None,
             received: None,
             lost: None,
+            unled: None,
+            trouble: String::new(),
         };
         while !self.is_over.get() {
             let tickets = [&self.wake, &self.cell.reached, &self.cell.appended].map(|event| (event, event.ticket()));
@@ -244,6 +246,10 @@ pub(super) struct Life {
     pub(super) leaders: Vec<(NodeId, Rc<Outbox>)>,
     /// The life of this replica in which it was damaged, as consensus was last told, and when.
     pub(super) lost: Option<(u32, Instant)>,
+    /// The epoch in which this replica is to lead and can't: it has been in it in an earlier run, and waits for the next one.
+    pub(super) unled: Option<LeaderEpoch>,
+    /// Why it began anew the last time. On a full disk that is tried every second, and said once.
+    pub(super) trouble: String,
 }
 
 impl Life {
