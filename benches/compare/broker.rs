@@ -95,17 +95,20 @@ impl Broker {
         Ok(())
     }
 
-    /// Until a node answers clients and knows of so many nodes.
+    /// Until a node answers clients and knows of so many nodes, while none of those that were started ends.
     fn wait(&mut self, system: System, node: u16, port: u16, known: u16, started: Instant) -> Result<(), BenchError> {
-        let place = usize::from(node - 1);
         loop {
             let answered = if system.speaks_kafka() { answers_kafka(port, known) } else { answers_nats(port) };
             let Err(reason) = answered else { return Ok(()) };
-            let ended = self.nodes[place].try_wait().map_err(BenchError::io("the broker"))?;
-            if ended.is_some() || started.elapsed() > READY_TIMEOUT {
-                let words = fs::read_to_string(&self.logs[place]).unwrap_or_default();
-                let end = ended.map_or_else(|| reason.to_string(), |status| format!("it ended with {status}"));
-                return Err(BenchError::Host(format!("{}, node {node}, did not become ready: {end}: {}", system.name(), tail(&words))));
+            let mut failed = (started.elapsed() > READY_TIMEOUT).then(|| (node, reason.to_string()));
+            for (node, process) in (1..).zip(&mut self.nodes) {
+                if let Some(status) = process.try_wait().map_err(BenchError::io("the broker"))? {
+                    failed = Some((node, format!("it ended with {status}")));
+                }
+            }
+            if let Some((node, reason)) = failed {
+                let words = fs::read_to_string(&self.logs[usize::from(node - 1)]).unwrap_or_default();
+                return Err(BenchError::Host(format!("{}, node {node}, did not become ready: {reason}: {}", system.name(), tail(&words))));
             }
             std::thread::sleep(ASK_AGAIN);
         }
@@ -114,8 +117,9 @@ impl Broker {
     /// What its nodes have used so far, together; the peak is the sum of each one's own.
     pub fn usage(&self) -> Result<Usage, BenchError> {
         let mut sum = Usage::default();
-        for node in &self.nodes {
-            let used = Usage::of(node.id()).map_err(BenchError::io("reading what the broker has used"))?;
+        for (number, node) in (1..).zip(&self.nodes) {
+            // Of one that has ended there is nothing to read.
+            let used = Usage::of(node.id()).map_err(BenchError::io(format!("reading what the broker's node {number} has used")))?;
             sum.cpu_seconds += used.cpu_seconds;
             sum.peak_rss += used.peak_rss;
             sum.rss += used.rss;

@@ -245,6 +245,9 @@ impl Context {
     fn hold_against_offsets(&self, case: &Case, broker: &Broker, line: &mut Value) -> Result<(), BenchError> {
         let mut config = ClientConfig::new();
         let consumer: BaseConsumer = config.set("bootstrap.servers", &broker.bootstrap).create().map_err(kafka("making a consumer"))?;
+        if case.nodes > 1 {
+            line["fewest_in_sync"] = json!(fewest_in_sync(&consumer)?);
+        }
         let mut stored = 0;
         for partition in 0..case.partitions as i32 {
             let (low, high) = watermarks(&consumer, partition)?;
@@ -261,6 +264,13 @@ impl Context {
             _ => Ok(()),
         }
     }
+}
+
+/// Of the partition that has the fewest replicas in sync: on so many, at least, is what was acknowledged last.
+fn fewest_in_sync(consumer: &BaseConsumer) -> Result<usize, BenchError> {
+    let metadata = consumer.fetch_metadata(Some(TOPIC), PATIENCE).map_err(kafka("asking for replicas in sync"))?;
+    let in_sync = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.isr().len());
+    in_sync.min().ok_or_else(|| BenchError::Host("the topic has no partitions any more".into()))
 }
 
 /// First and next offset of a partition. On a loaded machine a Kafka may have lost its own lease for a while.

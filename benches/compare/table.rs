@@ -151,9 +151,9 @@ fn section(case: &Case, results: &Results) -> String {
     text
 }
 
-/// Shares of the machine and what is the same as another column are not set against Kafka's.
+/// Shares of the machine, counts and what is the same as another column are not set against Kafka's.
 fn has_ratio(path: &str) -> bool {
-    !path.ends_with("_share") && path != "bytes_per_second"
+    !path.ends_with("_share") && !["bytes_per_second", "fewest_in_sync"].contains(&path)
 }
 
 fn columns(case: &Case) -> Vec<Column> {
@@ -172,6 +172,9 @@ fn columns(case: &Case) -> Vec<Column> {
         Kind::Consume(_) => {}
         Kind::Produce => columns.push(("bytes on disk per byte", "disk_bytes_per_byte", 1.0)),
     }
+    if case.nodes > 1 {
+        columns.push(("fewest in sync at the end", "fewest_in_sync", 1.0));
+    }
     columns.extend([
         ("broker CPU us/record", "broker_cpu_us_per_record", 1.0),
         ("broker CPU %", "broker_cpu_share", PERCENT),
@@ -187,6 +190,7 @@ fn columns(case: &Case) -> Vec<Column> {
 fn number(value: Option<f64>) -> String {
     match value {
         None => String::new(),
+        Some(value) if value.fract() == 0.0 && value < 1000.0 => format!("{value:.0}"),
         Some(value) if value >= 1000.0 => {
             let digits = format!("{value:.0}");
             let head = digits.len() % 3;
