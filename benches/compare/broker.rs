@@ -22,7 +22,8 @@ const ASK_AGAIN: Duration = Duration::from_millis(1);
 const PORTS: u16 = 16;
 /// Of a node in a cluster: clients, consensus, and one for replication, as its only shard has it.
 const PORTS_EACH: u16 = 5;
-/// Where ports are looked for: below those that kernels give to outgoing connections, or one node's connection takes the port on which another is to listen.
+/// Where ports are looked for: below those that kernels give to outgoing connections, or one node's connection takes the port on which another is
+/// to listen.
 const PORT_RANGE: Range<u16> = 16_000..32_000;
 /// A node of Corelane where there are several: they share the cores on which a node alone would have two shards.
 const CORELANE_NODE: [&str; 4] = ["--shards", "1", "--memory", "256M"];

@@ -218,8 +218,8 @@ fn others(case: Case, repeats: usize) -> Case {
     Case { systems: System::ALL.into_iter().filter(|system| !TWO.contains(system)).collect(), repeats, ..case }
 }
 
-/// A cluster's maximum, then its latency at half of it. Kafka's three virtual machines compile on the cores that the producers' one has, so the maximum is taken
-/// as late as latencies are.
+/// A cluster's maximum, then its latency at half of it. Kafka's three virtual machines compile on the cores that the producers' one has, so the
+/// maximum is taken as late as latencies are.
 fn three_nodes(repeats: usize) -> [Vec<Case>; 2] {
     let full = Case { nodes: THREE, repeats, warm_up: STEADY_AFTER, seconds: 10.0, ..java(12, 12, 1024) };
     // What was due while everything was compiled is to be sent by then, too.
