@@ -234,7 +234,7 @@ fn half_of_maximum(case: &Case) -> Case {
 
 fn smoke() -> Vec<Vec<Case>> {
     let both = Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..java(2, 4, 100) };
-    let case = Case { systems: vec![System::Corelane], ..both.clone() };
+    let case = Case { systems: vec![System::Corelane], warm_up: 0.9, ..both.clone() };
     let librdkafka = Case { client: ClientKind::Librdkafka, ..both.clone() };
     let reading = Case { client: ClientKind::ConsumerPerformance, kind: Kind::Consume(8 << 20), ..case.clone() };
     let retention = Case { kind: Kind::Retention(1 << 20), ..case.clone() };
