@@ -11,7 +11,7 @@ use corelane::cli::bench::BenchError;
 use corelane::cli::bench::process::Usage;
 use serde_json::Value;
 
-use crate::systems::{Broker, ends_with_this_process, tail};
+use crate::broker::{Broker, ends_with_this_process, tail};
 
 /// A client process; killed when dropped.
 pub struct Client {

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use corelane::cli::bench::BenchError;
 
-use crate::systems::tail;
+use crate::broker::tail;
 
 /// The sources of the Java driver, and the list of its jars.
 const SOURCES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/benches/compare/java");

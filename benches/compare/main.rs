@@ -5,11 +5,12 @@
 //! ```text
 //! plan: cases, repeats, order ──> steps: one broker, one topic, one client ──> results: a JSON line each ──> table, chart
 //!                                   │          │            │
-//!                                systems    admin API    clients: java/Load, librdkafka, Kafka's own tool
+//!                  systems, broker (1 or 3 nodes)  admin API   clients: java/Load, librdkafka, Kafka's own tool
 //! ```
 //! Each step has a broker of its own on an empty directory, which goes when it ends: no step sees what another one left.
 #![allow(missing_docs)]
 
+mod broker;
 mod chart;
 mod clients;
 mod install;
@@ -39,12 +40,15 @@ use systems::System;
 #[command(after_help = "Example: cargo bench --bench compare -- --quick")]
 struct Arguments {
     /// A first look: at most 15 minutes
-    #[arg(long, conflicts_with_all = ["full", "smoke"])]
+    #[arg(long, conflicts_with_all = ["full", "three_nodes", "smoke"])]
     quick: bool,
     /// Everything: at most 90 minutes
-    #[arg(long, conflicts_with = "smoke")]
+    #[arg(long, conflicts_with_all = ["three_nodes", "smoke"])]
     full: bool,
-    /// Whether it runs at all, in well under a minute: the figures say nothing
+    /// Only three nodes against three, all repeats: about 8 minutes
+    #[arg(long, conflicts_with = "smoke")]
+    three_nodes: bool,
+    /// Whether it runs at all, in about a minute: the figures say nothing
     #[arg(long)]
     smoke: bool,
     /// Go on where the last run with the same extent stopped
@@ -86,12 +90,13 @@ fn main() -> ExitCode {
 }
 
 fn run(arguments: &Arguments) -> Result<(), BenchError> {
-    let extent = match (arguments.quick, arguments.full, arguments.smoke) {
-        (true, _, _) => Extent::Quick,
-        (_, true, _) => Extent::Full,
-        (_, _, true) => Extent::Smoke,
-        _ if arguments.install => Extent::Quick,
-        _ => return Err(BenchError::Usage("say how much: --quick, --full or --smoke".into())),
+    let extent = match arguments {
+        Arguments { quick: true, .. } => Extent::Quick,
+        Arguments { full: true, .. } => Extent::Full,
+        Arguments { three_nodes: true, .. } => Extent::ThreeNodes,
+        Arguments { smoke: true, .. } => Extent::Smoke,
+        Arguments { install: true, .. } => Extent::Quick,
+        _ => return Err(BenchError::Usage("say how much: --quick, --full, --three-nodes or --smoke".into())),
     };
     fs::create_dir_all(&arguments.out).map_err(BenchError::io(format!("creating {}", arguments.out.display())))?;
     // Maven has its own idea of what a relative path begins at.

@@ -33,7 +33,7 @@ pub enum Load {
     Full,
     /// At a rate that rises until acknowledgements fall behind: what is sustained in an open loop.
     Rising,
-    /// At half of what the slower of Kafka and Corelane did in this case.
+    /// At half of what the slower of Kafka and Corelane did in the case of this name.
     HalfOf(String),
 }
 
@@ -53,6 +53,8 @@ pub enum Kind {
 /// A measurement that is repeated on several systems.
 #[derive(Clone, Debug)]
 pub struct Case {
+    /// That are one broker: 1, or [`THREE`], on which every partition has a replica on each.
+    pub nodes: u16,
     pub client: ClientKind,
     pub producers: u32,
     pub partitions: u32,
@@ -81,7 +83,8 @@ impl Case {
             (Kind::Produce, Load::Rising) => "-open",
             (Kind::Produce, Load::Full) => "",
         };
-        format!("{client}-{producers}p-{partitions}t-{bytes}b{end}")
+        let nodes = if self.nodes == THREE { "-three-nodes" } else { "" };
+        format!("{client}-{producers}p-{partitions}t-{bytes}b{nodes}{end}")
     }
 
     /// For people.
@@ -94,12 +97,14 @@ impl Case {
                 format!("a consumer that begins {} MiB behind, {cache}, while production goes on at half load", bytes >> 20)
             }
             (Kind::Consume(bytes), _) => format!("{} MiB are there, a group of one reads them", bytes >> 20),
+            (Kind::Produce, Load::HalfOf(_)) if self.nodes == THREE => "open loop at half of the slower one's maximum".into(),
             (Kind::Produce, Load::HalfOf(_)) => "open loop at half of what the slower one sustains".into(),
             (Kind::Produce, Load::Rising) => "open loop, the rate rising until acknowledgements fall behind".into(),
             (Kind::Produce, Load::Full) => "as fast as it goes".into(),
         };
         let (producers, partitions) = (counted(self.producers, "producer"), counted(self.partitions, "partition"));
-        format!("{}, {producers}, {partitions}, {} B: {what}", self.client.name(), self.record_bytes)
+        let nodes = if self.nodes == THREE { "three nodes, " } else { "" };
+        format!("{nodes}{}, {producers}, {partitions}, {} B: {what}", self.client.name(), self.record_bytes)
     }
 }
 
@@ -122,6 +127,7 @@ impl Step {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Extent {
     Smoke,
+    ThreeNodes,
     Quick,
     Full,
 }
@@ -130,6 +136,7 @@ impl Extent {
     pub fn name(self) -> &'static str {
         match self {
             Extent::Smoke => "smoke",
+            Extent::ThreeNodes => "three-nodes",
             Extent::Quick => "quick",
             Extent::Full => "full",
         }
@@ -139,6 +146,7 @@ impl Extent {
     pub fn budget_seconds(self) -> u64 {
         match self {
             Extent::Smoke => 5 * 60,
+            Extent::ThreeNodes => 14 * 60,
             Extent::Quick => 14 * 60,
             Extent::Full => 89 * 60,
         }
@@ -148,6 +156,7 @@ impl Extent {
     pub fn phases(self) -> Vec<Vec<Case>> {
         match self {
             Extent::Smoke => smoke(),
+            Extent::ThreeNodes => three_nodes(3).into(),
             Extent::Quick => quick(),
             Extent::Full => full(),
         }
@@ -174,9 +183,12 @@ impl Extent {
 /// Seconds before a window in which latencies are taken.
 const STEADY_AFTER: f64 = 15.0;
 const TWO: [System; 2] = [System::Kafka, System::Corelane];
+/// Nodes of a cluster.
+const THREE: u16 = 3;
 
 fn java(producers: u32, partitions: u32, record_bytes: u32) -> Case {
     Case {
+        nodes: 1,
         client: ClientKind::Java,
         producers,
         partitions,
@@ -206,15 +218,32 @@ fn others(case: Case, repeats: usize) -> Case {
     Case { systems: System::ALL.into_iter().filter(|system| !TWO.contains(system)).collect(), repeats, ..case }
 }
 
+/// A cluster's maximum, then its latency at half of it. Kafka's three virtual machines compile on the cores that the producers' one has, so the
+/// maximum is taken as late as latencies are.
+fn three_nodes(repeats: usize) -> [Vec<Case>; 2] {
+    let full = Case { nodes: THREE, repeats, warm_up: STEADY_AFTER, seconds: 10.0, ..java(12, 12, 1024) };
+    // What was due while everything was compiled is to be sent by then, too.
+    let half = Case { warm_up: STEADY_AFTER + 5.0, ..half_of_maximum(&full) };
+    [vec![full], vec![half]]
+}
+
+/// What a cluster is held to speaks of half of its maximum, which is more than half of what an open loop sustains.
+fn half_of_maximum(case: &Case) -> Case {
+    Case { load: Load::HalfOf(case.name()), ..case.clone() }
+}
+
 fn smoke() -> Vec<Vec<Case>> {
     let both = Case { repeats: 1, warm_up: 0.3, seconds: 0.7, ..java(2, 4, 100) };
-    let case = Case { systems: vec![System::Corelane], ..both.clone() };
+    let case = Case { systems: vec![System::Corelane], warm_up: 0.9, ..both.clone() };
     let librdkafka = Case { client: ClientKind::Librdkafka, ..both.clone() };
     let reading = Case { client: ClientKind::ConsumerPerformance, kind: Kind::Consume(8 << 20), ..case.clone() };
     let retention = Case { kind: Kind::Retention(1 << 20), ..case.clone() };
     let half = half_of(&case);
     let behind = Case { kind: Kind::Behind { bytes: 8 << 20, cold: false }, ..half.clone() };
-    vec![vec![rising(&both, 1), librdkafka, case, retention, reading], vec![half, behind]]
+    // Three of Kafka's nodes take some seconds for their first record where the machine has other things to do.
+    let three = Case { nodes: THREE, warm_up: 3.0, seconds: 1.0, ..both.clone() };
+    let half_of_three = Case { systems: vec![System::Corelane], ..half_of_maximum(&three) };
+    vec![vec![rising(&both, 1), librdkafka, case, retention, reading, three], vec![half, behind, half_of_three]]
 }
 
 fn quick() -> Vec<Vec<Case>> {
@@ -224,10 +253,13 @@ fn quick() -> Vec<Vec<Case>> {
     let once = |case: &Case, system| Case { systems: vec![system], repeats: 1, ..case.clone() };
     let small = |case: &Case| once(case, System::CorelaneSmall);
     let librdkafka = Case { client: ClientKind::Librdkafka, repeats: 1, ..hundred.clone() };
+    let [maximum_of_three, half_of_three] = three_nodes(1);
     vec![
         vec![hundred.clone(), thousand.clone()],
         vec![rising(&hundred, 1)],
         vec![half.clone()],
+        maximum_of_three,
+        half_of_three,
         vec![small(&hundred), small(&thousand), small(&half), once(&hundred, System::CorelaneMemory), once(&hundred, System::KafkaFlushed)],
         vec![librdkafka],
         vec![once(&hundred, System::Nats)],
@@ -243,6 +275,7 @@ fn full() -> Vec<Vec<Case>> {
     let tool = |record_bytes| Case { client: ClientKind::ProducerPerformance, ..java(1, 10, record_bytes) };
     let reading =
         |record_bytes| Case { client: ClientKind::ConsumerPerformance, kind: Kind::Consume(2 << 30), ..java(4, 10, record_bytes) };
+    let [maximum_of_three, half_of_three] = three_nodes(3);
     let mut matrix = Vec::new();
     for client in [ClientKind::Java, ClientKind::Librdkafka] {
         for record_bytes in [100, 1024] {
@@ -261,6 +294,8 @@ fn full() -> Vec<Vec<Case>> {
         vec![rising(&hundred, 3), rising(&thousand, 3)],
         vec![hundred.clone(), thousand],
         halves.to_vec(),
+        maximum_of_three,
+        half_of_three,
         vec![others(hundred, 3), others(halves[0].clone(), 3)],
         vec![retention, behind(false), behind(true)],
         vec![tool(100), tool(1024), reading(100), reading(1024)],

@@ -14,10 +14,11 @@ use rdkafka::config::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 
+use crate::broker::Broker;
 use crate::clients::{Client, Window};
 use crate::install::Installed;
 use crate::plan::{Case, ClientKind, Kind, Load, Step};
-use crate::systems::{Broker, System};
+use crate::systems::System;
 
 /// Every step has a topic of this name on a broker of its own.
 const TOPIC: &str = "load";
@@ -29,6 +30,8 @@ const CATCH_UP: Duration = Duration::from_secs(300);
 const FIRST_RATE: f64 = 4000.0;
 /// Bytes of a record's key.
 const KEY_BYTES: f64 = 8.0;
+/// Of a topic on several nodes.
+const MIN_IN_SYNC: &str = "2";
 /// Kafka is told to look as often as Corelane does, and not to keep the files of what is deleted: by itself it looks every five minutes and keeps them
 /// for another one, so that a run of this length would see no retention at all.
 const KAFKA_RETENTION: [(&str, &str); 2] = [("log.retention.check.interval.ms", "1000"), ("log.segment.delete.delay.ms", "1000")];
@@ -45,7 +48,7 @@ impl Context {
     pub fn measure(&self, step: &Step, rate: Option<f64>) -> Result<Value, BenchError> {
         let Step { case, system, .. } = step;
         let settings: &[_] = if matches!(case.kind, Kind::Retention(_)) { &KAFKA_RETENTION } else { &[] };
-        let broker = Broker::start(*system, &self.installed, &self.scratch, settings)?;
+        let broker = Broker::start(*system, case.nodes, &self.installed, &self.scratch, settings)?;
         let disk_empty = broker.disk_bytes();
         let started = Instant::now();
         if system.speaks_kafka() {
@@ -64,7 +67,7 @@ impl Context {
         line["case"] = json!(case.name());
         line["system"] = json!(system.name());
         line["repeat"] = json!(step.repeat);
-        line["durability"] = json!(system.durability());
+        line["durability"] = json!(system.durability(case.nodes));
         line["rate"] = json!(rate);
         line["start_up_ms"] = json!(broker.start_up.as_secs_f64() * 1e3);
         line["create_topic_ms"] = json!(created.as_secs_f64() * 1e3);
@@ -242,6 +245,9 @@ impl Context {
     fn hold_against_offsets(&self, case: &Case, broker: &Broker, line: &mut Value) -> Result<(), BenchError> {
         let mut config = ClientConfig::new();
         let consumer: BaseConsumer = config.set("bootstrap.servers", &broker.bootstrap).create().map_err(kafka("making a consumer"))?;
+        if case.nodes > 1 {
+            line["fewest_in_sync"] = json!(fewest_in_sync(&consumer)?);
+        }
         let mut stored = 0;
         for partition in 0..case.partitions as i32 {
             let (low, high) = watermarks(&consumer, partition)?;
@@ -258,6 +264,13 @@ impl Context {
             _ => Ok(()),
         }
     }
+}
+
+/// Of the partition that has the fewest replicas in sync: on so many, at least, is what was acknowledged last.
+fn fewest_in_sync(consumer: &BaseConsumer) -> Result<usize, BenchError> {
+    let metadata = consumer.fetch_metadata(Some(TOPIC), PATIENCE).map_err(kafka("asking for replicas in sync"))?;
+    let in_sync = metadata.topics().iter().flat_map(|topic| topic.partitions()).map(|partition| partition.isr().len());
+    in_sync.min().ok_or_else(|| BenchError::Host("the topic has no partitions any more".into()))
 }
 
 /// First and next offset of a partition. On a loaded machine a Kafka may have lost its own lease for a while.
@@ -308,7 +321,10 @@ fn create_topic(broker: &Broker, case: &Case, system: System) -> Result<(), Benc
         Kind::Retention(bytes) => vec![("retention.bytes", bytes.to_string()), ("segment.bytes", (bytes / 4).max(1 << 20).to_string())],
         _ => Vec::new(),
     };
-    let mut topic = NewTopic::new(TOPIC, case.partitions as i32, TopicReplication::Fixed(1));
+    let mut topic = NewTopic::new(TOPIC, case.partitions as i32, TopicReplication::Fixed(i32::from(case.nodes)));
+    if case.nodes > 1 {
+        topic = topic.set("min.insync.replicas", MIN_IN_SYNC);
+    }
     for (name, value) in system.topic_settings() {
         topic = topic.set(name, value);
     }
@@ -321,17 +337,18 @@ fn create_topic(broker: &Broker, case: &Case, system: System) -> Result<(), Benc
     for result in created {
         result.map_err(|(name, code)| BenchError::Host(format!("creating the topic {name}: {code}")))?;
     }
-    // It is there once every partition has a leader.
+    // It is there once every partition has a leader, with all replicas in sync.
     let asked = Instant::now();
     while asked.elapsed() < PATIENCE {
         let metadata = admin.inner().fetch_metadata(Some(TOPIC), PATIENCE).map_err(kafka("asking for the topic"))?;
-        let led = metadata.topics().iter().flat_map(|topic| topic.partitions()).filter(|partition| partition.leader() >= 0).count();
-        if led == case.partitions as usize {
+        let partitions = metadata.topics().iter().flat_map(|topic| topic.partitions());
+        let whole = partitions.filter(|partition| partition.leader() >= 0 && partition.isr().len() == usize::from(case.nodes)).count();
+        if whole == case.partitions as usize {
             return Ok(());
         }
         thread::sleep(Duration::from_millis(10));
     }
-    Err(BenchError::Host(format!("{} partitions had no leaders in time", case.partitions)))
+    Err(BenchError::Host(format!("{} partitions had not all leaders and replicas in time", case.partitions)))
 }
 
 fn kafka(what: &'static str) -> impl Fn(rdkafka::error::KafkaError) -> BenchError {

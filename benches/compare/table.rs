@@ -23,10 +23,12 @@ struct Goal {
 const HUNDRED: &str = "java-50p-100t-1024b";
 const THOUSAND: &str = "java-50p-1000t-1024b";
 const HALF: &str = "java-50p-100t-1024b-half";
+const THREE_NODES: &str = "java-12p-12t-1024b-three-nodes";
+const THREE_NODES_HALF: &str = "java-12p-12t-1024b-three-nodes-half";
 const MIB: f64 = 1.0 / 1048576.0;
 
 #[rustfmt::skip]
-const GOALS: [Goal; 10] = [
+const GOALS: [Goal; 12] = [
     Goal { what: "records/s, 50 producers, 100 partitions, 1 KiB", case: HUNDRED, path: "records_per_second", scale: 1.0, at_least: true, ratio: 1.5, words: "at least 1.5" },
     Goal { what: "records/s, 50 producers, 1,000 partitions, 1 KiB", case: THOUSAND, path: "records_per_second", scale: 1.0, at_least: true, ratio: 2.0, words: "at least 2" },
     Goal { what: "p99 at half load, ms", case: HALF, path: "latency/p99_us", scale: 1e-3, at_least: false, ratio: 1.0 / 3.0, words: "at most 1/3" },
@@ -37,15 +39,20 @@ const GOALS: [Goal; 10] = [
     Goal { what: "peak memory, MiB, 100 partitions", case: HUNDRED, path: "broker/peak_rss_bytes", scale: MIB, at_least: false, ratio: 0.25, words: "at most 1/4" },
     Goal { what: "peak memory, MiB, 1,000 partitions", case: THOUSAND, path: "broker/peak_rss_bytes", scale: MIB, at_least: false, ratio: 0.25, words: "at most 1/4" },
     Goal { what: "ready to serve, ms", case: HUNDRED, path: "start_up_ms", scale: 1.0, at_least: false, ratio: 0.05, words: "at most 1/20" },
+    Goal { what: "records/s, three nodes, 12 producers, 12 partitions, 1 KiB", case: THREE_NODES, path: "records_per_second", scale: 1.0, at_least: true, ratio: 1.5, words: "at least 1.5" },
+    Goal { what: "p99 at half load, three nodes, ms", case: THREE_NODES_HALF, path: "latency/p99_us", scale: 1e-3, at_least: false, ratio: 1.0 / 3.0, words: "at most 1/3" },
 ];
 
 /// The whole report as Markdown.
 pub fn write(extent: Extent, cases: &[Case], results: &Results) -> String {
     let mut text = format!("# Side by side, {}\n\n", extent.name());
     text += &machine(results);
-    text += "\n## Corelane, synced, against Kafka with its default settings, which do not sync\n\n";
-    text += "| what | Kafka | Corelane | ratio | goal | |\n| --- | ---: | ---: | ---: | --- | --- |\n";
-    GOALS.iter().for_each(|goal| text += &goal_row(goal, results));
+    let goals: Vec<&Goal> = GOALS.iter().filter(|goal| cases.iter().any(|case| case.name() == goal.case)).collect();
+    if !goals.is_empty() {
+        text += "\n## Corelane, synced, against Kafka with its default settings, which do not sync\n\n";
+        text += "| what | Kafka | Corelane | ratio | goal | |\n| --- | ---: | ---: | ---: | --- | --- |\n";
+        goals.into_iter().for_each(|goal| text += &goal_row(goal, results));
+    }
     let mut names: Vec<String> = Vec::new();
     for case in cases {
         let name = case.name();
@@ -111,6 +118,13 @@ fn section(case: &Case, results: &Results) -> String {
     if let Some(rate) = results.of(&name, System::Kafka).first().and_then(|line| line["rate"].as_f64()) {
         let _ = writeln!(text, "{rate:.0} records/s were meant to be sent; latency runs from when each was meant to be.\n");
     }
+    if case.nodes > 1 {
+        let _ = writeln!(
+            text,
+            "{} processes on this machine; CPU and memory are those of all of them, bytes on disk those of all replicas.\n",
+            case.nodes
+        );
+    }
     let columns = columns(case);
     text += "| broker | an acknowledged record is | repeats |";
     columns.iter().for_each(|(head, path, _)| text += &if has_ratio(path) { format!(" {head} | ratio |") } else { format!(" {head} |") });
@@ -122,7 +136,7 @@ fn section(case: &Case, results: &Results) -> String {
         if repeats == 0 {
             continue;
         }
-        let _ = write!(text, "| {} | {} | {repeats} |", system.title(), system.durability());
+        let _ = write!(text, "| {} | {} | {repeats} |", system.title(), system.durability(case.nodes));
         for (_, path, factor) in &columns {
             let figure = results.median(&name, system, path).map(|value| value * factor);
             let _ = write!(text, " {} |", number(figure));
@@ -137,9 +151,9 @@ fn section(case: &Case, results: &Results) -> String {
     text
 }
 
-/// Shares of the machine and what is the same as another column are not set against Kafka's.
+/// Shares of the machine, counts and what is the same as another column are not set against Kafka's.
 fn has_ratio(path: &str) -> bool {
-    !path.ends_with("_share") && path != "bytes_per_second"
+    !path.ends_with("_share") && !["bytes_per_second", "fewest_in_sync"].contains(&path)
 }
 
 fn columns(case: &Case) -> Vec<Column> {
@@ -158,6 +172,9 @@ fn columns(case: &Case) -> Vec<Column> {
         Kind::Consume(_) => {}
         Kind::Produce => columns.push(("bytes on disk per byte", "disk_bytes_per_byte", 1.0)),
     }
+    if case.nodes > 1 {
+        columns.push(("fewest in sync at the end", "fewest_in_sync", 1.0));
+    }
     columns.extend([
         ("broker CPU us/record", "broker_cpu_us_per_record", 1.0),
         ("broker CPU %", "broker_cpu_share", PERCENT),
@@ -173,6 +190,7 @@ fn columns(case: &Case) -> Vec<Column> {
 fn number(value: Option<f64>) -> String {
     match value {
         None => String::new(),
+        Some(value) if value.fract() == 0.0 && value < 1000.0 => format!("{value:.0}"),
         Some(value) if value >= 1000.0 => {
             let digits = format!("{value:.0}");
             let head = digits.len() % 3;
