@@ -25,7 +25,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Timing {
         Timing {
-            heartbeat: Duration::from_millis(250),
+            heartbeat: Duration::from_millis(450),
             election: Duration::from_millis(1_000),
             node_lease: Duration::from_millis(3_000),
             proposal: Duration::from_millis(10_000),
