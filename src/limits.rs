@@ -103,6 +103,16 @@ pub const MAX_LINK_FRAME: usize = ADOPT_APPEND + 2 * MAX_FRAME_HEADER;
 pub const MAX_LINK_HELLO: usize = 4096;
 /// Connections for replication that a shard accepts.
 pub const MAX_LINKS: usize = 4096;
+/// Between two heartbeats of the consensus' leader, ms; at least, and unless a setting says otherwise.
+pub const MIN_CONSENSUS_HEARTBEAT_MS: u64 = 50;
+/// The same, by default: what idle nodes exchange is for the most part this.
+pub const CONSENSUS_HEARTBEAT_MS: u64 = 450;
+/// A voter that hears no leader waits so long, ms, by default and at least: below it a pause of a busy machine would be an election.
+pub const CONSENSUS_ELECTION_MS: u64 = 1000;
+/// The same, at most: nothing about topics can be changed meanwhile.
+pub const MAX_CONSENSUS_ELECTION_MS: u64 = 60_000;
+/// Nodes that vote, once there are so many, by default.
+pub const CONSENSUS_VOTERS: usize = 3;
 /// A connection for replication with nothing to say says so after this long, ms.
 pub const LINK_BEAT_MS: u64 = 1000;
 /// One that has heard nothing for so long is ended, ms.

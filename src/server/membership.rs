@@ -188,8 +188,8 @@ pub fn start_consensus(
         listener: Some(listener),
         address,
         origin,
-        voters: VOTERS,
-        timing: Timing::default(),
+        voters: cluster.voters,
+        timing: Timing::new(cluster.heartbeat, cluster.election),
         snapshot_entries,
         keep_entries,
         cpu: settings.spare_cpus.first().copied(),
@@ -198,9 +198,6 @@ pub fn start_consensus(
         Consensus::start(consensus, Box::new(ByCatalogue), witness).map_err(|error| ServeError::Store(error.to_string()))?;
     Ok((consensus, Membership { store, registration: Arc::new(registration), leaving: Arc::default() }))
 }
-
-/// How many nodes vote, once there are so many.
-const VOTERS: usize = 3;
 
 /// Why a node is not in its cluster.
 #[derive(Debug, thiserror::Error)]
@@ -331,7 +328,7 @@ impl Membership {
         loop {
             let members = self.store.consensus().members;
             let (nodes, voters) = (members.len(), members.iter().filter(|member| member.votes).count());
-            if nodes < VOTERS || voters >= VOTERS {
+            if nodes < limits::CONSENSUS_VOTERS || voters >= limits::CONSENSUS_VOTERS {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(limits::LISTEN_RETRY_MS * 10)).await;

@@ -54,6 +54,15 @@ pub struct RawSettings {
     /// --cluster-listen address of a member of the cluster to join, several times for several; only looked at while the data directory is empty
     #[cfg_attr(feature = "cli", arg(long, value_name = "HOST:PORT"))]
     pub join: Vec<String>,
+    /// How long a node that hears no leader of the consensus waits before an election, at least; the same on all nodes [default: 1000]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MS"))]
+    pub election_timeout_ms: Option<u64>,
+    /// How often the leader of the consensus says that it lives; the same on all nodes [default: 450]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "MS"))]
+    pub heartbeat_interval_ms: Option<u64>,
+    /// How many nodes vote in the consensus, once there are so many: 3 or 5; the same on all nodes [default: 3]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "N"))]
+    pub voters: Option<u64>,
     /// Rack of this node, or whatever fails as one: replicas are spread over them
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub rack: Option<String>,
@@ -145,6 +154,12 @@ pub struct ClusterSettings {
     pub advertised_host: String,
     /// Members of the cluster to join.
     pub join: Vec<String>,
+    /// How often the leader of the consensus says that it lives.
+    pub heartbeat: Duration,
+    /// How long a voter that hears no leader waits at least.
+    pub election: Duration,
+    /// How many nodes vote, once there are so many.
+    pub voters: usize,
 }
 
 impl ClusterSettings {
@@ -237,6 +252,9 @@ impl RawSettings {
             cluster_listen: self.cluster_listen.or(file.cluster_listen),
             cluster_advertise: self.cluster_advertise.or(file.cluster_advertise),
             join: if self.join.is_empty() { file.join } else { self.join },
+            election_timeout_ms: self.election_timeout_ms.or(file.election_timeout_ms),
+            heartbeat_interval_ms: self.heartbeat_interval_ms.or(file.heartbeat_interval_ms),
+            voters: self.voters.or(file.voters),
             rack: self.rack.or(file.rack),
             catch_up_rate: self.catch_up_rate.or(file.catch_up_rate),
             durability: self.durability.or(file.durability),
@@ -316,7 +334,13 @@ impl RawSettings {
 impl RawSettings {
     fn cluster(&self, listen: SocketAddr, admin: Option<SocketAddr>, shards: u32) -> Result<Option<ClusterSettings>, SettingsError> {
         let Some(text) = self.cluster_listen.as_deref() else {
-            let lonely = [("--join", !self.join.is_empty()), ("--cluster-advertise", self.cluster_advertise.is_some())];
+            let lonely = [
+                ("--join", !self.join.is_empty()),
+                ("--cluster-advertise", self.cluster_advertise.is_some()),
+                ("--election-timeout-ms", self.election_timeout_ms.is_some()),
+                ("--heartbeat-interval-ms", self.heartbeat_interval_ms.is_some()),
+                ("--voters", self.voters.is_some()),
+            ];
             return match lonely.iter().find(|(_, given)| *given) {
                 Some((name, _)) => Err(SettingsError::Conflict(format!(
                     "{name} is for a node of a cluster: say with --cluster-listen where others find it"
@@ -354,7 +378,24 @@ impl RawSettings {
                 return Err(value("--join", "HOST:PORT, the --cluster-listen of a member", member));
             }
         }
-        Ok(Some(ClusterSettings { listen: own, advertised_host, join: self.join.clone() }))
+        let (heartbeat, election) = self.consensus_times()?;
+        let voters = match self.voters {
+            None => limits::CONSENSUS_VOTERS,
+            Some(voters @ (3 | 5)) => voters as usize,
+            Some(other) => return Err(value("--voters", "3 or 5", other)),
+        };
+        Ok(Some(ClusterSettings { listen: own, advertised_host, join: self.join.clone(), heartbeat, election, voters }))
+    }
+
+    fn consensus_times(&self) -> Result<(Duration, Duration), SettingsError> {
+        let election = self.election_timeout_ms.unwrap_or(limits::CONSENSUS_ELECTION_MS);
+        in_range("--election-timeout-ms", election, limits::CONSENSUS_ELECTION_MS, limits::MAX_CONSENSUS_ELECTION_MS)?;
+        let heartbeat = self.heartbeat_interval_ms.unwrap_or(limits::CONSENSUS_HEARTBEAT_MS);
+        if !(limits::MIN_CONSENSUS_HEARTBEAT_MS..=election / 2).contains(&heartbeat) {
+            let expected = format!("{} to {}, half of --election-timeout-ms", limits::MIN_CONSENSUS_HEARTBEAT_MS, election / 2);
+            return Err(value("--heartbeat-interval-ms", expected, heartbeat));
+        }
+        Ok((Duration::from_millis(heartbeat), Duration::from_millis(election)))
     }
 
     fn groups(&self) -> Result<group::Settings, SettingsError> {
@@ -687,6 +728,34 @@ mod tests {
         assert!(refused(RawSettings { insecure: true, ..open() }).contains("--advertise"));
         let settings = RawSettings { insecure: true, advertise: Some("::1".into()), ..open() }.validate(&cpus(2)).unwrap();
         assert_eq!((settings.advertised_host.as_str(), settings.advertised_port), ("::1", None));
+    }
+
+    #[test]
+    fn times_of_the_consensus_must_fit_each_other() {
+        let member = || RawSettings { cluster_listen: Some("127.0.0.1:9700".into()), ..raw() };
+        let times =
+            |raw: RawSettings| raw.validate(&cpus(4)).unwrap().cluster.map(|c| (c.heartbeat.as_millis(), c.election.as_millis(), c.voters));
+        assert_eq!(times(member()), Some((450, 1000, 3)));
+        let slow = RawSettings { election_timeout_ms: Some(3000), heartbeat_interval_ms: Some(1500), voters: Some(5), ..member() };
+        assert_eq!(times(slow), Some((1500, 3000, 5)));
+        for (raw, expected) in [
+            (RawSettings { election_timeout_ms: Some(999), ..member() }, "--election-timeout-ms must be 1000 to 60000, not \"999\""),
+            (
+                RawSettings { heartbeat_interval_ms: Some(501), ..member() },
+                "--heartbeat-interval-ms must be 50 to 500, half of --election-timeout-ms, not \"501\"",
+            ),
+            (
+                RawSettings { heartbeat_interval_ms: Some(0), ..member() },
+                "--heartbeat-interval-ms must be 50 to 500, half of --election-timeout-ms, not \"0\"",
+            ),
+            (RawSettings { voters: Some(4), ..member() }, "--voters must be 3 or 5, not \"4\""),
+            (
+                RawSettings { voters: Some(5), ..raw() },
+                "--voters is for a node of a cluster: say with --cluster-listen where others find it",
+            ),
+        ] {
+            assert_eq!(refused(raw), expected);
+        }
     }
 
     #[test]

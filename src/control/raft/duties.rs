@@ -105,7 +105,7 @@ pub async fn say_alive(node: Arc<Node>) {
 
 /// What is to be looked at again and again.
 pub async fn keep(node: Arc<Node>) {
-    let mut ticks = interval(node.timing.heartbeat);
+    let mut ticks = interval(node.timing.heartbeat / 2);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut sequence = 0;
     let (mut fence, mut change): (Option<Task>, Option<Task>) = (None, None);

@@ -23,6 +23,7 @@
 //! Not here: what commands mean (`cluster`), who proposes them.
 
 pub mod codec;
+pub mod confirmations;
 pub mod directory;
 pub mod duties;
 pub mod formation;

@@ -10,6 +10,7 @@ use openraft::{ChangeMembers, ServerState, Snapshot};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::confirmations::Confirmations;
 use super::leases::Leases;
 use super::log_files::lock;
 use super::log_store::LogStore;
@@ -206,8 +207,10 @@ impl Node {
             return Answer::NotLeader(self.leader());
         }
         let Some(member) = self.members().0.remove(&id) else { return Answer::Fenced };
-        lock(&self.leases).hear(id, Instant::now());
-        if !self.confirm_leadership().await {
+        let now = Instant::now();
+        lock(&self.leases).hear(id, now);
+        // It can wait: the lease counts from when the node has sent this, and has room for more than one heartbeat. So no round is begun for it.
+        if !self.led_at(now).await && !self.confirm_leadership().await {
             return Answer::NotLeader(None);
         }
         // Only now: the round has brought the view up to all that earlier leaders have committed, fences included.
@@ -219,6 +222,10 @@ impl Node {
     /// ask while the one before is under way.
     pub async fn confirm_leadership(&self) -> bool {
         let asked = Instant::now();
+        // Over the connections that there are; the library's own way opens new ones for each round.
+        if self.raft.trigger().heartbeat().await.is_ok() && self.led_at(asked).await {
+            return true;
+        }
         let mut confirmed = self.confirmed.lock().await;
         if confirmed.is_some_and(|begun| begun >= asked) {
             return true;
@@ -229,6 +236,24 @@ impl Node {
             *confirmed = Some(begun);
         }
         is_leader
+    }
+
+    /// Waits for a heartbeat of the library, sent after `moment` and acknowledged by a majority, and until all that was in the log then is applied: everything that this or
+    /// an earlier leader had committed. `false`: none within two heartbeats, which proves nothing, or this node leads no more.
+    async fn led_at(&self, moment: Instant) -> bool {
+        let (Some(term), last) = (self.leads_in(), self.raft.metrics().borrow().last_log_index) else { return false };
+        let led = async {
+            let mut confirmations = self.dialer.confirmations.subscribe();
+            let is_confirmed = |confirmations: &Confirmations| {
+                let metrics = self.raft.metrics();
+                let metrics = metrics.borrow();
+                confirmations.led_since(term, self.me.id, metrics.membership_config.membership().get_joint_config(), moment)
+            };
+            let _ = confirmations.wait_for(is_confirmed).await;
+            let mut metrics = self.raft.metrics();
+            let _ = metrics.wait_for(|metrics| metrics.last_applied.map(|id| id.index) >= last || metrics.current_term != term).await;
+        };
+        timeout(self.timing.heartbeat * 2, led).await.is_ok() && self.leads_in() == Some(term)
     }
 
     /// Lets a node in, as one that does not vote yet.

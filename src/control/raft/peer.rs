@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use openraft::error::{Fatal, RPCError, RaftError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption};
@@ -16,8 +16,10 @@ use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, SnapshotRespon
 use openraft::{OptionalSend, RaftNetwork, RaftNetworkFactory, Snapshot};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio::time::timeout;
 
+use super::confirmations::Confirmations;
 use super::log_files::lock;
 use super::wire::{self, Answer, FRAME_HEADER, FrameError, HandshakeRefusal, Hello, Identity, PROTOCOL, Request, SnapshotPiece};
 use super::{ConsensusId, Member, Types, Vote};
@@ -114,6 +116,8 @@ pub struct Dialer {
     pub counters: Arc<ConsensusCounters>,
     /// How long to wait for one that does not answer; also the pause between two tries of the library.
     pub pause: Duration,
+    /// Who has acknowledged this node as the leader, as it comes.
+    pub confirmations: watch::Sender<Confirmations>,
     refusals: Mutex<HashMap<String, HandshakeRefusal>>,
 }
 
@@ -128,7 +132,7 @@ pub struct Connection {
 impl Dialer {
     /// For this node.
     pub fn new(me: Identity, counters: Arc<ConsensusCounters>, pause: Duration) -> Dialer {
-        Dialer { me, counters, pause, refusals: Mutex::default() }
+        Dialer { me, counters, pause, confirmations: watch::Sender::default(), refusals: Mutex::default() }
     }
 
     /// Connects and shakes hands. `to`: whom it means; 0 takes any node.
@@ -228,8 +232,14 @@ impl RaftNetwork<Types> for Client {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<ConsensusId>, RpcError> {
+        let (term, sent) = (rpc.vote.leader_id().term, Instant::now());
         match self.call(&Request::Append(rpc), option.hard_ttl()).await.map_err(rpc_error)? {
-            Answer::Append(response) => Ok(response),
+            Answer::Append(response) => {
+                if !matches!(response, AppendEntriesResponse::HigherVote(_)) {
+                    self.dialer.confirmations.send_modify(|confirmations| confirmations.note(term, self.id, sent));
+                }
+                Ok(response)
+            }
             other => Err(rpc_error(PeerError::of(other))),
         }
     }

@@ -12,7 +12,7 @@ use crate::limits;
 /// The times of the consensus. They must be alike on all nodes: leases of one are judged by another.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
-    /// How often a leader says that it lives.
+    /// How often a leader says that it lives; at most half of `election`, so that one that is late starts no election.
     pub heartbeat: Duration,
     /// How long a voter that hears no leader waits at least; at random up to twice as long.
     pub election: Duration,
@@ -24,16 +24,16 @@ pub struct Timing {
 
 impl Default for Timing {
     fn default() -> Timing {
-        Timing {
-            heartbeat: Duration::from_millis(250),
-            election: Duration::from_millis(1_000),
-            node_lease: Duration::from_millis(3_000),
-            proposal: Duration::from_millis(10_000),
-        }
+        Timing::new(Duration::from_millis(limits::CONSENSUS_HEARTBEAT_MS), Duration::from_millis(limits::CONSENSUS_ELECTION_MS))
     }
 }
 
 impl Timing {
+    /// The times that go with these two: a node's lease outlives the election of a leader, which has to answer its heartbeats, and a proposal several.
+    pub fn new(heartbeat: Duration, election: Duration) -> Timing {
+        Timing { heartbeat, election, node_lease: election * 3, proposal: election * 10 }
+    }
+
     /// How long a node may act on a heartbeat that it sent: a tenth less than what the leader gives it, for clocks that run apart.
     pub fn own_lease(&self) -> Duration {
         self.node_lease * 9 / 10
