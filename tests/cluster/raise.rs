@@ -1,0 +1,1 @@
+//! A topic gets more partitions under load.
