@@ -142,9 +142,9 @@ impl Keyed {
         self.take_latencies()
     }
 
-    /// An error that reached a producer or a reader.
+    /// [`Common::expect_no_complaint`].
     pub fn expect_no_complaint(&self) -> Result<(), String> {
-        lock(&self.common.complaint).clone().map_or(Ok(()), Err)
+        self.common.expect_no_complaint()
     }
 
     /// Of a topic of its own, which is gone afterwards: records a second, as many as it gets acknowledged in that time with a closed loop.
@@ -156,12 +156,11 @@ impl Keyed {
         let load = Keyed::start(nodes.network.clone(), nodes.bootstrap(), &shape);
         let maximum = load.measure_maximum(within);
         load.finish()?;
-        nodes.run_command(&["topic", "delete", TOPIC, "--yes"])?;
+        nodes.run_command(&["topic", "delete", TOPIC])?;
         Ok(maximum)
     }
 
-    /// Lets producers settle what they have. By key: how many records were acknowledged.
-    pub fn settle(&mut self) -> Result<HashMap<u64, u64>, String> {
+    fn settle(&mut self) -> Result<HashMap<u64, u64>, String> {
         self.common.ends.store(true, Ordering::Relaxed);
         let mut sent = HashMap::new();
         for producer in self.producers.drain(..) {
@@ -171,8 +170,8 @@ impl Keyed {
         Ok(sent)
     }
 
-    /// Ends it and judges. How many records there were.
-    pub fn finish(mut self) -> Result<u64, String> {
+    /// Ends it and judges. By key: how many records there are.
+    pub fn finish(mut self) -> Result<HashMap<u64, u64>, String> {
         let sent = self.settle()?;
         self.common.fix_ends()?;
         if let Some(reader) = self.reader.take() {
@@ -180,7 +179,7 @@ impl Keyed {
             self.expect_no_complaint()?;
             lock(&self.common.order).judge(&sent)?;
         }
-        Ok(sent.values().sum())
+        Ok(sent)
     }
 }
 
@@ -208,6 +207,11 @@ impl Common {
         })
     }
 
+    /// An error that reached a producer or a reader.
+    pub fn expect_no_complaint(&self) -> Result<(), String> {
+        lock(&self.complaint).clone().map_or(Ok(()), Err)
+    }
+
     /// A client of the cluster.
     pub async fn connect(&self) -> Result<Client, String> {
         Client::connect(&self.bootstrap).await.map_err(|e| e.to_string())
@@ -233,13 +237,13 @@ impl Common {
         lock(&self.first_written).clone()
     }
 
-    /// Whether nobody writes any more: where the partitions end.
+    /// Once nobody writes any more: where each partition ends.
     pub fn last(&self) -> Option<Vec<i64>> {
         lock(&self.last).clone()
     }
 
-    /// Nobody writes any more: finds out where the partitions end, which readers then come to.
-    pub fn fix_ends(self: &Arc<Self>) -> Result<(), String> {
+    /// Finds out where the partitions end, which readers then come to.
+    fn fix_ends(self: &Arc<Self>) -> Result<(), String> {
         let most = lock(&self.partitions).iter().max().copied().unwrap_or(0);
         let ends = self.network.as_client(|| {
             block_on_local(async {
