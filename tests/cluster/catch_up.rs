@@ -150,12 +150,14 @@ fn run(round: &mut Round<'_>, nodes: &mut Nodes, amount: &Amount) -> Result<(), 
         round.target(percent >= LEAST_PERCENT, &format!("catch-up runs at {percent} % of a bare copy, expected {LEAST_PERCENT} % or more"));
     }
 
-    // From here on with the default cap.
-    stop_all(nodes)?;
-    nodes.set_arguments(&[]);
-    nodes.network.nodes().try_for_each(|node| nodes.start(node))?;
-    nodes.network.nodes().try_for_each(|node| nodes.wait_ready(node))?;
-    wait_until("all replicas are in sync", HEALTH_PATIENCE, || amount.expect_healthy(nodes))?;
+    if !round.is_short {
+        // From here on with the default cap.
+        stop_all(nodes)?;
+        nodes.set_arguments(&[]);
+        nodes.network.nodes().try_for_each(|node| nodes.start(node))?;
+        nodes.network.nodes().try_for_each(|node| nodes.wait_ready(node))?;
+        wait_until("all replicas are in sync", HEALTH_PATIENCE, || amount.expect_healthy(nodes))?;
+    }
     let is_healthy = |nodes: &Nodes| amount.expect_healthy(nodes);
     let (maximum, before) = amount.live;
     live::measure(round, nodes, &live::Plan { wiped: WIPED, maximum, before, is_healthy: &is_healthy, patience: amount.patience })?;

@@ -47,7 +47,7 @@ pub fn measure(round: &mut Round<'_>, nodes: &mut Nodes, plan: &Plan<'_>) -> Res
     wait_until("the live topic is in sync", HEALTH_PATIENCE, || view::expect_healthy(&nodes.network, TOPIC, replicas).map(drop))?;
     let shape = Shape { topic: TOPIC, partitions: PARTITIONS, per_second: rate, metadata_max_age: None, is_read: false };
     let load = Keyed::start(nodes.network.clone(), nodes.bootstrap(), &shape);
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(SETTLE.min(plan.before));
     let before = load.latencies_within(plan.before);
 
     nodes.kill(plan.wiped)?;
@@ -60,7 +60,7 @@ pub fn measure(round: &mut Round<'_>, nodes: &mut Nodes, plan: &Plan<'_>) -> Res
             None => Ok(()),
         }
     })?;
-    std::thread::sleep(SETTLE);
+    std::thread::sleep(SETTLE.min(plan.before));
     let without = load.latencies_within(plan.before / 2);
     nodes.start(plan.wiped)?;
     nodes.wait_ready(plan.wiped)?;
