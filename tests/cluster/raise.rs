@@ -89,6 +89,7 @@ pub fn raise(round: &mut Round<'_>, nodes: &Nodes, per_second: f64, metadata_max
     // What the group has read is each record once, too: members commit what they give up.
     group.order.lock().unwrap_or_else(PoisonError::into_inner).judge(&sent).map_err(|what| format!("the group: {what}"))?;
 
+    nodes.run_command(&["topic", "delete", TOPIC])?;
     let [answered_ms, written_ms, read_ms, age_ms] = [answered, written, read, metadata_max_age].map(|time| time.as_millis());
     let records = sent.values().sum::<u64>();
     eprintln!(
