@@ -233,6 +233,11 @@ fn block_on<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, Strin
     runtime.block_on(work)
 }
 
+/// The same where tasks stay on this thread.
+pub fn block_on_local<T>(work: impl Future<Output = Result<T, String>>) -> Result<T, String> {
+    block_on(tokio::task::LocalSet::new().run_until(work))
+}
+
 /// Running clients.
 pub struct Clients {
     /// What they have in common.

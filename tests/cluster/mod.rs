@@ -20,7 +20,12 @@
 //! | `failover` | the check `failover`: how long producers wait for another leader |
 //! | `groups` | the check `cluster_groups`: a consumer group whose coordinator is hit |
 //! | `growth` | the check `growth`: a node comes and another goes, under load |
+//! | `raise` | a topic gets more partitions under load |
 //! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
+//! | `bare_copy` | the copy by two processes that catch-up is held against |
+//! | `live` | what load feels of a node that catches up |
+//! | `keyed` | load by key at a pace, with latencies |
+//! | `order` | the judge of its records: pure |
 //! | `lives` | clusters that live for several rounds |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
@@ -28,6 +33,7 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod bare_copy;
 pub mod catch_up;
 pub mod clients;
 pub mod failover;
@@ -35,9 +41,13 @@ pub mod faults;
 pub mod groups;
 pub mod growth;
 pub mod idle;
+pub mod keyed;
+pub mod live;
 pub mod lives;
 pub mod network;
 pub mod nodes;
+pub mod order;
+pub mod raise;
 pub mod readme;
 pub mod replicas;
 pub mod run;

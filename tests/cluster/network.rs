@@ -17,8 +17,10 @@ use crate::broker::free_ports;
 /// A node, from 1.
 pub type Node = u32;
 
-/// Ports of one node on loopback: clients, admin, consensus, replication of each shard.
-const PORTS_EACH: u32 = 6;
+/// Shards that a node may have: each has a port for clients and one for other nodes.
+pub const MOST_SHARDS: u16 = 2;
+/// Ports of one node on loopback: clients of each shard, admin, consensus, replication of each shard, one that no broker has.
+const PORTS_EACH: u32 = 2 * MOST_SHARDS as u32 + 3;
 /// Of the host's namespaces, ours.
 const PREFIX: &str = "corelane-test-";
 
@@ -104,19 +106,24 @@ impl Network {
         }
     }
 
-    /// Where clients connect.
+    /// Where clients connect; those of the second shard on the next port.
     pub fn clients(&self, node: Node) -> String {
         format!("{}:{}", self.host(node), self.port(node, 0))
     }
 
     /// The admin port.
     pub fn admin(&self, node: Node) -> String {
-        format!("{}:{}", self.host(node), self.port(node, 1))
+        format!("{}:{}", self.host(node), self.port(node, MOST_SHARDS))
     }
 
     /// Consensus; the ports of replication follow it.
     pub fn consensus(&self, node: Node) -> String {
-        format!("{}:{}", self.host(node), self.port(node, 2))
+        format!("{}:{}", self.host(node), self.port(node, MOST_SHARDS + 1))
+    }
+
+    /// Where something else than the broker may listen.
+    pub fn spare(&self, node: Node) -> String {
+        format!("{}:{}", self.host(node), self.port(node, 2 * MOST_SHARDS + 2))
     }
 
     /// Whether nodes listen on addresses that the broker calls reachable from elsewhere.

@@ -1,7 +1,8 @@
 //! The processes of a cluster.
 
 use std::fs::{self, OpenOptions};
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, mpsc};
@@ -12,7 +13,7 @@ use corelane::types::TopicId;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::clients;
-use super::network::{Network, Node};
+use super::network::{MOST_SHARDS, Network, Node};
 use crate::broker::{files_below, last_words, wait_quiet};
 
 /// A start may take this long until `ready`: it waits for the others where there is no quorum without them.
@@ -28,6 +29,8 @@ pub struct Nodes {
     pub network: Arc<Network>,
     directory: PathBuf,
     places: Vec<Place>,
+    /// Shards of each.
+    shards: u16,
     /// What each is started with besides.
     arguments: Vec<String>,
 }
@@ -56,12 +59,18 @@ impl Nodes {
             places.push(Place { data, log: directory.join(format!("node{node}.log")), process: None, is_paused: false });
         }
         fs::create_dir_all(directory).map_err(|e| format!("{}: {e}", directory.display()))?;
-        Ok(Nodes { network: Arc::new(network), directory: directory.into(), places, arguments: Vec::new() })
+        Ok(Nodes { network: Arc::new(network), directory: directory.into(), places, shards: 1, arguments: Vec::new() })
     }
 
-    /// Each node is started with these arguments besides.
-    pub fn add_arguments(&mut self, arguments: &[&str]) {
-        self.arguments.extend(arguments.iter().map(|argument| argument.to_string()));
+    /// Each node is started with these arguments besides, from its next start on.
+    pub fn set_arguments(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|argument| argument.to_string()).collect();
+    }
+
+    /// Each node is started with so many shards.
+    pub fn set_shards(&mut self, shards: u16) {
+        assert!(shards <= MOST_SHARDS, "there are ports for {MOST_SHARDS} shards");
+        self.shards = shards;
     }
 
     /// Another directory for a node's data, such as one on a disk of its own.
@@ -114,7 +123,7 @@ impl Nodes {
         let log = OpenOptions::new().create(true).append(true).open(&place.log).map_err(|e| format!("{}: {e}", place.log.display()))?;
         let mut command = Command::new(env!("CARGO_BIN_EXE_corelane"));
         command
-            .args(["serve", "--json", "--memory", MEMORY, "--shards", "1", "--node-id", &node.to_string()])
+            .args(["serve", "--json", "--memory", MEMORY, "--shards", &self.shards.to_string(), "--node-id", &node.to_string()])
             .args(["--listen", &self.network.clients(node), "--admin-listen", &self.network.admin(node)])
             .args(["--cluster-listen", &self.network.consensus(node)])
             .args(join.iter().flat_map(|other| ["--join".to_string(), self.network.consensus(*other)]))
@@ -199,6 +208,45 @@ impl Nodes {
         let create = async |client: Client| client.admin().create_topic(new).await.map_err(|e| e.to_string());
         let made = clients::as_client(&self.network, &self.bootstrap(), create);
         made.map(|topic| topic.id).map_err(|e| format!("{e}\n{}", self.last_words()))
+    }
+
+    /// A process that runs one of this program's commands against the cluster.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_corelane"));
+        command.args(arguments).args(["--broker", &self.bootstrap()]).stdin(Stdio::null()).stdout(Stdio::null());
+        command
+    }
+
+    /// What a command prints. Its exit code and words where it fails.
+    pub fn run_command(&self, arguments: &[&str]) -> Result<String, String> {
+        let mut command = self.command(arguments);
+        let output = self.network.as_client(|| command.stdout(Stdio::piped()).stderr(Stdio::piped()).output())?;
+        let output = output.map_err(|e| e.to_string())?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match output.status.success() {
+            true => Ok(text(&output.stdout)),
+            false => Err(format!("{arguments:?} ended with {}: {}{}", output.status, text(&output.stdout), text(&output.stderr))),
+        }
+    }
+
+    /// The sum of a counter over the shards of a node.
+    pub fn counter(&self, node: Node, name: &str) -> Result<u64, String> {
+        let address: SocketAddr = self.network.admin(node).parse().map_err(|_| "no address")?;
+        let ask = || -> std::io::Result<String> {
+            let mut socket = TcpStream::connect_timeout(&address, Duration::from_secs(3))?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            socket.write_all(b"GET /metrics HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            socket.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        let text = self.network.as_client(ask)?.map_err(|e| format!("the metrics of node {node} at {address}: {e}"))?;
+        let start = format!("corelane_{name}");
+        let lines: Vec<_> = text.lines().filter(|line| line.starts_with(&start)).filter_map(|line| line.rsplit(' ').next()).collect();
+        if lines.is_empty() {
+            return Err(format!("node {node} has no counter {name}"));
+        }
+        lines.iter().map(|value| value.parse::<f64>().map(|value| value as u64).map_err(|e| format!("{name}: {e}"))).sum()
     }
 
     /// SIGTERM: it must hand over, drain and end with code 0. How long that took.

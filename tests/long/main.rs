@@ -1,4 +1,4 @@
-//! Long checks: `cargo long NAME [--seconds N | --rounds N] [--seed S] [--round R] [--resume]`.
+//! Long checks: `cargo long NAME [--seconds N | --rounds N] [--gib N] [--seed S] [--round R] [--resume]`.
 //!
 //! A check is a sequence of *rounds*, each made from (seed, round number) alone, so that any round can be replayed. Plain
 //! `cargo test` runs the short form of each: a fixed number of rounds. A check registers itself in [`CHECKS`] and lives in a
@@ -50,6 +50,9 @@ fn main() -> ExitCode {
     let mut arguments: Vec<String> = std::env::args().collect();
     if arguments.get(1).is_some_and(|first| first == kill::worker::WORD) {
         return kill::worker::run(&arguments[2..]);
+    }
+    if arguments.get(1).is_some_and(|first| first == cluster::bare_copy::WORD) {
+        return cluster::bare_copy::run(&arguments[2..]);
     }
     if arguments.get(1).is_some_and(|first| first == "--long") {
         arguments.remove(1);

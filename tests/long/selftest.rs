@@ -28,6 +28,7 @@ const PLANTED: Entry = Entry { name: "planted", about: "fails in round 3", short
 pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("harness_reports_a_planted_failure", reports_a_planted_failure),
+        Trial::test("harness_says_what_was_missed", says_what_was_missed),
         Trial::test("harness_resumes_behind_the_last_round", resumes_behind_the_last_round),
     ]
 }
@@ -41,6 +42,31 @@ fn reports_a_planted_failure() -> Result<(), Failed> {
     expect(result["counts"]["visited"] == 3, "a failed round does not count")?;
     let words = result["failure"].as_str().unwrap_or_default();
     expect(words.contains("cargo long planted --seed 7 --round 3"), "it says how to replay")
+}
+
+/// Reaches a target in its second round only.
+struct Misses;
+
+impl Check for Misses {
+    fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
+        round.target(round.number == 1, "planted");
+        Ok(())
+    }
+}
+
+/// A miss fails nothing and is kept, also over a resumption.
+fn says_what_was_missed() -> Result<(), Failed> {
+    const MISSES: Entry = Entry { name: "misses", about: "misses a target", short_rounds: 1, start: || Box::new(Misses) };
+    let directory = tempfile::tempdir()?;
+    let mut run = Run::new(MISSES, 7, directory.path());
+    expect(run.go(Until::Rounds(1), &mut |_| ()), "a missed target fails nothing")?;
+    expect(run.result()["missed"][0] == "round 0: planted", "it is told")?;
+    let mut resumed = Run::resume(MISSES, directory.path())?;
+    expect(resumed.go(Until::Rounds(2), &mut |_| ()), "it goes on")?;
+    expect(
+        resumed.result()["missed"].as_array().map(Vec::len) == Some(1),
+        "the second round misses nothing, and the first one's miss is still told",
+    )
 }
 
 fn resumes_behind_the_last_round() -> Result<(), Failed> {
