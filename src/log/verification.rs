@@ -30,6 +30,8 @@ struct Known {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Verification {
     known: BTreeMap<Offset, Known>,
+    /// What was found damaged since somebody asked last, whether it has been mended meanwhile or not.
+    found: BTreeMap<Offset, Damage>,
     has_looked: bool,
 }
 
@@ -58,6 +60,7 @@ impl Verification {
     /// All that is known is to be read now, at somebody's wish.
     pub fn ask(&mut self) {
         self.known.values_mut().for_each(|known| known.is_asked = true);
+        self.found.clear();
     }
 
     /// The segment that is to be read first, if one is due: asked for or not as `asked` says. A damaged one is not read again unless asked for.
@@ -75,6 +78,9 @@ impl Verification {
             return false;
         };
         let is_news = known.damage.is_some() != damage.is_some();
+        if let Some(damage) = &damage {
+            self.found.insert(info.base_offset, damage.clone());
+        }
         (known.is_asked, known.is_read, known.due, known.damage) = (false, true, now_s + VERIFY_AGAIN_S, damage);
         is_news
     }
@@ -89,6 +95,12 @@ impl Verification {
     /// Damaged segments, in order.
     pub fn damaged(&self) -> impl Iterator<Item = (Offset, &Damage)> {
         self.known.iter().filter_map(|(base_offset, known)| Some((*base_offset, known.damage.as_ref()?)))
+    }
+
+    /// Those that were found damaged since somebody asked last and are sound again, with what was wrong, in order.
+    pub fn mended(&self) -> impl Iterator<Item = (Offset, &Damage)> {
+        let is_sound = |base_offset: &Offset| self.known.get(base_offset).is_some_and(|known| known.damage.is_none());
+        self.found.iter().filter(move |(base_offset, _)| is_sound(base_offset)).map(|(base_offset, damage)| (*base_offset, damage))
     }
 
     /// Whether there is one.
@@ -150,6 +162,9 @@ mod tests {
         assert!(verification.is_damaged());
         assert!(verification.handle_read(&two[0], None, 2));
         assert!(!verification.is_damaged());
+        assert_eq!(verification.mended().map(|(base, _)| base).collect::<Vec<_>>(), [0], "who asked hears what was found");
+        verification.ask();
+        assert_eq!(verification.mended().count(), 0);
     }
 
     #[test]
@@ -167,6 +182,6 @@ mod tests {
         verification.handle_passed_over(0, 1);
         assert_eq!(verification.count(), Verified::default());
         verification.look([].into_iter(), 2);
-        assert_eq!(verification, Verification { has_looked: true, ..Verification::default() });
+        assert_eq!((verification.next(u64::MAX, false), verification.next(0, true)), (None, None));
     }
 }

@@ -628,8 +628,14 @@ mod tests {
             to_shard: 7,
             software: "corelane".into(),
         };
-        let wanted =
-            SegmentWanted { partition: PARTITION, base_offset: 1, end_offset: 9, running_hash: u64::MAX, rewrite_generation: 2, total: 1 << 40 };
+        let wanted = SegmentWanted {
+            partition: PARTITION,
+            base_offset: 1,
+            end_offset: 9,
+            running_hash: u64::MAX,
+            rewrite_generation: 2,
+            total: 1 << 40,
+        };
         let reply = HelloReply { version: 1, node: 6, node_epoch: 9, shards: 2, software: "corelane".into() };
         let part = SegmentPart { partition: PARTITION, stream: STREAM, base_offset: 4, position: 10, total: 60 };
         vec![

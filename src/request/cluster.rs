@@ -402,6 +402,8 @@ pub struct SegmentChecks {
     pub sound: u32,
     /// Those that are not, in order; the first ones where there are many.
     pub damaged: Vec<DamagedSegment>,
+    /// Those that were found damaged since somebody had them read last, and that another replica's took the place of.
+    pub mended: Vec<DamagedSegment>,
 }
 
 /// A segment that is not as it was written.

@@ -76,5 +76,6 @@ fn known(context: &Context, question: &CheckQuestion) -> Result<SegmentChecks, R
     let counts = verification.count();
     let named = |(base_offset, damage): (Offset, &crate::log::damage::Damage)| DamagedSegment { base_offset, what: damage.to_string() };
     let damaged = verification.damaged().take(NAMED).map(named).collect();
-    Ok(SegmentChecks { waiting: counts.waiting, sound: counts.sound, damaged })
+    let mended = verification.mended().take(NAMED).map(named).collect();
+    Ok(SegmentChecks { waiting: counts.waiting, sound: counts.sound, damaged, mended })
 }

@@ -273,12 +273,14 @@ fn checks_response(b: &mut Builder, results: &[SegmentChecksResult]) -> Offset<g
     let refusals = refused_items(b, results.iter().map(|result| result.outcome.as_ref().err()));
     let checks = tables(b, results, |b, result| {
         let found = result.outcome.as_ref().ok();
-        let damaged = tables(b, found.map_or(&[][..], |found| &found.damaged), |b, segment| {
+        let segment = |b: &mut Builder, segment: &DamagedSegment| {
             let what = Some(b.create_string(&segment.what));
             g::DamagedSegment::create(b, &g::DamagedSegmentArgs { base_offset: segment.base_offset, what })
-        });
+        };
+        let damaged = tables(b, found.map_or(&[][..], |found| &found.damaged), segment);
+        let mended = tables(b, found.map_or(&[][..], |found| &found.mended), segment);
         let (waiting, sound) = found.map_or((0, 0), |found| (found.waiting, found.sound));
-        g::SegmentChecks::create(b, &g::SegmentChecksArgs { waiting, sound, damaged })
+        g::SegmentChecks::create(b, &g::SegmentChecksArgs { waiting, sound, damaged, mended })
     });
     let ids = results.iter().map(|result| g::PartitionId::new(&g::Uuid(result.partition.topic.0), result.partition.partition));
     let partitions = Some(b.create_vector_from_iter(ids));
@@ -458,8 +460,8 @@ fn checks_of(answer: &g::SegmentChecksResponse<'_>) -> Result<Vec<SegmentChecksR
     let mut refusals = Refusals::of(answer.refusals(), checks.len())?;
     let segment = |s: g::DamagedSegment<'_>| DamagedSegment { base_offset: s.base_offset(), what: s.what().into() };
     let result = |(index, (id, found)): (usize, (&g::PartitionId, g::SegmentChecks<'_>))| {
-        let damaged = found.damaged().iter().map(segment).collect();
-        let found = SegmentChecks { waiting: found.waiting(), sound: found.sound(), damaged };
+        let (damaged, mended) = (found.damaged().iter().map(segment).collect(), found.mended().iter().map(segment).collect());
+        let found = SegmentChecks { waiting: found.waiting(), sound: found.sound(), damaged, mended };
         SegmentChecksResult { partition: partition(id.topic(), id.partition()), outcome: refusals.outcome(index, found) }
     };
     Ok(ids.iter().zip(checks.iter()).enumerate().map(result).collect())

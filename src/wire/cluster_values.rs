@@ -151,9 +151,9 @@ pub(super) fn answer() -> impl Strategy<Value = ClusterAnswer> {
     let outcome = prop_oneof![2 => Just(Ok(())), 1 => refusal().prop_map(Err)];
     let logged = prop_oneof![2 => log().prop_map(Ok), 1 => refusal().prop_map(Err)];
     let logged = (place(), logged).prop_map(|(partition, outcome)| ReplicaLogResult { partition, outcome });
-    let damaged = (any::<i64>(), text()).prop_map(|(base_offset, what)| DamagedSegment { base_offset, what });
-    let checks = (any::<[u32; 2]>(), vec(damaged, 0..3));
-    let checks = checks.prop_map(|([waiting, sound], damaged)| SegmentChecks { waiting, sound, damaged });
+    let damaged = || vec((any::<i64>(), text()).prop_map(|(base_offset, what)| DamagedSegment { base_offset, what }), 0..3);
+    let checks = (any::<[u32; 2]>(), damaged(), damaged());
+    let checks = checks.prop_map(|([waiting, sound], damaged, mended)| SegmentChecks { waiting, sound, damaged, mended });
     let checked = prop_oneof![2 => checks.prop_map(Ok), 1 => refusal().prop_map(Err)];
     let checked = (place(), checked).prop_map(|(partition, outcome)| SegmentChecksResult { partition, outcome });
     prop_oneof![

@@ -22,6 +22,7 @@
 //! | `growth` | the check `growth`: a node comes and another goes, under load |
 //! | `catch_up` | the check `catch_up`: a wiped node gets whole segments as files |
 //! | `lives` | clusters that live for several rounds |
+//! | `mending` | segments that rot under a running cluster |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -36,6 +37,7 @@ pub mod groups;
 pub mod growth;
 pub mod idle;
 pub mod lives;
+pub mod mending;
 pub mod network;
 pub mod nodes;
 pub mod readme;

@@ -37,6 +37,8 @@ pub struct Read {
     pub sound: u64,
     /// Those that are not.
     pub damaged: Vec<DamagedReplica>,
+    /// Those that were not, and that another replica's took the place of meanwhile.
+    pub mended: Vec<DamagedReplica>,
     /// Replicas that could not be read: topic, partition, node, reason.
     pub unread: Vec<(String, u32, u32, String)>,
 }
@@ -76,6 +78,7 @@ pub async fn read(admin: &Admin, states: &[PartitionState], ids: &BTreeMap<Strin
     for read in futures_util::future::join_all(each).await {
         all.sound += read.sound;
         all.damaged.extend(read.damaged);
+        all.mended.extend(read.mended);
         all.unread.extend(read.unread);
     }
     all
@@ -102,6 +105,7 @@ async fn read_on(admin: &Admin, node: u32, asked: &[(TopicPartition, &PartitionS
                     Ok(checks) => {
                         read.sound += u64::from(checks.sound);
                         read.damaged.extend(checks.damaged.into_iter().map(|segment| damaged(state, node, segment.what)));
+                        read.mended.extend(checks.mended.into_iter().map(|segment| damaged(state, node, segment.what)));
                     }
                     Err(refusal) if refusal.code == Code::Quarantined => read.damaged.push(damaged(state, node, refusal.message)),
                     // A replica that is on its way may have nothing yet.
@@ -143,11 +147,15 @@ impl Read {
     /// What was read, in words.
     pub fn to_text(&self) -> String {
         let mut text = to_text(&self.damaged);
+        for of in &self.mended {
+            text += &format!("was damaged, and is mended: partition {} of {} on node {}: {}\n", of.partition, of.topic, of.node, of.what);
+        }
         for (topic, partition, node, why) in &self.unread {
             text += &format!("not read: partition {partition} of {topic} on node {node}: {why}\n");
         }
         let sound = counted(self.sound.min(u64::from(u32::MAX)) as u32, "sealed segment");
-        text + &format!("{sound} read and sound, {} damaged\n", self.damaged.len())
+        let mended = if self.mended.is_empty() { String::new() } else { format!(", {} mended", self.mended.len()) };
+        text + &format!("{sound} read and sound, {} damaged{mended}\n", self.damaged.len())
     }
 
     /// As JSON.
@@ -156,6 +164,7 @@ impl Read {
         json!({
             "sound": self.sound,
             "damaged": to_json(&self.damaged),
+            "mended": to_json(&self.mended),
             "not_read": self.unread.iter().map(unread).collect::<Vec<_>>(),
         })
     }
@@ -175,6 +184,10 @@ mod tests {
                         1 sealed segment read and sound, 1 damaged\n";
         assert_eq!(read.to_text(), expected);
         assert_eq!(read.to_json()["damaged"][0]["node"], 2);
+        read.mended.append(&mut read.damaged);
+        let text = read.to_text();
+        assert!(text.starts_with("was damaged, and is mended: partition 3 of t on node 2: a/0.log"), "{text}");
+        assert!(text.ends_with("1 sealed segment read and sound, 0 damaged, 1 mended\n"), "{text}");
         assert_eq!(read.to_json()["not_read"][0]["why"], "away");
     }
 }

@@ -70,8 +70,8 @@ pub async fn run(args: VerifyArgs) -> Result<Told, Failure> {
     if args.read {
         report.read = Some(checks::read(&admin, &states, &ids).await);
     }
-    let (damaged, unread) = report.read.as_ref().map_or((0, 0), |read| (read.damaged.len(), read.unread.len()));
-    let outcome = match (report.differences.len() + damaged, report.unasked.len() + unread) {
+    let (damaged, lesser) = report.read.as_ref().map_or((0, 0), |read| (read.damaged.len(), read.unread.len() + read.mended.len()));
+    let outcome = match (report.differences.len() + damaged, report.unasked.len() + lesser) {
         (0, 0) => Ok(()),
         (0, _) => Err(Failure::told(Exit::Degraded)),
         _ => Err(Failure::told(Exit::Failed)),

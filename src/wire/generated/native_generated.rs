@@ -7995,6 +7995,7 @@ impl<'a> SegmentChecks<'a> {
   pub const VT_WAITING: ::flatbuffers::VOffsetT = 4;
   pub const VT_SOUND: ::flatbuffers::VOffsetT = 6;
   pub const VT_DAMAGED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MENDED: ::flatbuffers::VOffsetT = 10;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -8006,6 +8007,7 @@ impl<'a> SegmentChecks<'a> {
     args: &'args SegmentChecksArgs<'args>
   ) -> ::flatbuffers::WIPOffset<SegmentChecks<'bldr>> {
     let mut builder = SegmentChecksBuilder::new(_fbb);
+    if let Some(x) = args.mended { builder.add_mended(x); }
     if let Some(x) = args.damaged { builder.add_damaged(x); }
     builder.add_sound(args.sound);
     builder.add_waiting(args.waiting);
@@ -8036,6 +8038,14 @@ impl<'a> SegmentChecks<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>(SegmentChecks::VT_DAMAGED, None).unwrap()}
   }
+  /// Those that were found damaged since somebody had them read last, and that another replica's took the place of, with what was wrong.
+  #[inline]
+  pub fn mended(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>(SegmentChecks::VT_MENDED, None).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for SegmentChecks<'_> {
@@ -8047,6 +8057,7 @@ impl ::flatbuffers::Verifiable for SegmentChecks<'_> {
      .visit_field::<u32>("waiting", Self::VT_WAITING, false)?
      .visit_field::<u32>("sound", Self::VT_SOUND, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>("damaged", Self::VT_DAMAGED, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>("mended", Self::VT_MENDED, true)?
      .finish();
     Ok(())
   }
@@ -8055,6 +8066,7 @@ pub struct SegmentChecksArgs<'a> {
     pub waiting: u32,
     pub sound: u32,
     pub damaged: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>>>>,
+    pub mended: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>>>>,
 }
 impl<'a> Default for SegmentChecksArgs<'a> {
   #[inline]
@@ -8063,6 +8075,7 @@ impl<'a> Default for SegmentChecksArgs<'a> {
       waiting: 0,
       sound: 0,
       damaged: None, // required field
+      mended: None, // required field
     }
   }
 }
@@ -8085,6 +8098,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentChecksBuilder<'a, 'b, 
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecks::VT_DAMAGED, damaged);
   }
   #[inline]
+  pub fn add_mended(&mut self, mended: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DamagedSegment<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecks::VT_MENDED, mended);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentChecksBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     SegmentChecksBuilder {
@@ -8096,6 +8113,7 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentChecksBuilder<'a, 'b, 
   pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentChecks<'a>> {
     let o = self.fbb_.end_table(self.start_);
     self.fbb_.required(o, SegmentChecks::VT_DAMAGED,"damaged");
+    self.fbb_.required(o, SegmentChecks::VT_MENDED,"mended");
     ::flatbuffers::WIPOffset::new(o.value())
   }
 }
@@ -8106,6 +8124,7 @@ impl ::core::fmt::Debug for SegmentChecks<'_> {
       ds.field("waiting", &self.waiting());
       ds.field("sound", &self.sound());
       ds.field("damaged", &self.damaged());
+      ds.field("mended", &self.mended());
       ds.finish()
   }
 }
