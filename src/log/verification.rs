@@ -23,7 +23,15 @@ struct Known {
     is_asked: bool,
     /// It was read in this run.
     is_read: bool,
+    /// Somebody read it in vain, and it has not been found damaged.
+    is_suspect: bool,
     damage: Option<Damage>,
+}
+
+impl Known {
+    fn new(generation: u32, due: u64) -> Known {
+        Known { generation, due, is_asked: false, is_read: false, is_suspect: false, damage: None }
+    }
 }
 
 /// What is known of the sealed segments of one log.
@@ -33,6 +41,7 @@ pub struct Verification {
     /// What was found damaged since somebody asked last, whether it has been mended meanwhile or not.
     found: BTreeMap<Offset, Damage>,
     has_looked: bool,
+    has_suspects: bool,
 }
 
 /// How many sealed segments are in which state.
@@ -52,8 +61,7 @@ impl Verification {
         let mut before = std::mem::take(&mut self.known);
         for info in sealed {
             let same = before.remove(&info.base_offset).filter(|known| known.generation == info.rewrite_generation);
-            let new = Known { generation: info.rewrite_generation, due, is_asked: false, is_read: false, damage: None };
-            self.known.insert(info.base_offset, same.unwrap_or(new));
+            self.known.insert(info.base_offset, same.unwrap_or_else(|| Known::new(info.rewrite_generation, due)));
         }
     }
 
@@ -61,6 +69,27 @@ impl Verification {
     pub fn ask(&mut self) {
         self.known.values_mut().for_each(|known| known.is_asked = true);
         self.found.clear();
+    }
+
+    /// A read of a segment failed: all of it is to be read, now. False where that was done already, and all of it was sound: what is wrong is something else then.
+    pub fn suspect(&mut self, info: &SegmentInfo) -> bool {
+        let new = || Known::new(info.rewrite_generation, 0);
+        let known = self.known.entry(info.base_offset).or_insert_with(new);
+        if known.generation != info.rewrite_generation {
+            *known = new();
+        }
+        if known.is_suspect && !known.is_asked {
+            return false;
+        }
+        if known.damage.is_none() {
+            (known.is_suspect, known.is_asked, self.has_suspects) = (true, true, true);
+        }
+        true
+    }
+
+    /// Whether there are suspects that nobody has been told of; asked once, they are told.
+    pub fn take_suspects(&mut self) -> bool {
+        std::mem::take(&mut self.has_suspects)
     }
 
     /// The segment that is to be read first, if one is due: asked for or not as `asked` says. A damaged one is not read again unless asked for.
@@ -78,6 +107,8 @@ impl Verification {
             return false;
         };
         let is_news = known.damage.is_some() != damage.is_some();
+        // What was damaged, or is, explains why it could not be read.
+        known.is_suspect &= !is_news;
         if let Some(damage) = &damage {
             self.found.insert(info.base_offset, damage.clone());
         }
@@ -165,6 +196,25 @@ mod tests {
         assert_eq!(verification.mended().map(|(base, _)| base).collect::<Vec<_>>(), [0], "who asked hears what was found");
         verification.ask();
         assert_eq!(verification.mended().count(), 0);
+    }
+
+    #[test]
+    fn what_could_not_be_read_is_read_whole_once() {
+        let mut verification = Verification::default();
+        let one = segments(&[(0, 0)]);
+        assert!(verification.suspect(&one[0]), "whether anybody has looked or not");
+        assert!(verification.take_suspects() && !verification.take_suspects());
+        assert_eq!(verification.next(0, true), Some(0));
+        assert!(verification.suspect(&one[0]), "it is about to be read");
+        verification.handle_read(&one[0], damage(), 0);
+        verification.take_suspects();
+        assert!(verification.suspect(&one[0]) && !verification.take_suspects(), "it is known, and is mended");
+        verification.handle_read(&one[0], None, 0);
+        assert!(verification.suspect(&one[0]), "it was mended: that is another file");
+        verification.handle_read(&one[0], None, 0);
+        assert!(!verification.suspect(&one[0]), "it was read and is sound: what is wrong is something else");
+        let rewritten = segments(&[(0, 1)]);
+        assert!(verification.suspect(&rewritten[0]));
     }
 
     #[test]

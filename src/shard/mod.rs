@@ -48,6 +48,7 @@ pub mod partition_cell;
 pub mod pending;
 pub mod pieces;
 pub mod produce;
+pub mod read_fault;
 pub mod reader;
 pub mod receipt;
 pub mod replica;

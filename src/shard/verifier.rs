@@ -93,6 +93,12 @@ impl Verifier {
         self.wake.notify();
     }
 
+    /// Segments of a partition that could not be read are to be read whole now.
+    pub fn read_suspects(&self, partition: TopicPartition) {
+        self.asked.borrow_mut().push_back(partition);
+        self.wake.notify();
+    }
+
     /// What is known of a partition changed: the node and the partition's task hear of it.
     pub fn tell(&self, context: &Context, cell: &PartitionCell) {
         self.damaged().tell(cell.id, is_damaged(cell));

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use corelane::client::{NewTopic, ProducerRecord};
+use corelane::client::{NewTopic, ProducerRecord, SeekTo};
 use corelane::log::paths;
 use corelane::request::Acks;
 use corelane::types::{Offset, TopicId, TopicPartition};
@@ -87,6 +87,21 @@ impl Cluster {
         self.expect_found(&three, &[one, other])?;
         self.wait_mended(&three, &[(one, 2), (other, 3)])?;
 
+        self.read_what_is_damaged(&three, one)?;
+
+        // All of them in the same place: nobody has it, so nobody loses anything else for it.
+        let lost = self.load("lost", 3)?;
+        let nodes: Vec<Node> = self.nodes.network.nodes().collect();
+        nodes.iter().try_for_each(|node| self.flip(*node, &lost, 0))?;
+        let damaged = self.bytes(1, &lost, 0)?;
+        self.expect_damaged(&lost, &nodes)?;
+        for node in &nodes {
+            if self.bytes(*node, &lost, 0)? != damaged || self.bytes(*node, &lost, 1)? != self.bytes(1, &lost, 1)? {
+                return Err(format!("node {node} has other bytes than before"));
+            }
+        }
+        view::expect_healthy(&self.nodes.network, lost.name, 3)?;
+
         // The only replica: it is said, and nothing is touched.
         let only = self.load("only", 1)?;
         let of_only = view::topic(&self.nodes.network, 1, only.name)?;
@@ -109,6 +124,37 @@ impl Cluster {
         }
         let stores: Vec<_> = self.nodes.network.nodes().map(|node| (node, self.nodes.data(node))).collect();
         replicas::compare(&stores, three.id.topic, 1).map(drop)
+    }
+
+    /// A leader finds out when somebody reads: who reads gets everything all the same, and the replica is mended, not emptied.
+    fn read_what_is_damaged(&mut self, loaded: &Loaded, node: Node) -> Result<(), String> {
+        // What it has in memory it would not read.
+        self.nodes.stop(node)?;
+        self.flip(node, loaded, 4)?;
+        self.nodes.start(node)?;
+        self.nodes.wait_ready(node)?;
+        wait_until("all are in sync", PATIENCE, || view::expect_healthy(&self.nodes.network, loaded.name, 3).map(drop))?;
+        let leads = view::topic(&self.nodes.network, node, loaded.name)?[&0].leader == Some(node);
+        if !leads {
+            self.command(&["cluster", "elect", loaded.name, "0", "--node", &node.to_string()])?;
+        }
+        let read = clients::as_client(&self.nodes.network, &self.nodes.bootstrap(), async |client| {
+            let mut consumer = client.consumer().build().map_err(|e| e.to_string())?;
+            consumer.assign_topic(loaded.name, SeekTo::Earliest).await.map_err(|e| e.to_string())?;
+            for n in 0..RECORDS {
+                let record = consumer.next_record().await.ok_or("no record")?.map_err(|e| e.to_string())?;
+                if record.value.as_deref() != Some(&vec![n as u8; RECORD_BYTES][..]) {
+                    return Err(format!("record {n} has another value"));
+                }
+            }
+            Ok(())
+        });
+        read?;
+        self.wait_mended(loaded, &[(node, 4)])?;
+        let log = self.nodes.directory().join(format!("node{node}.log"));
+        let said = std::fs::read_to_string(&log).map_err(|e| format!("{}: {e}", log.display()))?;
+        let (is_found, is_emptied) = (said.contains("a sealed segment can't be read"), said.contains("is empty now"));
+        if is_found && !is_emptied { Ok(()) } else { Err(format!("found by a read: {is_found}; emptied: {is_emptied}")) }
     }
 
     fn load(&self, name: &'static str, replicas: u16) -> Result<Loaded, String> {

@@ -61,6 +61,8 @@ pub(super) struct Mends {
     /// Attempts in a row that brought nothing.
     attempts: u32,
     handed_over_at: Option<Instant>,
+    /// It led at the last look.
+    led: bool,
     /// Segments that are being given to followers.
     given: Rc<Cell<usize>>,
 }
@@ -74,6 +76,9 @@ impl Life {
     /// Does what can be done about damaged segments at present.
     pub(super) async fn mend(&mut self) {
         let cell = self.replica.cell.clone();
+        if cell.verification.borrow_mut().take_suspects() {
+            self.context.verifier.read_suspects(cell.id);
+        }
         if let Some(mending) = &self.mending {
             let follows = matches!(&self.machine, Some(Machine::Follower(follower)) if follower.is_aligned());
             if follows && !mending.on.is_closed() && mending.heard_at.elapsed() < SILENCE {
@@ -89,6 +94,11 @@ impl Life {
         if damaged.is_empty() {
             (self.mends.next, self.mends.attempts) = (None, 0);
             return;
+        }
+        let led = matches!(self.machine, Some(Machine::Leader(_)));
+        if std::mem::replace(&mut self.mends.led, led) != led {
+            // What can be done is something else now.
+            (self.mends.next, self.mends.attempts) = (None, 0);
         }
         if self.mends.next.is_some_and(|next| next > Instant::now()) {
             return;
@@ -145,8 +155,6 @@ impl Life {
         let to = others[self.mends.turn % others.len()];
         self.mends.turn += 1;
         self.mends.handed_over_at = Some(Instant::now());
-        // As its follower it asks at once.
-        self.mends.next = Some(Instant::now() + Duration::from_secs(1));
         let (context, partition) = (self.context.clone(), self.id);
         glommio::spawn_local(async move {
             let elect = Command::ElectLeader { partition, election: Election::HandOver(to) };
