@@ -42,6 +42,8 @@ pub struct Verification {
     found: BTreeMap<Offset, Damage>,
     has_looked: bool,
     has_suspects: bool,
+    /// How many are damaged: asked for with every message of a partition.
+    damaged: usize,
 }
 
 /// How many sealed segments are in which state.
@@ -63,6 +65,7 @@ impl Verification {
             let same = before.remove(&info.base_offset).filter(|known| known.generation == info.rewrite_generation);
             self.known.insert(info.base_offset, same.unwrap_or_else(|| Known::new(info.rewrite_generation, due)));
         }
+        self.count_damaged();
     }
 
     /// All that is known is to be read now, at somebody's wish.
@@ -84,6 +87,7 @@ impl Verification {
         if known.damage.is_none() {
             (known.is_suspect, known.is_asked, self.has_suspects) = (true, true, true);
         }
+        self.count_damaged();
         true
     }
 
@@ -113,7 +117,12 @@ impl Verification {
             self.found.insert(info.base_offset, damage.clone());
         }
         (known.is_asked, known.is_read, known.due, known.damage) = (false, true, now_s + VERIFY_AGAIN_S, damage);
+        self.count_damaged();
         is_news
+    }
+
+    fn count_damaged(&mut self) {
+        self.damaged = self.damaged().count();
     }
 
     /// It can't be read now (it is not the log's any more, or the log is gone): nobody is to wait for it.
@@ -136,7 +145,7 @@ impl Verification {
 
     /// Whether there is one.
     pub fn is_damaged(&self) -> bool {
-        self.damaged().next().is_some()
+        self.damaged > 0
     }
 
     /// How many are in which state.

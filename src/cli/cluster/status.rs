@@ -60,7 +60,8 @@ pub async fn run(args: StatusArgs) -> Result<Told, Failure> {
         false => admin.cluster_status(question).await?,
     };
     let (mut health, mut problems) = judge(&status);
-    let topics = admin.metadata().await?.topics;
+    // A status is told whether the damage is known or not.
+    let topics = admin.metadata().await.map_or_else(|_| Vec::new(), |metadata| metadata.topics);
     let names = topics.into_iter().filter_map(|topic| Some((topic.found.ok()?.id, topic.name))).collect();
     let damaged = checks::known(&admin, &status.nodes, &names).await;
     if let Some(words) = judge_damage(&damaged) {

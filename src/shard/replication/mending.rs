@@ -86,12 +86,8 @@ impl Life {
             }
             self.drop_mending().await;
         }
-        let damaged: Vec<Offset> = match cell.gone() {
-            // All of it begins anew, or none of it does.
-            Some(_) => Vec::new(),
-            None => cell.verification.borrow().damaged().map(|(base_offset, _)| base_offset).collect(),
-        };
-        if damaged.is_empty() {
+        // Of one that is gone, or set aside, all begins anew, or nothing does.
+        if !cell.verification.borrow().is_damaged() || cell.gone().is_some() {
             (self.mends.next, self.mends.attempts) = (None, 0);
             return;
         }
@@ -107,6 +103,7 @@ impl Life {
         let pause = Duration::from_secs(MEND_AGAIN_S) * (1 << self.mends.attempts.min(MOST_DOUBLINGS));
         self.mends.attempts += 1;
         self.mends.next = Some(Instant::now() + pause);
+        let damaged: Vec<Offset> = cell.verification.borrow().damaged().map(|(base_offset, _)| base_offset).collect();
         match &self.machine {
             Some(Machine::Leader(_)) => self.hand_over(),
             Some(Machine::Follower(follower)) if follower.is_aligned() => self.want(damaged[self.mends.turn % damaged.len()]),
