@@ -77,6 +77,19 @@ pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 pub const SHIP_LEAST: u64 = 1024 * 1024;
 /// Whole segments leave a node no faster than this unless told otherwise, bytes per second, all shards together.
 pub const CATCH_UP_BYTES_PER_S: u64 = 100 * 1024 * 1024;
+/// Sealed segments are read again to see whether they are as they were written, no faster than this unless told otherwise, bytes per second, all shards together:
+/// a terabyte in a day and a half, and little beside what a disk can do.
+pub const VERIFY_BYTES_PER_S: u64 = 8 * 1024 * 1024;
+/// A segment that was found sound is read again after so long, s: a week, well within the time in which a second disk is likely to fail too.
+pub const VERIFY_AGAIN_S: u64 = 7 * 24 * 3600;
+/// A segment that was sealed in this run is read for the first time after so long, s: the cost of a load is not to rise by its being read back.
+pub const VERIFY_FIRST_S: u64 = 24 * 3600;
+/// Segments that are due are looked for so often, s.
+pub const VERIFY_LOOK_S: u64 = 60;
+/// A damaged segment that could not be had from another replica is asked for again after so long, s.
+pub const MEND_AGAIN_S: u64 = 30;
+/// A leader with a damaged segment gives leadership away no more often than this, s: another replica may have the same damage, and give it back.
+pub const HAND_OVER_AGAIN_S: u64 = 600;
 /// After so many bytes of received segments with idempotent producers a checkpoint is taken, though the journal has room: a recovery reads those behind it.
 pub const INSTALLED_PER_CHECKPOINT: u64 = 2 * 1024 * 1024 * 1024;
 /// Whole segments that are sent on one connection at the same time.

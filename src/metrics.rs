@@ -87,6 +87,9 @@ enumerated! {
         ReplicationRefused = "replication_refused", "Messages and connections of other nodes that were refused.";
         ReplicasRestored = "replicas_restored", "Damaged replicas that began anew, to get their records from their leaders.";
         ReplicationTruncations = "replication_truncations", "Logs cut back to where they agree with their leader's.";
+        SegmentsVerified = "segments_verified", "Sealed segments that were read again, to see whether they are as they were written.";
+        VerifiedBytes = "verified_bytes", "Bytes of those segments.";
+        SegmentsMended = "segments_mended", "Damaged segments that were replaced by another replica's.";
         Checkpoints = "checkpoints", "Checkpoints made durable.";
         Stalls = "executor_stalls", "Times that a task kept the executor longer than its limit.";
         StallNs = "executor_stall_ns", "Time spent in those, ns.";
@@ -99,6 +102,7 @@ enumerated! {
         Connections = "connections", "Open connections.";
         Partitions = "partitions", "Partitions that this shard owns.";
         PartitionsQuarantined = "partitions_quarantined", "Partitions whose files do not check.";
+        SegmentsDamaged = "segments_damaged", "Sealed segments that were read and do not check.";
         JournalUsed = "journal_used_bytes", "Bytes of the journal that are still needed.";
         JournalCapacity = "journal_capacity_bytes", "Size of the journal's files.";
         WriteBehind = "write_behind_bytes", "Bytes on their way to segments.";

@@ -5,8 +5,8 @@ use super::brokers::{Target, unexpected};
 use super::error::ClientError;
 use crate::limits;
 use crate::request::cluster::{
-    ClusterAnswer, ClusterRequest, ClusterStatus, ElectLeader, LogQuestion, Reassign, Rebalance, RebalanceStep, ReplicaLogResult,
-    StatusQuestion,
+    CheckSegments, ClusterAnswer, ClusterRequest, ClusterStatus, ElectLeader, LogQuestion, Reassign, Rebalance, RebalanceStep,
+    ReplicaLogResult, SegmentChecksResult, StatusQuestion,
 };
 use crate::request::{Code, Refusal, Request, Response};
 use crate::types::{LeaderEpoch, TopicPartition};
@@ -87,6 +87,17 @@ impl Admin {
         // Its first shard passes on what is another one's.
         match self.ask(Target::Broker(node * limits::MAX_SHARDS), ClusterRequest::Logs(questions)).await? {
             ClusterAnswer::Logs(logs) => Ok(logs),
+            other => Err(unexpected(&Response::Cluster(other))),
+        }
+    }
+
+    /// How the sealed segments of partitions, at most [`limits::REPLICA_LOGS`] of them, are on a node's disk.
+    ///
+    /// # Errors
+    /// The node does not answer.
+    pub async fn segment_checks(&self, node: u32, asked: CheckSegments) -> Result<Vec<SegmentChecksResult>, ClientError> {
+        match self.ask(Target::Broker(node * limits::MAX_SHARDS), ClusterRequest::Checks(asked)).await? {
+            ClusterAnswer::Checks(checks) => Ok(checks),
             other => Err(unexpected(&Response::Cluster(other))),
         }
     }

@@ -25,3 +25,4 @@ pub mod replacement;
 pub mod segment;
 pub mod segment_check;
 pub(crate) mod segment_walk;
+pub mod verification;

@@ -4,7 +4,8 @@
 //! leader's shard  --- MAGIC, Hello -->   follower's shard
 //!                 <-- HelloReply ---
 //!                 --- Messages (OPEN, TRUNCATE, APPEND of many partitions) + batches verbatim, SegmentPart, Beat -->
-//!                 <-- Messages (EPOCHS, ACK, REFUSED), Beat ---
+//!                 <-- Messages (EPOCHS, ACK, REFUSED), SegmentWanted, Beat ---
+//!                 --- SegmentMissing, or SegmentPart of what was wanted -->
 //! ```
 //!
 //! A header is read through the verifier only, with limits in proportion to its length; every count, range and table that comes out is checked. Payload bytes are not looked at here.
@@ -92,6 +93,35 @@ pub struct SegmentPart {
     pub total: u64,
 }
 
+/// A sealed segment that a follower wants from its leader, since its own copy is damaged: the very same bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentWanted {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// Its name.
+    pub base_offset: Offset,
+    /// One past its last offset.
+    pub end_offset: Offset,
+    /// Running hash after it.
+    pub running_hash: u64,
+    /// Counts its rewrites by a cleaner.
+    pub rewrite_generation: u32,
+    /// Bytes of its batches.
+    pub total: u64,
+}
+
+/// That the leader has no such segment, or that it is damaged there too.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SegmentMissing {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// Its name.
+    pub base_offset: Offset,
+}
+
+/// The stream of the parts of a segment that was wanted: they belong to none, and sessions of streams count from 1.
+pub const WANTED_STREAM: StreamId = StreamId { leader_epoch: 0, node_epoch: 0, incarnation: 0, session: 0 };
+
 /// One frame's header.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Frame {
@@ -105,6 +135,10 @@ pub enum Frame {
     SegmentPart(SegmentPart),
     /// Still there.
     Beat,
+    /// Of a follower: a segment is to come again.
+    SegmentWanted(SegmentWanted),
+    /// Of a leader: it can't be had here.
+    SegmentMissing(SegmentMissing),
 }
 
 /// A header that can't be used; the connection is closed, since what the other side means is not known.
@@ -159,6 +193,13 @@ pub fn encode(frame: &Frame, payload_len: usize, builder: &mut FlatBufferBuilder
         Frame::Messages(items) => (fb::Body::Messages, build_messages(builder, items)),
         Frame::SegmentPart(part) => (fb::Body::SegmentPart, build_part(builder, part)),
         Frame::Beat => (fb::Body::Beat, fb::Beat::create(builder, &fb::BeatArgs {}).as_union_value()),
+        Frame::SegmentWanted(wanted) => (fb::Body::SegmentWanted, build_wanted(builder, wanted)),
+        Frame::SegmentMissing(missing) => {
+            let topic = fb::Uuid::new(&missing.partition.topic.0);
+            let (partition, base_offset) = (missing.partition.partition, missing.base_offset);
+            let args = fb::SegmentMissingArgs { topic: Some(&topic), partition, base_offset };
+            (fb::Body::SegmentMissing, fb::SegmentMissing::create(builder, &args).as_union_value())
+        }
     };
     let root = fb::Frame::create(builder, &fb::FrameArgs { body_type, body: Some(body) });
     builder.finish_minimal(root);
@@ -289,6 +330,20 @@ fn build_part(b: &mut FlatBufferBuilder<'_>, part: &SegmentPart) -> Union {
     fb::SegmentPart::create(b, &args).as_union_value()
 }
 
+fn build_wanted(b: &mut FlatBufferBuilder<'_>, wanted: &SegmentWanted) -> Union {
+    let topic = fb::Uuid::new(&wanted.partition.topic.0);
+    let args = fb::SegmentWantedArgs {
+        topic: Some(&topic),
+        partition: wanted.partition.partition,
+        base_offset: wanted.base_offset,
+        end_offset: wanted.end_offset,
+        running_hash: wanted.running_hash,
+        rewrite_generation: wanted.rewrite_generation,
+        total: wanted.total,
+    };
+    fb::SegmentWanted::create(b, &args).as_union_value()
+}
+
 fn stream_struct(id: &StreamId) -> fb::Stream {
     fb::Stream::new(id.node_epoch, id.leader_epoch, id.incarnation, id.session)
 }
@@ -317,6 +372,22 @@ pub fn decode(header: &[u8], payload_len: usize) -> Result<Frame, CodecError> {
         }
         fb::Body::SegmentPart => Frame::SegmentPart(read_part(&frame.body_as_segment_part().ok_or_else(unknown)?, payload_len)?),
         fb::Body::Beat => Frame::Beat,
+        fb::Body::SegmentWanted => {
+            let wanted = frame.body_as_segment_wanted().ok_or_else(unknown)?;
+            Frame::SegmentWanted(SegmentWanted {
+                partition: partition(wanted.topic(), wanted.partition()),
+                base_offset: wanted.base_offset(),
+                end_offset: wanted.end_offset(),
+                running_hash: wanted.running_hash(),
+                rewrite_generation: wanted.rewrite_generation(),
+                total: wanted.total(),
+            })
+        }
+        fb::Body::SegmentMissing => {
+            let missing = frame.body_as_segment_missing().ok_or_else(unknown)?;
+            let partition = partition(missing.topic(), missing.partition());
+            Frame::SegmentMissing(SegmentMissing { partition, base_offset: missing.base_offset() })
+        }
         _ => return Err(unknown()),
     };
     let claimed = match &frame {
@@ -560,6 +631,14 @@ mod tests {
             to_shard: 7,
             software: "corelane".into(),
         };
+        let wanted = SegmentWanted {
+            partition: PARTITION,
+            base_offset: 1,
+            end_offset: 9,
+            running_hash: u64::MAX,
+            rewrite_generation: 2,
+            total: 1 << 40,
+        };
         let reply = HelloReply { version: 1, node: 6, node_epoch: 9, shards: 2, software: "corelane".into() };
         let part = SegmentPart { partition: PARTITION, stream: STREAM, base_offset: 4, position: 10, total: 60 };
         vec![
@@ -569,6 +648,8 @@ mod tests {
             (Frame::Messages(items()), 100),
             (Frame::SegmentPart(part), 50),
             (Frame::Beat, 0),
+            (Frame::SegmentWanted(wanted), 0),
+            (Frame::SegmentMissing(SegmentMissing { partition: PARTITION, base_offset: -1 }), 0),
         ]
     }
 

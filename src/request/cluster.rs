@@ -31,6 +31,8 @@ pub enum ClusterRequest {
     },
     /// What the node that is asked has of partitions.
     Logs(Vec<LogQuestion>),
+    /// How sealed segments are on the disk of the node that is asked.
+    Checks(CheckSegments),
 }
 
 /// What an administrator is told.
@@ -55,6 +57,8 @@ pub enum ClusterAnswer {
     Removed,
     /// To [`ClusterRequest::Logs`], in the order of the request.
     Logs(Vec<ReplicaLogResult>),
+    /// To [`ClusterRequest::Checks`], in the order of the request.
+    Checks(Vec<SegmentChecksResult>),
 }
 
 /// Which partitions a status names.
@@ -117,6 +121,15 @@ pub struct Rebalance {
 pub struct LogQuestion {
     /// Which.
     pub partition: TopicPartition,
+}
+
+/// Which partitions' sealed segments are asked about.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct CheckSegments {
+    /// None: those of which the node knows a damaged segment.
+    pub partitions: Vec<TopicPartition>,
+    /// All of them are to be read now. That takes longer than an answer may: whoever asks comes back for what was found.
+    pub read: bool,
 }
 
 /// How a cluster is, as one of its nodes knows it.
@@ -369,4 +382,35 @@ pub struct SegmentHash {
     pub generation: u32,
     /// No more batches come.
     pub sealed: bool,
+}
+
+/// How the sealed segments of a replica are on its node's disk.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SegmentChecksResult {
+    /// Which partition.
+    pub partition: TopicPartition,
+    /// Its segments, or the refusal.
+    pub outcome: Result<SegmentChecks, Refusal>,
+}
+
+/// What is known of the sealed segments of a replica.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SegmentChecks {
+    /// Those that are still to be read at somebody's wish.
+    pub waiting: u32,
+    /// Those that were read since the node started, and are as they were written.
+    pub sound: u32,
+    /// Those that are not, in order; the first ones where there are many.
+    pub damaged: Vec<DamagedSegment>,
+    /// Those that were found damaged since somebody had them read last, and that another replica's took the place of.
+    pub mended: Vec<DamagedSegment>,
+}
+
+/// A segment that is not as it was written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DamagedSegment {
+    /// Its name.
+    pub base_offset: Offset,
+    /// The file, where in it, and what is wrong.
+    pub what: String,
 }

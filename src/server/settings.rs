@@ -69,6 +69,9 @@ pub struct RawSettings {
     /// How fast whole segments go to replicas that are far behind, per second, as 50M; 0 is as fast as it goes [default: 100M]
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub catch_up_rate: Option<Size>,
+    /// How fast sealed segments are read again in the background to see whether they are as they were written, per second, as 8M; 0 is not at all [default: 8M]
+    #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
+    pub verify_rate: Option<Size>,
     /// When an append is acknowledged, unless its topic says otherwise: durable (synced), written, memory [default: durable]
     #[cfg_attr(feature = "cli", arg(long, value_name = "LEVEL"))]
     pub durability: Option<String>,
@@ -133,6 +136,8 @@ pub struct ServeSettings {
     pub rack: Option<String>,
     /// How fast whole segments go to replicas that are far behind, bytes per second; 0 is as fast as it goes.
     pub catch_up_bytes_per_s: u64,
+    /// How fast sealed segments are read again in the background, bytes per second; 0 is not at all.
+    pub verify_bytes_per_s: u64,
     /// The default of topics.
     pub durability: Durability,
     /// Metadata asked for a topic that does not exist may create it.
@@ -257,6 +262,7 @@ impl RawSettings {
             voters: self.voters.or(file.voters),
             rack: self.rack.or(file.rack),
             catch_up_rate: self.catch_up_rate.or(file.catch_up_rate),
+            verify_rate: self.verify_rate.or(file.verify_rate),
             durability: self.durability.or(file.durability),
             auto_create_topics: self.auto_create_topics.or(file.auto_create_topics),
             group_initial_rebalance_delay_ms: self.group_initial_rebalance_delay_ms.or(file.group_initial_rebalance_delay_ms),
@@ -322,6 +328,7 @@ impl RawSettings {
             cluster,
             rack,
             catch_up_bytes_per_s: self.catch_up_rate.map_or(limits::CATCH_UP_BYTES_PER_S, |rate| rate.0),
+            verify_bytes_per_s: self.verify_rate.map_or(limits::VERIFY_BYTES_PER_S, |rate| rate.0),
             durability: durability.parse().map_err(|_| value("--durability", "durable, written or memory", durability))?,
             auto_create_topics: self.auto_create_topics.unwrap_or(true),
             groups,
@@ -661,6 +668,7 @@ mod tests {
             cluster: None,
             rack: None,
             catch_up_bytes_per_s: limits::CATCH_UP_BYTES_PER_S,
+            verify_bytes_per_s: limits::VERIFY_BYTES_PER_S,
             data: "./corelane-data".into(),
             listen: "127.0.0.1:9092".parse().unwrap(),
             advertised_host: "127.0.0.1".into(),

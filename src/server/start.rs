@@ -37,6 +37,7 @@ use crate::shard::ring::JournalFile;
 use crate::shard::runtime::{self, ShardParts};
 use crate::shard::store::now_ms;
 use crate::shard::trace::{Trace, TraceEvent};
+use crate::shard::verifier::DamagedPartitions;
 use crate::shard::{executor, kick};
 use crate::types::TopicPartition;
 
@@ -141,6 +142,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
     let (gone, ended) = async_channel::unbounded();
     let lease = Lease::begin();
     let pace = Pace::of(settings.catch_up_bytes_per_s);
+    let verify_pace = Some(settings.verify_bytes_per_s).filter(|rate| *rate > 0).map(Pace::of);
+    let damaged = DamagedPartitions::default();
     if let Some((_, membership)) = &cluster {
         let keeping = membership.clone().keep_lease(lease.clone(), control.end(), control.in_force());
         let gone: async_channel::Sender<Result<(), String>> = gone.clone();
@@ -177,6 +180,8 @@ pub fn serve(settings: ServeSettings, options: &ServeOptions) -> Result<(), Serv
             replication,
             lease: lease.clone(),
             pace: pace.clone(),
+            verify_pace: verify_pace.clone(),
+            damaged: damaged.clone(),
             mesh,
             control,
             view: view.clone(),

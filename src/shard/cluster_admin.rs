@@ -19,6 +19,7 @@ use crate::request::cluster::{
 };
 use crate::request::{Code, Refusal, Request, Response};
 use crate::shard::context::Context;
+use crate::shard::segment_checks;
 use crate::shard::service::unknown;
 use crate::shard::spread::{Question, spread};
 use crate::types::{Offset, TopicPartition};
@@ -45,6 +46,7 @@ pub async fn answer(context: &Rc<Context>, request: ClusterRequest) -> Result<Cl
         }
         ClusterRequest::Remove { node } => remove(context, node).await,
         ClusterRequest::Logs(questions) => Ok(ClusterAnswer::Logs(logs(context, questions).await?)),
+        ClusterRequest::Checks(asked) => Ok(ClusterAnswer::Checks(segment_checks::checks(context, asked).await?)),
     }
 }
 
@@ -257,7 +259,7 @@ fn log(context: &Context, id: TopicPartition) -> Result<ReplicaLog, Refusal> {
     })
 }
 
-fn no_replica(context: &Context, id: TopicPartition) -> Refusal {
+pub(super) fn no_replica(context: &Context, id: TopicPartition) -> Refusal {
     match view(context).partition(&id) {
         Some(_) => Refusal::new(
             Code::UnknownTopicOrPartition,

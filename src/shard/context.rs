@@ -20,6 +20,7 @@ use crate::shard::metadata;
 use crate::shard::net::Sender;
 use crate::shard::replication::{Lease, Replication};
 use crate::shard::store::Store;
+use crate::shard::verifier::Verifier;
 use crate::types::{Durability, ProducerId, TopicPartition, is_internal_topic};
 
 /// Identity of a node.
@@ -53,6 +54,8 @@ pub struct Context {
     pub groups: Groups,
     /// The other nodes.
     pub replication: Replication,
+    /// Sealed segments that are to be read again.
+    pub verifier: Verifier,
     /// Counters.
     pub metrics: Arc<ShardMetrics>,
     /// Answers that are queued and not sent.
@@ -137,6 +140,7 @@ impl Context {
             auto_create_topics,
             groups: Groups::new(groups),
             replication: Replication::new(lease),
+            verifier: Verifier::default(),
             metrics,
             answers: Rc::default(),
             spare_buffers: RefCell::default(),

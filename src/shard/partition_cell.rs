@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::limits::BLOCK;
 use crate::log::index::Index;
 use crate::log::segment::SegmentInfo;
+use crate::log::verification::Verification;
 use crate::metrics::TopicMetrics;
 use crate::partition::{Partition, Sealed, Settings};
 use crate::request::{Acks, Appended, Code, Refusal};
@@ -76,6 +77,8 @@ pub struct PartitionCell {
     pub idle: Event,
     /// Appends whose bytes are on their way into files of the partition without the journal.
     outside: Cell<usize>,
+    /// Which sealed segments were read again, and what was found.
+    pub verification: RefCell<Verification>,
     gone: RefCell<Option<Refusal>>,
     files: RefCell<BTreeMap<Offset, Rc<SegmentFiles>>>,
     sealed_indexes: RefCell<BTreeMap<Offset, Rc<Index>>>,
@@ -227,6 +230,7 @@ impl PartitionCell {
             busy: Cell::new(false),
             idle: Event::default(),
             outside: Cell::new(0),
+            verification: RefCell::default(),
             gone: RefCell::new(None),
             files: RefCell::default(),
             sealed_indexes: RefCell::default(),

@@ -32,6 +32,7 @@ use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
 use crate::shard::handles::{Handles, file_key};
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::read_fault::{Fault, suspected};
 use crate::shard::segment_files::read_index;
 use crate::types::{Offset, TopicPartition};
 
@@ -737,6 +738,9 @@ impl Reader {
         if offset < log_start {
             return cell.refusal(Code::OffsetOutOfRange, format!("it begins at offset {log_start} now, {offset} was deleted"));
         }
+        if let Some(refusal) = suspected(cell, offset, &fault) {
+            return refusal;
+        }
         match fault {
             Fault::Io(error) => {
                 tracing::error!(partition = %cell.id, %error, "read failed");
@@ -776,16 +780,4 @@ impl Drop for LoadingPlace<'_> {
 enum Checked {
     Run { base_offset: Offset, end_offset: Offset, end: usize, hash: Option<u64> },
     TooShort(usize),
-}
-
-enum Fault {
-    Io(io::Error),
-    Damaged(String),
-    TooLarge(usize),
-}
-
-impl From<io::Error> for Fault {
-    fn from(error: io::Error) -> Fault {
-        Fault::Io(error)
-    }
 }

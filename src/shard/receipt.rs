@@ -24,7 +24,7 @@ use crate::limits::{BLOCK, INSTALLED_PER_CHECKPOINT};
 use crate::log::installation::{Installation, MAX_SEGMENT_EPOCHS};
 use crate::log::journal::{EntryHeader, EntryKind};
 use crate::log::paths;
-use crate::log::segment::FIRST_POSITION;
+use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::log::segment_check::{CheckedSegment, SegmentCheck, SegmentWord};
 use crate::metrics::Counter;
 use crate::partition::{Plan, ReplicaRefusal};
@@ -35,6 +35,7 @@ use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::replica::ReplicaError;
 use crate::shard::ring::{filled, take_filled};
 use crate::shard::store::{Store, now_ms};
+use crate::shard::verifier::is_same;
 use crate::shard::write_behind;
 use crate::types::{LeaderEpoch, Offset};
 
@@ -360,6 +361,41 @@ impl Received {
         store.metrics.add(Counter::SegmentsInstalled, 1);
         store.metrics.add(Counter::SegmentBytes, info.batch_bytes());
         sequence
+    }
+
+    /// Puts it in the place of the log's own copy of the same segment, which is damaged: the very same batches, so nothing that is known of the log changes, and no entry says so. Durable when
+    /// this returns; a crash leaves one copy or the other.
+    ///
+    /// # Errors
+    /// When the log does not have that segment any more, or the disk fails: there is no trace of it then.
+    pub async fn replace(self, info: &SegmentInfo) -> Result<(), ReplicaError> {
+        let (store, cell) = (self.store.clone(), self.cell.clone());
+        cell.enter().await;
+        cell.enter_flush().await;
+        let is_there = cell.machine.borrow().segments().iter().any(|own| is_same(own, info) && is_same(own, &self.segment.info));
+        let replaced = match store.expect_replica(&cell) {
+            Ok(()) if is_there => self.take_name(info).await.map_err(|error| store.disk_refusal(&cell, &error).into()),
+            Ok(()) => Err(cell.refusal(Code::InvalidRequest, format!("segment {} is not the log's any more", info.base_offset)).into()),
+            Err(error) => Err(error),
+        };
+        // What was read of the damaged file, and the file itself, are not to be used again.
+        store.reader.forget_replaced(&cell, std::slice::from_ref(info));
+        cell.leave_flush();
+        cell.leave();
+        // The index is as good as it was: it is made of what the batches say, and those are the same.
+        let left: &[u64] = if replaced.is_ok() { &[self.index_id] } else { &[self.log_id, self.index_id] };
+        forget(&store, &cell, left).await;
+        if replaced.is_ok() {
+            store.metrics.add(Counter::SegmentBytes, info.batch_bytes());
+        }
+        replaced
+    }
+
+    async fn take_name(&self, info: &SegmentInfo) -> io::Result<()> {
+        let (disk, id) = (&self.store.disk, self.cell.id);
+        disk.rename(&paths::adopted(id, self.log_id), &info.path(id)).await?;
+        self.store.mark("segment mended");
+        disk.sync_dir(&paths::partition_dir(id)).await
     }
 
     async fn name(&self) -> io::Result<()> {

@@ -26,6 +26,7 @@ use crate::shard::reserve::Reserve;
 use crate::shard::ring::{JournalFile, Ring};
 use crate::shard::store::Store;
 use crate::shard::trace::Trace;
+use crate::shard::verifier::{self, DamagedPartitions};
 use crate::shard::{cleaner, groups, housekeeping, service, topics, write_behind};
 use crate::types::Durability;
 
@@ -80,6 +81,10 @@ pub struct ShardParts {
     pub lease: Lease,
     /// How fast whole segments leave this node; one for all shards.
     pub pace: Pace,
+    /// How fast the node reads sealed segments again in the background, if at all; one for all shards.
+    pub verify_pace: Option<Pace>,
+    /// Where all shards note which partitions have a damaged segment.
+    pub damaged: DamagedPartitions,
     /// The other shards.
     pub mesh: Mesh,
     /// The control plane.
@@ -156,6 +161,7 @@ async fn open(parts: ShardParts) -> io::Result<Opened> {
         parts.metrics,
     );
     context.replication.set_pace(parts.pace);
+    context.verifier.set(parts.verify_pace, parts.damaged);
     for image in parts.partitions {
         let topic = parts.view.topic_by_id(&image.state.partition.topic).expect("recovery keeps partitions of the catalogue only").clone();
         topics::open_recovered(&context, &topic, image.state, image.remainder, &parts.view);
@@ -176,6 +182,7 @@ async fn serve(opened: Opened) -> Result<(), String> {
         glommio::spawn_local(housekeeping::run(context.clone(), stopping.clone())),
         glommio::spawn_local(housekeeping::run_retention(context.clone(), stopping.clone())),
         cleaner::spawn(&context, &stopping),
+        verifier::spawn(&context, &stopping),
         glommio::spawn_local(service::serve_mesh(context.clone())),
         glommio::spawn_local(context.answers.clone().run()),
         glommio::spawn_local(accept(context.clone(), listener)),

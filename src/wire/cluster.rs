@@ -6,9 +6,9 @@ use super::decode::{Fault, Refusals, invalid, partition, refusal_of};
 use super::encode::{refusal_offset, refused_items};
 use super::generated as g;
 use crate::request::cluster::{
-    Candidate, ClusterAnswer, ClusterCounts, ClusterRequest, ClusterStatus, ConsensusMember, ConsensusState, ElectLeader, HostPort,
-    LogQuestion, NodeCondition, NodeStatus, PartitionState, PlannedMove, Reassign, Rebalance, RebalanceStep, ReplicaLog, ReplicaLogResult,
-    SegmentHash, StatusQuestion,
+    Candidate, CheckSegments, ClusterAnswer, ClusterCounts, ClusterRequest, ClusterStatus, ConsensusMember, ConsensusState, DamagedSegment,
+    ElectLeader, HostPort, LogQuestion, NodeCondition, NodeStatus, PartitionState, PlannedMove, Reassign, Rebalance, RebalanceStep,
+    ReplicaLog, ReplicaLogResult, SegmentChecks, SegmentChecksResult, SegmentHash, StatusQuestion,
 };
 
 type Builder = FlatBufferBuilder<'static>;
@@ -67,6 +67,11 @@ pub(super) fn request_body(b: &mut Builder, request: &ClusterRequest) -> (g::Req
             let partitions = Some(b.create_vector_from_iter(ids));
             (Kind::ReplicaLogsRequest, g::ReplicaLogsRequest::create(b, &g::ReplicaLogsRequestArgs { partitions }).as_union_value())
         }
+        ClusterRequest::Checks(asked) => {
+            let ids = asked.partitions.iter().map(|id| g::PartitionId::new(&g::Uuid(id.topic.0), id.partition));
+            let args = g::SegmentChecksRequestArgs { partitions: Some(b.create_vector_from_iter(ids)), read: asked.read };
+            (Kind::SegmentChecksRequest, g::SegmentChecksRequest::create(b, &args).as_union_value())
+        }
     }
 }
 
@@ -109,6 +114,10 @@ pub(super) fn request_of(root: &g::Request<'_>) -> Result<Option<ClusterRequest>
         let questions = logs.partitions().iter().map(|id| LogQuestion { partition: partition(id.topic(), id.partition()) });
         return Ok(Some(ClusterRequest::Logs(questions.collect())));
     }
+    if let Some(checks) = root.body_as_segment_checks_request() {
+        let partitions = checks.partitions().iter().map(|id| partition(id.topic(), id.partition())).collect();
+        return Ok(Some(ClusterRequest::Checks(CheckSegments { partitions, read: checks.read() })));
+    }
     Ok(None)
 }
 
@@ -134,6 +143,7 @@ pub(super) fn response_body(b: &mut Builder, answer: &ClusterAnswer) -> (g::Resp
             (Kind::RemoveNodeResponse, g::RemoveNodeResponse::create(b, &g::RemoveNodeResponseArgs {}).as_union_value())
         }
         ClusterAnswer::Logs(results) => (Kind::ReplicaLogsResponse, logs_response(b, results).as_union_value()),
+        ClusterAnswer::Checks(results) => (Kind::SegmentChecksResponse, checks_response(b, results).as_union_value()),
     }
 }
 
@@ -259,6 +269,24 @@ fn logs_response(b: &mut Builder, results: &[ReplicaLogResult]) -> Offset<g::Rep
     g::ReplicaLogsResponse::create(b, &g::ReplicaLogsResponseArgs { partitions, logs, refusals })
 }
 
+fn checks_response(b: &mut Builder, results: &[SegmentChecksResult]) -> Offset<g::SegmentChecksResponse<'static>> {
+    let refusals = refused_items(b, results.iter().map(|result| result.outcome.as_ref().err()));
+    let checks = tables(b, results, |b, result| {
+        let found = result.outcome.as_ref().ok();
+        let segment = |b: &mut Builder, segment: &DamagedSegment| {
+            let what = Some(b.create_string(&segment.what));
+            g::DamagedSegment::create(b, &g::DamagedSegmentArgs { base_offset: segment.base_offset, what })
+        };
+        let damaged = tables(b, found.map_or(&[][..], |found| &found.damaged), segment);
+        let mended = tables(b, found.map_or(&[][..], |found| &found.mended), segment);
+        let (waiting, sound) = found.map_or((0, 0), |found| (found.waiting, found.sound));
+        g::SegmentChecks::create(b, &g::SegmentChecksArgs { waiting, sound, damaged, mended })
+    });
+    let ids = results.iter().map(|result| g::PartitionId::new(&g::Uuid(result.partition.topic.0), result.partition.partition));
+    let partitions = Some(b.create_vector_from_iter(ids));
+    g::SegmentChecksResponse::create(b, &g::SegmentChecksResponseArgs { partitions, checks, refusals })
+}
+
 /// The answer to an administrator of the cluster, if it is one.
 pub(super) fn answer_of(root: &g::Response<'_>) -> Result<Option<ClusterAnswer>, Fault> {
     if let Some(status) = root.body_as_cluster_status_response() {
@@ -284,6 +312,9 @@ pub(super) fn answer_of(root: &g::Response<'_>) -> Result<Option<ClusterAnswer>,
     }
     if let Some(logs) = root.body_as_replica_logs_response() {
         return logs_of(&logs).map(|logs| Some(ClusterAnswer::Logs(logs)));
+    }
+    if let Some(checks) = root.body_as_segment_checks_response() {
+        return checks_of(&checks).map(|checks| Some(ClusterAnswer::Checks(checks)));
     }
     Ok(None)
 }
@@ -419,4 +450,19 @@ fn log_of(log: &g::ReplicaLog<'_>) -> ReplicaLog {
         last_epoch: Some(log.last_epoch()).filter(|epoch| *epoch >= 0),
         segments: log.segments().iter().map(hash).collect(),
     }
+}
+
+fn checks_of(answer: &g::SegmentChecksResponse<'_>) -> Result<Vec<SegmentChecksResult>, Fault> {
+    let (ids, checks) = (answer.partitions(), answer.checks());
+    if ids.len() != checks.len() {
+        return invalid(format!("{} partitions have {} lists of checks", ids.len(), checks.len()));
+    }
+    let mut refusals = Refusals::of(answer.refusals(), checks.len())?;
+    let segment = |s: g::DamagedSegment<'_>| DamagedSegment { base_offset: s.base_offset(), what: s.what().into() };
+    let result = |(index, (id, found)): (usize, (&g::PartitionId, g::SegmentChecks<'_>))| {
+        let (damaged, mended) = (found.damaged().iter().map(segment).collect(), found.mended().iter().map(segment).collect());
+        let found = SegmentChecks { waiting: found.waiting(), sound: found.sound(), damaged, mended };
+        SegmentChecksResult { partition: partition(id.topic(), id.partition()), outcome: refusals.outcome(index, found) }
+    };
+    Ok(ids.iter().zip(checks.iter()).enumerate().map(result).collect())
 }

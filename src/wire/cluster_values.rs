@@ -45,6 +45,7 @@ pub(super) fn request() -> impl Strategy<Value = ClusterRequest> {
         any::<(u32, bool)>().prop_map(|(node, retiring)| ClusterRequest::Retire { node, retiring }),
         any::<u32>().prop_map(|node| ClusterRequest::Remove { node }),
         vec(place().prop_map(|partition| LogQuestion { partition }), 0..4).prop_map(ClusterRequest::Logs),
+        (vec(place(), 0..4), any::<bool>()).prop_map(|(partitions, read)| ClusterRequest::Checks(CheckSegments { partitions, read })),
     ]
 }
 
@@ -150,6 +151,11 @@ pub(super) fn answer() -> impl Strategy<Value = ClusterAnswer> {
     let outcome = prop_oneof![2 => Just(Ok(())), 1 => refusal().prop_map(Err)];
     let logged = prop_oneof![2 => log().prop_map(Ok), 1 => refusal().prop_map(Err)];
     let logged = (place(), logged).prop_map(|(partition, outcome)| ReplicaLogResult { partition, outcome });
+    let damaged = || vec((any::<i64>(), text()).prop_map(|(base_offset, what)| DamagedSegment { base_offset, what }), 0..3);
+    let checks = (any::<[u32; 2]>(), damaged(), damaged());
+    let checks = checks.prop_map(|([waiting, sound], damaged, mended)| SegmentChecks { waiting, sound, damaged, mended });
+    let checked = prop_oneof![2 => checks.prop_map(Ok), 1 => refusal().prop_map(Err)];
+    let checked = (place(), checked).prop_map(|(partition, outcome)| SegmentChecksResult { partition, outcome });
     prop_oneof![
         status().prop_map(|status| ClusterAnswer::Status(Box::new(status))),
         vec((any::<u32>(), outcome), 0..4).prop_map(ClusterAnswer::Reassigned),
@@ -158,5 +164,6 @@ pub(super) fn answer() -> impl Strategy<Value = ClusterAnswer> {
         Just(ClusterAnswer::Retired),
         Just(ClusterAnswer::Removed),
         vec(logged, 0..4).prop_map(ClusterAnswer::Logs),
+        vec(checked, 0..4).prop_map(ClusterAnswer::Checks),
     ]
 }

@@ -27,6 +27,7 @@
 //! | `keyed` | load by key at a pace, with latencies |
 //! | `order` | the judge of its records: pure |
 //! | `lives` | clusters that live for several rounds |
+//! | `mending` | segments that rot under a running cluster |
 //! | `idle` | the check `idle`: what partitions cost that nobody uses |
 //! | `readme` | the README's three nodes |
 //! | `selftest` | the tools themselves, with planted mistakes |
@@ -44,6 +45,7 @@ pub mod idle;
 pub mod keyed;
 pub mod live;
 pub mod lives;
+pub mod mending;
 pub mod network;
 pub mod nodes;
 pub mod order;

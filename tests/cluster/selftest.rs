@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
         Trial::test("cluster_order_finds_planted_mistakes", || super::order::finds_planted_mistakes().map_err(Failed::from)),
         Trial::test("cluster_finds_a_planted_loss", || super::run::finds_a_planted_loss().map_err(Failed::from)),
         Trial::test("cluster_of_the_readme", || super::readme::block_forms_a_cluster().map_err(Failed::from)),
+        Trial::test("cluster_mends_damaged_segments", || super::mending::damaged_segments_are_mended().map_err(Failed::from)),
         Trial::test("cluster_plans_by_the_seed", || plans_by_the_seed().map_err(Failed::from)),
     ]
 }

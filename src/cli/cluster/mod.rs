@@ -3,6 +3,7 @@
 //! What takes long keeps nothing here: the command asks the cluster for one step after the other and shows what is left. So it can be killed at any point; typed
 //! again, it goes on.
 
+mod checks;
 mod elect;
 mod moves;
 pub mod reassign;
@@ -23,7 +24,7 @@ pub enum ClusterCommand {
     #[command(after_help = "Example: corelane cluster status --topic orders --all")]
     Status(status::StatusArgs),
     /// Compare the sealed segments of all replicas by their hashes
-    #[command(after_help = "Example: corelane cluster verify --topic orders")]
+    #[command(after_help = "Example: corelane cluster verify --topic orders --read")]
     Verify(verify::VerifyArgs),
     /// Move replicas and leaders until all nodes have alike
     #[command(after_help = "Example: corelane cluster rebalance --dry-run")]

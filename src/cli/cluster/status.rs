@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 
+use super::checks::{self, DamagedReplica};
 use super::table::table;
 use super::{Told, counted, line, list};
 use crate::cli::broker::BrokerArgs;
@@ -58,8 +59,23 @@ pub async fn run(args: StatusArgs) -> Result<Told, Failure> {
         true => whole(&admin, question).await?,
         false => admin.cluster_status(question).await?,
     };
-    let (health, problems) = judge(&status);
-    let text = if args.json { line(&to_json(&status, health, &problems)) } else { to_text(&status, health, &problems) };
+    let (mut health, mut problems) = judge(&status);
+    // A status is told whether the damage is known or not.
+    let topics = admin.metadata().await.map_or_else(|_| Vec::new(), |metadata| metadata.topics);
+    let names = topics.into_iter().filter_map(|topic| Some((topic.found.ok()?.id, topic.name))).collect();
+    let damaged = checks::known(&admin, &status.nodes, &names).await;
+    if let Some(words) = judge_damage(&damaged) {
+        health = health.max(Health::Degraded);
+        problems.push(words);
+    }
+    let text = match args.json {
+        true => {
+            let mut value = to_json(&status, health, &problems);
+            value["damaged"] = checks::to_json(&damaged);
+            line(&value)
+        }
+        false => to_text(&status, health, &problems) + &checks::to_text(&damaged),
+    };
     let outcome = match health {
         Health::Healthy => Ok(()),
         Health::Degraded => Err(Failure::told(Exit::Degraded)),
@@ -83,6 +99,15 @@ pub async fn whole(admin: &Admin, question: StatusQuestion) -> Result<ClusterSta
 
 /// A cluster of so many nodes has as many that vote, at least: then the loss of one takes nothing.
 const VOTERS: usize = 3;
+
+/// What is to be said of damaged replicas.
+fn judge_damage(damaged: &[DamagedReplica]) -> Option<String> {
+    let mut nodes: Vec<u32> = damaged.iter().map(|of| of.node).collect();
+    nodes.sort_unstable();
+    nodes.dedup();
+    let on = if nodes.len() == 1 { "on node" } else { "on nodes" };
+    (!damaged.is_empty()).then(|| format!("{} {on} {}", counted(damaged.len() as u32, "damaged segment"), list(&nodes)))
+}
 
 /// How well the cluster is and what is wrong, the worst first.
 pub fn judge(status: &ClusterStatus) -> (Health, Vec<String>) {
@@ -384,6 +409,14 @@ node  state  rack  leads    replicas  behind  consensus  epoch  software  client
 3     live   -     3 (2+1)  9         0       votes      13     0.1.0     localhost:9092  [::1]:9100
 ";
         assert_eq!(to_text(&status, health, &problems), expected);
+    }
+
+    #[test]
+    fn damaged_replicas_are_a_problem() {
+        let of = |node| DamagedReplica { topic: "t".into(), partition: 1, node, what: "no".into() };
+        assert_eq!(judge_damage(&[]), None);
+        assert_eq!(judge_damage(&[of(2)]).as_deref(), Some("1 damaged segment on node 2"));
+        assert_eq!(judge_damage(&[of(3), of(1), of(3)]).as_deref(), Some("3 damaged segments on nodes 1,3"));
     }
 
     #[test]

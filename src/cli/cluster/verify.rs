@@ -2,12 +2,13 @@
 //!
 //! The hash at a segment's end stands for the heads of all batches before it, and each head has the checksum of its batch; a cleaning does not change it. So two
 //! replicas that have the same hash at the same offset had the same records up to there. Only what all have committed is compared: beyond that, replicas may
-//! differ for a while. Nothing is read from a disk: that a file is as it was written, `corelane inspect verify` finds out.
+//! differ for a while. The hashes are those that each replica knows: that its files are as they were written is found out by reading them, with `--read`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
+use super::checks::{self, Read};
 use super::{Told, counted, line, status};
 use crate::cli::broker::BrokerArgs;
 use crate::cli::exit::{Exit, Failure};
@@ -23,6 +24,9 @@ pub struct VerifyArgs {
     /// Only this topic
     #[arg(long, value_name = "NAME")]
     topic: Option<String>,
+    /// Have every node read its sealed segments from the disk, too, and wait for what it finds
+    #[arg(long)]
+    read: bool,
     #[command(flatten)]
     broker: BrokerArgs,
     /// Print one JSON object
@@ -48,6 +52,8 @@ struct Report {
     differences: Vec<(String, u32, [u32; 2], Difference)>,
     /// Replicas that could not be asked.
     unasked: Vec<(String, u32, u32, String)>,
+    /// What the nodes found on their disks, if they were to read.
+    read: Option<Read>,
 }
 
 /// Compares and prints; fails where replicas differ, or could not be asked.
@@ -61,7 +67,11 @@ pub async fn run(args: VerifyArgs) -> Result<Told, Failure> {
     for part in states.chunks(limits::REPLICA_LOGS) {
         compare_part(&admin, part, &ids, &mut report).await;
     }
-    let outcome = match (report.differences.len(), report.unasked.len()) {
+    if args.read {
+        report.read = Some(checks::read(&admin, &states, &ids).await);
+    }
+    let (damaged, lesser) = report.read.as_ref().map_or((0, 0), |read| (read.damaged.len(), read.unread.len() + read.mended.len()));
+    let outcome = match (report.differences.len() + damaged, report.unasked.len() + lesser) {
         (0, 0) => Ok(()),
         (0, _) => Err(Failure::told(Exit::Degraded)),
         _ => Err(Failure::told(Exit::Failed)),
@@ -215,7 +225,7 @@ fn to_text(report: &Report) -> String {
             many => counted(many as u32, "difference"),
         }
     );
-    text
+    text + &report.read.as_ref().map_or(String::new(), Read::to_text)
 }
 
 fn to_json(report: &Report) -> Value {
@@ -226,6 +236,7 @@ fn to_json(report: &Report) -> Value {
         "replicas": report.replicas,
         "segments": report.segments,
         "differences": report.differences.iter().map(difference).collect::<Vec<_>>(),
+        "read": report.read.as_ref().map(Read::to_json),
         "not_compared": report.unasked.iter().map(unasked).collect::<Vec<_>>(),
     })
 }

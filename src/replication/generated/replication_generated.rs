@@ -123,16 +123,18 @@ pub struct MessageBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_BODY: u8 = 5;
+pub const ENUM_MAX_BODY: u8 = 7;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_BODY: [Body; 6] = [
+pub const ENUM_VALUES_BODY: [Body; 8] = [
   Body::NONE,
   Body::Hello,
   Body::HelloReply,
   Body::Messages,
   Body::SegmentPart,
   Body::Beat,
+  Body::SegmentWanted,
+  Body::SegmentMissing,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -146,9 +148,11 @@ impl Body {
   pub const Messages: Self = Self(3);
   pub const SegmentPart: Self = Self(4);
   pub const Beat: Self = Self(5);
+  pub const SegmentWanted: Self = Self(6);
+  pub const SegmentMissing: Self = Self(7);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 5;
+  pub const ENUM_MAX: u8 = 7;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::Hello,
@@ -156,6 +160,8 @@ impl Body {
     Self::Messages,
     Self::SegmentPart,
     Self::Beat,
+    Self::SegmentWanted,
+    Self::SegmentMissing,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -166,6 +172,8 @@ impl Body {
       Self::Messages => Some("Messages"),
       Self::SegmentPart => Some("SegmentPart"),
       Self::Beat => Some("Beat"),
+      Self::SegmentWanted => Some("SegmentWanted"),
+      Self::SegmentMissing => Some("SegmentMissing"),
       _ => None,
     }
   }
@@ -2760,6 +2768,336 @@ impl ::core::fmt::Debug for SegmentPart<'_> {
       ds.finish()
   }
 }
+pub enum SegmentWantedOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SegmentWanted<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SegmentWanted<'a> {
+  type Inner = SegmentWanted<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SegmentWanted<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BASE_OFFSET: ::flatbuffers::VOffsetT = 8;
+  pub const VT_END_OFFSET: ::flatbuffers::VOffsetT = 10;
+  pub const VT_RUNNING_HASH: ::flatbuffers::VOffsetT = 12;
+  pub const VT_REWRITE_GENERATION: ::flatbuffers::VOffsetT = 14;
+  pub const VT_TOTAL: ::flatbuffers::VOffsetT = 16;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SegmentWanted { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SegmentWantedArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SegmentWanted<'bldr>> {
+    let mut builder = SegmentWantedBuilder::new(_fbb);
+    builder.add_total(args.total);
+    builder.add_running_hash(args.running_hash);
+    builder.add_end_offset(args.end_offset);
+    builder.add_base_offset(args.base_offset);
+    builder.add_rewrite_generation(args.rewrite_generation);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(SegmentWanted::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SegmentWanted::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn base_offset(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(SegmentWanted::VT_BASE_OFFSET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn end_offset(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(SegmentWanted::VT_END_OFFSET, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn running_hash(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SegmentWanted::VT_RUNNING_HASH, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn rewrite_generation(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SegmentWanted::VT_REWRITE_GENERATION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn total(&self) -> u64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u64>(SegmentWanted::VT_TOTAL, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SegmentWanted<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<i64>("base_offset", Self::VT_BASE_OFFSET, false)?
+     .visit_field::<i64>("end_offset", Self::VT_END_OFFSET, false)?
+     .visit_field::<u64>("running_hash", Self::VT_RUNNING_HASH, false)?
+     .visit_field::<u32>("rewrite_generation", Self::VT_REWRITE_GENERATION, false)?
+     .visit_field::<u64>("total", Self::VT_TOTAL, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SegmentWantedArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub base_offset: i64,
+    pub end_offset: i64,
+    pub running_hash: u64,
+    pub rewrite_generation: u32,
+    pub total: u64,
+}
+impl<'a> Default for SegmentWantedArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SegmentWantedArgs {
+      topic: None, // required field
+      partition: 0,
+      base_offset: 0,
+      end_offset: 0,
+      running_hash: 0,
+      rewrite_generation: 0,
+      total: 0,
+    }
+  }
+}
+
+pub struct SegmentWantedBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentWantedBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(SegmentWanted::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(SegmentWanted::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_base_offset(&mut self, base_offset: i64) {
+    self.fbb_.push_slot::<i64>(SegmentWanted::VT_BASE_OFFSET, base_offset, 0);
+  }
+  #[inline]
+  pub fn add_end_offset(&mut self, end_offset: i64) {
+    self.fbb_.push_slot::<i64>(SegmentWanted::VT_END_OFFSET, end_offset, 0);
+  }
+  #[inline]
+  pub fn add_running_hash(&mut self, running_hash: u64) {
+    self.fbb_.push_slot::<u64>(SegmentWanted::VT_RUNNING_HASH, running_hash, 0);
+  }
+  #[inline]
+  pub fn add_rewrite_generation(&mut self, rewrite_generation: u32) {
+    self.fbb_.push_slot::<u32>(SegmentWanted::VT_REWRITE_GENERATION, rewrite_generation, 0);
+  }
+  #[inline]
+  pub fn add_total(&mut self, total: u64) {
+    self.fbb_.push_slot::<u64>(SegmentWanted::VT_TOTAL, total, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentWantedBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SegmentWantedBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentWanted<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SegmentWanted::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SegmentWanted<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SegmentWanted");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("base_offset", &self.base_offset());
+      ds.field("end_offset", &self.end_offset());
+      ds.field("running_hash", &self.running_hash());
+      ds.field("rewrite_generation", &self.rewrite_generation());
+      ds.field("total", &self.total());
+      ds.finish()
+  }
+}
+pub enum SegmentMissingOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SegmentMissing<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SegmentMissing<'a> {
+  type Inner = SegmentMissing<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SegmentMissing<'a> {
+  pub const VT_TOPIC: ::flatbuffers::VOffsetT = 4;
+  pub const VT_PARTITION: ::flatbuffers::VOffsetT = 6;
+  pub const VT_BASE_OFFSET: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SegmentMissing { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SegmentMissingArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SegmentMissing<'bldr>> {
+    let mut builder = SegmentMissingBuilder::new(_fbb);
+    builder.add_base_offset(args.base_offset);
+    builder.add_partition(args.partition);
+    if let Some(x) = args.topic { builder.add_topic(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn topic(&self) -> &'a Uuid {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<Uuid>(SegmentMissing::VT_TOPIC, None).unwrap()}
+  }
+  #[inline]
+  pub fn partition(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SegmentMissing::VT_PARTITION, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn base_offset(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(SegmentMissing::VT_BASE_OFFSET, Some(0)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SegmentMissing<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<Uuid>("topic", Self::VT_TOPIC, true)?
+     .visit_field::<u32>("partition", Self::VT_PARTITION, false)?
+     .visit_field::<i64>("base_offset", Self::VT_BASE_OFFSET, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SegmentMissingArgs<'a> {
+    pub topic: Option<&'a Uuid>,
+    pub partition: u32,
+    pub base_offset: i64,
+}
+impl<'a> Default for SegmentMissingArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SegmentMissingArgs {
+      topic: None, // required field
+      partition: 0,
+      base_offset: 0,
+    }
+  }
+}
+
+pub struct SegmentMissingBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentMissingBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_topic(&mut self, topic: &Uuid) {
+    self.fbb_.push_slot_always::<&Uuid>(SegmentMissing::VT_TOPIC, topic);
+  }
+  #[inline]
+  pub fn add_partition(&mut self, partition: u32) {
+    self.fbb_.push_slot::<u32>(SegmentMissing::VT_PARTITION, partition, 0);
+  }
+  #[inline]
+  pub fn add_base_offset(&mut self, base_offset: i64) {
+    self.fbb_.push_slot::<i64>(SegmentMissing::VT_BASE_OFFSET, base_offset, 0);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentMissingBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SegmentMissingBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentMissing<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SegmentMissing::VT_TOPIC,"topic");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SegmentMissing<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SegmentMissing");
+      ds.field("topic", &self.topic());
+      ds.field("partition", &self.partition());
+      ds.field("base_offset", &self.base_offset());
+      ds.finish()
+  }
+}
 pub enum BeatOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -2957,6 +3295,34 @@ impl<'a> Frame<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_segment_wanted(&self) -> Option<SegmentWanted<'a>> {
+    if self.body_type() == Body::SegmentWanted {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SegmentWanted::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_segment_missing(&self) -> Option<SegmentMissing<'a>> {
+    if self.body_type() == Body::SegmentMissing {
+      let u = self.body();
+      // Safety:
+      // Created from a valid Table for this object
+      // Which contains a valid union in this slot
+      Some(unsafe { SegmentMissing::init_from_table(u) })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Frame<'_> {
@@ -2972,6 +3338,8 @@ impl ::flatbuffers::Verifiable for Frame<'_> {
           Body::Messages => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Messages>>("Body::Messages", pos),
           Body::SegmentPart => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SegmentPart>>("Body::SegmentPart", pos),
           Body::Beat => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<Beat>>("Body::Beat", pos),
+          Body::SegmentWanted => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SegmentWanted>>("Body::SegmentWanted", pos),
+          Body::SegmentMissing => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SegmentMissing>>("Body::SegmentMissing", pos),
           _ => Ok(()),
         }
      })?
@@ -3057,6 +3425,20 @@ impl ::core::fmt::Debug for Frame<'_> {
         },
         Body::Beat => {
           if let Some(x) = self.body_as_beat() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SegmentWanted => {
+          if let Some(x) = self.body_as_segment_wanted() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        Body::SegmentMissing => {
+          if let Some(x) = self.body_as_segment_missing() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")

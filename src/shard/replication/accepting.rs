@@ -125,6 +125,12 @@ async fn receive(context: &Rc<Context>, from: u32, sender: &Rc<Sender>, mut rece
                 }
                 outbox.read_on_after(context.replication.waiting.room()).await;
             }
+            Ok((Frame::SegmentMissing(missing), _)) => {
+                outbox.heard();
+                if let Some(replica) = context.replication.replica(&missing.partition) {
+                    replica.tell(Input::Missing { from, base_offset: missing.base_offset, on: outbox.clone() });
+                }
+            }
             Ok((Frame::Beat, _)) => outbox.heard(),
             Ok(_) => break LinkEnd::Unexpected { expected: "messages" },
             Err(end) => break end,

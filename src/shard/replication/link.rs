@@ -156,6 +156,10 @@ impl Link {
                     }
                     outbox.read_on_after(context.replication.waiting.room()).await;
                 }
+                Ok((Frame::SegmentWanted(wanted), _)) => {
+                    outbox.heard();
+                    tell(context, &wanted.partition, Input::Wanted { from: self.to.0, wanted, on: outbox.clone() });
+                }
                 Ok((Frame::Beat, _)) => outbox.heard(),
                 Ok(_) => break LinkEnd::Unexpected { expected: "messages" },
                 Err(end) => break end,

@@ -12,6 +12,7 @@ mod accepting;
 mod connection;
 mod effects;
 mod link;
+mod mending;
 mod metadata;
 mod outbox;
 mod pace;
@@ -138,6 +139,13 @@ impl Replication {
     pub fn forget(&self, id: &TopicPartition) {
         if let Some(replica) = self.replicas.borrow_mut().remove(id) {
             replica.end();
+        }
+    }
+
+    /// The partition's replica, if there is one, looks again at what it may do.
+    pub fn look_again(&self, id: &TopicPartition) {
+        if let Some(replica) = self.replica(id) {
+            replica.look_again();
         }
     }
 

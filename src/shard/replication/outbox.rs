@@ -120,6 +120,14 @@ impl Outbox {
         }
     }
 
+    /// Sends a frame that has no bytes behind it, at once.
+    pub fn send_bare(&self, frame: &Frame) {
+        if !self.is_closed() {
+            self.send(frame, Vec::new(), &mut FlatBufferBuilder::new());
+            self.sender.flush();
+        }
+    }
+
     /// Reads no more of the connection until `room` is there.
     pub async fn read_on_after(&self, room: impl Future<Output = ()>) {
         self.is_busy.set(true);

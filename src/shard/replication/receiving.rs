@@ -7,7 +7,7 @@ use bytes::Bytes;
 use crate::log::segment_check::{SegmentFault, SegmentWord};
 use crate::metrics::Counter;
 use crate::partition::ReplicaRefusal;
-use crate::replication::codec::SegmentPart;
+use crate::replication::codec::{SegmentPart, WANTED_STREAM};
 use crate::replication::message::{Refused, Segment, StreamId};
 use crate::replication::{Effect, Message, NodeId, Refusal};
 use crate::shard::receipt::{Receipt, Received};
@@ -26,6 +26,9 @@ pub(super) struct Incoming {
 impl Life {
     /// A part. One that does not go on where the one before it ended is left out, and with it the segment.
     pub(super) async fn take_part(&mut self, from: NodeId, part: &SegmentPart, payload: &Bytes, on: &Rc<Outbox>) {
+        if part.stream == WANTED_STREAM {
+            return self.take_wanted_part(part, payload, on).await;
+        }
         let Some(Machine::Follower(follower)) = &self.machine else { return };
         if !follower.is_aligned() || follower.stream() != Some(part.stream) {
             return;

@@ -21,7 +21,7 @@ use crate::cluster::CatalogueView;
 use crate::limits::LINK_WINDOW;
 use crate::metrics::Counter;
 use crate::partition::ReplicaAppend;
-use crate::replication::codec::SegmentPart;
+use crate::replication::codec::{SegmentPart, SegmentWanted};
 use crate::replication::message::{Append, Refused};
 use crate::replication::{Effect, EpochStart, Follower, Leader, Message, NodeId, RecordRefusal, Refusal};
 use crate::shard::context::Context;
@@ -31,10 +31,11 @@ use crate::shard::partition_cell::PartitionCell;
 use crate::shard::receipt::Received;
 use crate::shard::replica::ReplicaError;
 use crate::shard::replication::effects::segment_of;
+use crate::shard::replication::mending::{Mending, Mends};
 use crate::shard::replication::outbox::Outbox;
 use crate::shard::replication::receiving::Incoming;
 use crate::shard::replication::shipping::Shipping;
-use crate::types::{LeaderEpoch, TopicPartition};
+use crate::types::{LeaderEpoch, Offset, TopicPartition};
 
 /// A task that waits for nothing in particular looks again after so long.
 const IDLE: Duration = Duration::from_secs(3600);
@@ -69,6 +70,24 @@ pub enum Input {
     },
     /// A connection on which parts of a segment came has ended.
     PartsEnded,
+    /// A follower wants a sealed segment again.
+    Wanted {
+        /// Who.
+        from: NodeId,
+        /// Which.
+        wanted: SegmentWanted,
+        /// The connection that it is to come on.
+        on: Rc<Outbox>,
+    },
+    /// The leader does not have a segment that was wanted.
+    Missing {
+        /// Who said so.
+        from: NodeId,
+        /// Which.
+        base_offset: Offset,
+        /// The connection that it came on.
+        on: Rc<Outbox>,
+    },
     /// The connection to a follower came about, or has ended.
     Connection(NodeId, Option<Rc<Outbox>>),
     /// Consensus refused a proposal that was made on this version of the record.
@@ -82,6 +101,7 @@ impl Input {
             Input::Message { payload, message: Message::Epochs(told), .. } => (payload.len(), told.epochs.entries().len()),
             Input::Message { payload, message: Message::Segment(told), .. } => (payload.len(), told.epochs.len()),
             Input::Message { payload, .. } | Input::Part { payload, .. } => (payload.len(), 0),
+            Input::Wanted { .. } | Input::Missing { .. } => (0, 0),
             Input::Metadata(_) | Input::PartsEnded | Input::Connection(..) | Input::ProposalRefused(..) => return 0,
         };
         size_of::<Input>() + payload + entries * size_of::<EpochStart>()
@@ -189,6 +209,8 @@ impl Replica {
             lost: None,
             unled: None,
             trouble: String::new(),
+            mending: None,
+            mends: Mends::default(),
         };
         while !self.is_over.get() {
             let tickets = [&self.wake, &self.cell.reached, &self.cell.appended].map(|event| (event, event.ticket()));
@@ -200,6 +222,7 @@ impl Replica {
             wait_any(&tickets, deadline).await;
         }
         life.drop_incoming().await;
+        life.drop_mending().await;
     }
 
     /// Looks again once a full connection has room.
@@ -250,6 +273,10 @@ pub(super) struct Life {
     pub(super) unled: Option<LeaderEpoch>,
     /// Why it began anew the last time. On a full disk that is tried every second, and said once.
     pub(super) trouble: String,
+    /// A damaged segment that comes again from the leader.
+    pub(super) mending: Option<Mending>,
+    /// When the next attempt is to mend one.
+    pub(super) mends: Mends,
 }
 
 impl Life {
@@ -273,6 +300,7 @@ impl Life {
         }
         self.replica.cell.expire(Instant::now());
         self.drop_stale_incoming().await;
+        self.mend().await;
         self.end_stale_shipping();
         self.ship().await;
     }
@@ -285,6 +313,7 @@ impl Life {
         .into_iter()
         .chain(self.replica.cell.expires_at())
         .chain(self.lost.map(|(_, told_at)| told_at + REPORT_AGAIN))
+        .chain(self.next_mend())
         .min()
         .unwrap_or_else(|| Instant::now() + IDLE)
     }
@@ -334,6 +363,8 @@ impl Life {
             Input::Part { from, part, payload, on } => self.take_part(from, &part, &payload, &on).await,
             // Whether it was the connection of the present stream is looked at anyway.
             Input::PartsEnded => {}
+            Input::Wanted { from, wanted, on } => self.give_segment(from, &wanted, &on),
+            Input::Missing { from, base_offset, on } => self.segment_missing(from, base_offset, &on).await,
             Input::Message { from, message: Message::Segment(segment), on, .. } => self.take_segment(from, &segment, &on, effects).await,
             Input::Message { from, message, payload, on } => {
                 if !self.is_sound(from, &message, &payload, &on).await {

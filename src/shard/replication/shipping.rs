@@ -8,12 +8,8 @@
 //! [`PARTS_QUEUED`] bytes at most.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
-
-use glommio::TaskQueueHandle;
-use glommio::io::ReadResult;
 
 use crate::limits::{BLOCK, SHIP_LEAST};
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
@@ -22,17 +18,14 @@ use crate::metrics::Counter;
 use crate::replication::codec::SegmentPart;
 use crate::replication::{Leader, Message, NodeId, Shipped, ToShip};
 use crate::shard::context::Context;
-use crate::shard::disk::DataFile;
 use crate::shard::net::Outgoing;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::pieces::Pieces;
 use crate::shard::replication::outbox::Outbox;
 use crate::shard::replication::replica::{Life, Machine, Replica};
+use crate::shard::verifier;
 use crate::types::Offset;
 
-/// Size of a piece, bytes.
-const PIECE: usize = 1 << 20;
-/// Pieces that are read while others are sent.
-const READ_AHEAD: usize = 3;
 /// A job that failed is not begun again for so long.
 const REST: Duration = Duration::from_secs(1);
 /// What of a segment is in flight while its follower installs it: it is on disk there, so it takes no window but for this, bytes. So the next one comes meanwhile.
@@ -175,7 +168,7 @@ impl Job {
         let mut check = SegmentCheck::new(self.wanted.from);
         let mut pieces = Pieces::of(file, start, info.valid_end, self.context.replication.segment_queue());
         let mut sent = 0;
-        while let Some((bytes, range)) = pieces.next().await? {
+        while let Some((bytes, range)) = pieces.next().await.map_err(|error| error.to_string())? {
             let len = range.len();
             check.take(&bytes[range.clone()]).map_err(|fault| self.damaged(&fault))?;
             if !info.adopted {
@@ -200,52 +193,13 @@ impl Job {
         if self.is_over.get() {
             return "it is not wanted any more".into();
         }
-        tracing::error!(partition = %self.replica.cell.id, segment = self.info.base_offset, %fault, "a segment is damaged");
+        verifier::note_damage(&self.context, &self.replica.cell, &self.info, self.info.valid_end, fault);
         fault.to_string()
     }
 
     fn expect_wanted(&self) -> Result<(), String> {
         let is_over = self.is_over.get() || self.outbox.is_closed() || self.replica.cell.gone().is_some();
         if is_over { Err("it is not wanted any more".into()) } else { Ok(()) }
-    }
-}
-
-type Reading = glommio::Task<std::io::Result<ReadResult>>;
-
-/// The pieces of a file from one position to another, some of which are read ahead.
-struct Pieces {
-    file: Rc<DataFile>,
-    queue: TaskQueueHandle,
-    /// Of the next piece that is handed out.
-    at: u64,
-    /// Of the next piece that is read; whole pieces from the block of the first byte on.
-    ahead: u64,
-    end: u64,
-    reading: VecDeque<Reading>,
-}
-
-impl Pieces {
-    fn of(file: Rc<DataFile>, start: u64, end: u64, queue: TaskQueueHandle) -> Pieces {
-        Pieces { file, queue, at: start, ahead: start / BLOCK as u64 * BLOCK as u64, end, reading: VecDeque::new() }
-    }
-
-    async fn next(&mut self) -> Result<Option<(ReadResult, std::ops::Range<usize>)>, String> {
-        while self.reading.len() < READ_AHEAD && self.ahead < self.end {
-            let (file, from) = (self.file.clone(), self.ahead);
-            let len = (self.end - from).min(PIECE as u64).next_multiple_of(BLOCK as u64);
-            self.ahead += PIECE as u64;
-            let read = glommio::spawn_local_into(async move { file.read(from, len as usize).await }, self.queue);
-            self.reading.push_back(read.map_err(|error| error.to_string())?);
-        }
-        let Some(reading) = self.reading.pop_front() else { return Ok(None) };
-        let bytes = reading.await.map_err(|error| error.to_string())?;
-        let block = self.at / BLOCK as u64 * BLOCK as u64;
-        let (skip, len) = ((self.at - block) as usize, (self.end - self.at).min(block + PIECE as u64 - self.at) as usize);
-        if bytes.len() < skip + len {
-            return Err(format!("{} ends at {}, the segment at {}", self.file.path(), block + bytes.len() as u64, self.end));
-        }
-        self.at += len as u64;
-        Ok(Some((bytes, skip..skip + len)))
     }
 }
 

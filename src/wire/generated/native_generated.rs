@@ -554,10 +554,10 @@ impl ::flatbuffers::SimpleToVerifyInSlice for OffsetSpec {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_REQUEST_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_REQUEST_BODY: u8 = 29;
+pub const ENUM_MAX_REQUEST_BODY: u8 = 30;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 30] = [
+pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 31] = [
   RequestBody::NONE,
   RequestBody::MetadataRequest,
   RequestBody::CreateTopicRequest,
@@ -588,6 +588,7 @@ pub const ENUM_VALUES_REQUEST_BODY: [RequestBody; 30] = [
   RequestBody::RetireNodeRequest,
   RequestBody::RemoveNodeRequest,
   RequestBody::ReplicaLogsRequest,
+  RequestBody::SegmentChecksRequest,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -625,9 +626,10 @@ impl RequestBody {
   pub const RetireNodeRequest: Self = Self(27);
   pub const RemoveNodeRequest: Self = Self(28);
   pub const ReplicaLogsRequest: Self = Self(29);
+  pub const SegmentChecksRequest: Self = Self(30);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 29;
+  pub const ENUM_MAX: u8 = 30;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataRequest,
@@ -659,6 +661,7 @@ impl RequestBody {
     Self::RetireNodeRequest,
     Self::RemoveNodeRequest,
     Self::ReplicaLogsRequest,
+    Self::SegmentChecksRequest,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -693,6 +696,7 @@ impl RequestBody {
       Self::RetireNodeRequest => Some("RetireNodeRequest"),
       Self::RemoveNodeRequest => Some("RemoveNodeRequest"),
       Self::ReplicaLogsRequest => Some("ReplicaLogsRequest"),
+      Self::SegmentChecksRequest => Some("SegmentChecksRequest"),
       _ => None,
     }
   }
@@ -752,10 +756,10 @@ pub struct RequestBodyUnionTableOffset {}
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 pub const ENUM_MIN_RESPONSE_BODY: u8 = 0;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
-pub const ENUM_MAX_RESPONSE_BODY: u8 = 30;
+pub const ENUM_MAX_RESPONSE_BODY: u8 = 31;
 #[deprecated(since = "2.0.0", note = "Use associated constants instead. This will no longer be generated in 2021.")]
 #[allow(non_camel_case_types)]
-pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 31] = [
+pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 32] = [
   ResponseBody::NONE,
   ResponseBody::MetadataResponse,
   ResponseBody::CreateTopicResponse,
@@ -787,6 +791,7 @@ pub const ENUM_VALUES_RESPONSE_BODY: [ResponseBody; 31] = [
   ResponseBody::RetireNodeResponse,
   ResponseBody::RemoveNodeResponse,
   ResponseBody::ReplicaLogsResponse,
+  ResponseBody::SegmentChecksResponse,
 ];
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -826,9 +831,10 @@ impl ResponseBody {
   pub const RetireNodeResponse: Self = Self(28);
   pub const RemoveNodeResponse: Self = Self(29);
   pub const ReplicaLogsResponse: Self = Self(30);
+  pub const SegmentChecksResponse: Self = Self(31);
 
   pub const ENUM_MIN: u8 = 0;
-  pub const ENUM_MAX: u8 = 30;
+  pub const ENUM_MAX: u8 = 31;
   pub const ENUM_VALUES: &'static [Self] = &[
     Self::NONE,
     Self::MetadataResponse,
@@ -861,6 +867,7 @@ impl ResponseBody {
     Self::RetireNodeResponse,
     Self::RemoveNodeResponse,
     Self::ReplicaLogsResponse,
+    Self::SegmentChecksResponse,
   ];
   /// Returns the variant's name or "" if unknown.
   pub fn variant_name(self) -> Option<&'static str> {
@@ -896,6 +903,7 @@ impl ResponseBody {
       Self::RetireNodeResponse => Some("RetireNodeResponse"),
       Self::RemoveNodeResponse => Some("RemoveNodeResponse"),
       Self::ReplicaLogsResponse => Some("ReplicaLogsResponse"),
+      Self::SegmentChecksResponse => Some("SegmentChecksResponse"),
       _ => None,
     }
   }
@@ -5446,6 +5454,123 @@ impl ::core::fmt::Debug for ReplicaLogsRequest<'_> {
       ds.finish()
   }
 }
+pub enum SegmentChecksRequestOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+/// How the sealed segments of partitions are on the disk of the node that is asked.
+pub struct SegmentChecksRequest<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SegmentChecksRequest<'a> {
+  type Inner = SegmentChecksRequest<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SegmentChecksRequest<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_READ: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SegmentChecksRequest { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SegmentChecksRequestArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SegmentChecksRequest<'bldr>> {
+    let mut builder = SegmentChecksRequestBuilder::new(_fbb);
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.add_read(args.read);
+    builder.finish()
+  }
+
+
+  /// None: those of which the node knows a damaged segment, as far as the answer has room.
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, PartitionId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionId>>>(SegmentChecksRequest::VT_PARTITIONS, None).unwrap()}
+  }
+  /// All of them are to be read now; whoever asks comes back for what was found.
+  #[inline]
+  pub fn read(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(SegmentChecksRequest::VT_READ, Some(false)).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SegmentChecksRequest<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionId>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<bool>("read", Self::VT_READ, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SegmentChecksRequestArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionId>>>,
+    pub read: bool,
+}
+impl<'a> Default for SegmentChecksRequestArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SegmentChecksRequestArgs {
+      partitions: None, // required field
+      read: false,
+    }
+  }
+}
+
+pub struct SegmentChecksRequestBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentChecksRequestBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionId>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecksRequest::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_read(&mut self, read: bool) {
+    self.fbb_.push_slot::<bool>(SegmentChecksRequest::VT_READ, read, false);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentChecksRequestBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SegmentChecksRequestBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentChecksRequest<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SegmentChecksRequest::VT_PARTITIONS,"partitions");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SegmentChecksRequest<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SegmentChecksRequest");
+      ds.field("partitions", &self.partitions());
+      ds.field("read", &self.read());
+      ds.finish()
+  }
+}
 pub enum EndpointOffset {}
 #[derive(Copy, Clone, PartialEq)]
 
@@ -7732,6 +7857,406 @@ impl ::core::fmt::Debug for ReplicaLogsResponse<'_> {
     let mut ds = f.debug_struct("ReplicaLogsResponse");
       ds.field("partitions", &self.partitions());
       ds.field("logs", &self.logs());
+      ds.field("refusals", &self.refusals());
+      ds.finish()
+  }
+}
+pub enum DamagedSegmentOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct DamagedSegment<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for DamagedSegment<'a> {
+  type Inner = DamagedSegment<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> DamagedSegment<'a> {
+  pub const VT_BASE_OFFSET: ::flatbuffers::VOffsetT = 4;
+  pub const VT_WHAT: ::flatbuffers::VOffsetT = 6;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    DamagedSegment { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args DamagedSegmentArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<DamagedSegment<'bldr>> {
+    let mut builder = DamagedSegmentBuilder::new(_fbb);
+    builder.add_base_offset(args.base_offset);
+    if let Some(x) = args.what { builder.add_what(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn base_offset(&self) -> i64 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<i64>(DamagedSegment::VT_BASE_OFFSET, Some(0)).unwrap()}
+  }
+  /// The file, where in it, and what is wrong.
+  #[inline]
+  pub fn what(&self) -> &'a str {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(DamagedSegment::VT_WHAT, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for DamagedSegment<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<i64>("base_offset", Self::VT_BASE_OFFSET, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("what", Self::VT_WHAT, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct DamagedSegmentArgs<'a> {
+    pub base_offset: i64,
+    pub what: Option<::flatbuffers::WIPOffset<&'a str>>,
+}
+impl<'a> Default for DamagedSegmentArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    DamagedSegmentArgs {
+      base_offset: 0,
+      what: None, // required field
+    }
+  }
+}
+
+pub struct DamagedSegmentBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> DamagedSegmentBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_base_offset(&mut self, base_offset: i64) {
+    self.fbb_.push_slot::<i64>(DamagedSegment::VT_BASE_OFFSET, base_offset, 0);
+  }
+  #[inline]
+  pub fn add_what(&mut self, what: ::flatbuffers::WIPOffset<&'b  str>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(DamagedSegment::VT_WHAT, what);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> DamagedSegmentBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    DamagedSegmentBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<DamagedSegment<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, DamagedSegment::VT_WHAT,"what");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for DamagedSegment<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("DamagedSegment");
+      ds.field("base_offset", &self.base_offset());
+      ds.field("what", &self.what());
+      ds.finish()
+  }
+}
+pub enum SegmentChecksOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SegmentChecks<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SegmentChecks<'a> {
+  type Inner = SegmentChecks<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SegmentChecks<'a> {
+  pub const VT_WAITING: ::flatbuffers::VOffsetT = 4;
+  pub const VT_SOUND: ::flatbuffers::VOffsetT = 6;
+  pub const VT_DAMAGED: ::flatbuffers::VOffsetT = 8;
+  pub const VT_MENDED: ::flatbuffers::VOffsetT = 10;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SegmentChecks { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SegmentChecksArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SegmentChecks<'bldr>> {
+    let mut builder = SegmentChecksBuilder::new(_fbb);
+    if let Some(x) = args.mended { builder.add_mended(x); }
+    if let Some(x) = args.damaged { builder.add_damaged(x); }
+    builder.add_sound(args.sound);
+    builder.add_waiting(args.waiting);
+    builder.finish()
+  }
+
+
+  /// Sealed segments that are still to be read at somebody's wish.
+  #[inline]
+  pub fn waiting(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SegmentChecks::VT_WAITING, Some(0)).unwrap()}
+  }
+  /// Those that were read since the node started, and are as they were written.
+  #[inline]
+  pub fn sound(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(SegmentChecks::VT_SOUND, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn damaged(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>(SegmentChecks::VT_DAMAGED, None).unwrap()}
+  }
+  /// Those that were found damaged since somebody had them read last, and that another replica's took the place of, with what was wrong.
+  #[inline]
+  pub fn mended(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>(SegmentChecks::VT_MENDED, None).unwrap()}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SegmentChecks<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<u32>("waiting", Self::VT_WAITING, false)?
+     .visit_field::<u32>("sound", Self::VT_SOUND, false)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>("damaged", Self::VT_DAMAGED, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<DamagedSegment>>>>("mended", Self::VT_MENDED, true)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SegmentChecksArgs<'a> {
+    pub waiting: u32,
+    pub sound: u32,
+    pub damaged: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>>>>,
+    pub mended: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<DamagedSegment<'a>>>>>,
+}
+impl<'a> Default for SegmentChecksArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SegmentChecksArgs {
+      waiting: 0,
+      sound: 0,
+      damaged: None, // required field
+      mended: None, // required field
+    }
+  }
+}
+
+pub struct SegmentChecksBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentChecksBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_waiting(&mut self, waiting: u32) {
+    self.fbb_.push_slot::<u32>(SegmentChecks::VT_WAITING, waiting, 0);
+  }
+  #[inline]
+  pub fn add_sound(&mut self, sound: u32) {
+    self.fbb_.push_slot::<u32>(SegmentChecks::VT_SOUND, sound, 0);
+  }
+  #[inline]
+  pub fn add_damaged(&mut self, damaged: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DamagedSegment<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecks::VT_DAMAGED, damaged);
+  }
+  #[inline]
+  pub fn add_mended(&mut self, mended: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<DamagedSegment<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecks::VT_MENDED, mended);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentChecksBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SegmentChecksBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentChecks<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SegmentChecks::VT_DAMAGED,"damaged");
+    self.fbb_.required(o, SegmentChecks::VT_MENDED,"mended");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SegmentChecks<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SegmentChecks");
+      ds.field("waiting", &self.waiting());
+      ds.field("sound", &self.sound());
+      ds.field("damaged", &self.damaged());
+      ds.field("mended", &self.mended());
+      ds.finish()
+  }
+}
+pub enum SegmentChecksResponseOffset {}
+#[derive(Copy, Clone, PartialEq)]
+
+pub struct SegmentChecksResponse<'a> {
+  pub _tab: ::flatbuffers::Table<'a>,
+}
+
+impl<'a> ::flatbuffers::Follow<'a> for SegmentChecksResponse<'a> {
+  type Inner = SegmentChecksResponse<'a>;
+  #[inline]
+  unsafe fn follow(buf: &'a [u8], loc: usize) -> Self::Inner {
+    Self { _tab: unsafe { ::flatbuffers::Table::new(buf, loc) } }
+  }
+}
+
+impl<'a> SegmentChecksResponse<'a> {
+  pub const VT_PARTITIONS: ::flatbuffers::VOffsetT = 4;
+  pub const VT_CHECKS: ::flatbuffers::VOffsetT = 6;
+  pub const VT_REFUSALS: ::flatbuffers::VOffsetT = 8;
+
+  #[inline]
+  pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
+    SegmentChecksResponse { _tab: table }
+  }
+  #[allow(unused_mut)]
+  pub fn create<'bldr: 'args, 'args: 'mut_bldr, 'mut_bldr, A: ::flatbuffers::Allocator + 'bldr>(
+    _fbb: &'mut_bldr mut ::flatbuffers::FlatBufferBuilder<'bldr, A>,
+    args: &'args SegmentChecksResponseArgs<'args>
+  ) -> ::flatbuffers::WIPOffset<SegmentChecksResponse<'bldr>> {
+    let mut builder = SegmentChecksResponseBuilder::new(_fbb);
+    if let Some(x) = args.refusals { builder.add_refusals(x); }
+    if let Some(x) = args.checks { builder.add_checks(x); }
+    if let Some(x) = args.partitions { builder.add_partitions(x); }
+    builder.finish()
+  }
+
+
+  #[inline]
+  pub fn partitions(&self) -> ::flatbuffers::Vector<'a, PartitionId> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, PartitionId>>>(SegmentChecksResponse::VT_PARTITIONS, None).unwrap()}
+  }
+  /// One for each partition; those that were refused have nothing in them.
+  #[inline]
+  pub fn checks(&self) -> ::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SegmentChecks<'a>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SegmentChecks>>>>(SegmentChecksResponse::VT_CHECKS, None).unwrap()}
+  }
+  #[inline]
+  pub fn refusals(&self) -> Option<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>> {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>(SegmentChecksResponse::VT_REFUSALS, None)}
+  }
+}
+
+impl ::flatbuffers::Verifiable for SegmentChecksResponse<'_> {
+  #[inline]
+  fn run_verifier(
+    v: &mut ::flatbuffers::Verifier, pos: usize
+  ) -> Result<(), ::flatbuffers::InvalidFlatbuffer> {
+    v.visit_table(pos)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, PartitionId>>>("partitions", Self::VT_PARTITIONS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<SegmentChecks>>>>("checks", Self::VT_CHECKS, true)?
+     .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, ::flatbuffers::ForwardsUOffset<RefusedItem>>>>("refusals", Self::VT_REFUSALS, false)?
+     .finish();
+    Ok(())
+  }
+}
+pub struct SegmentChecksResponseArgs<'a> {
+    pub partitions: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, PartitionId>>>,
+    pub checks: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<SegmentChecks<'a>>>>>,
+    pub refusals: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, ::flatbuffers::ForwardsUOffset<RefusedItem<'a>>>>>,
+}
+impl<'a> Default for SegmentChecksResponseArgs<'a> {
+  #[inline]
+  fn default() -> Self {
+    SegmentChecksResponseArgs {
+      partitions: None, // required field
+      checks: None, // required field
+      refusals: None,
+    }
+  }
+}
+
+pub struct SegmentChecksResponseBuilder<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> {
+  fbb_: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>,
+  start_: ::flatbuffers::WIPOffset<::flatbuffers::TableUnfinishedWIPOffset>,
+}
+impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> SegmentChecksResponseBuilder<'a, 'b, A> {
+  #[inline]
+  pub fn add_partitions(&mut self, partitions: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , PartitionId>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecksResponse::VT_PARTITIONS, partitions);
+  }
+  #[inline]
+  pub fn add_checks(&mut self, checks: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<SegmentChecks<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecksResponse::VT_CHECKS, checks);
+  }
+  #[inline]
+  pub fn add_refusals(&mut self, refusals: ::flatbuffers::WIPOffset<::flatbuffers::Vector<'b , ::flatbuffers::ForwardsUOffset<RefusedItem<'b >>>>) {
+    self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(SegmentChecksResponse::VT_REFUSALS, refusals);
+  }
+  #[inline]
+  pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> SegmentChecksResponseBuilder<'a, 'b, A> {
+    let start = _fbb.start_table();
+    SegmentChecksResponseBuilder {
+      fbb_: _fbb,
+      start_: start,
+    }
+  }
+  #[inline]
+  pub fn finish(self) -> ::flatbuffers::WIPOffset<SegmentChecksResponse<'a>> {
+    let o = self.fbb_.end_table(self.start_);
+    self.fbb_.required(o, SegmentChecksResponse::VT_PARTITIONS,"partitions");
+    self.fbb_.required(o, SegmentChecksResponse::VT_CHECKS,"checks");
+    ::flatbuffers::WIPOffset::new(o.value())
+  }
+}
+
+impl ::core::fmt::Debug for SegmentChecksResponse<'_> {
+  fn fmt(&self, f: &mut ::core::fmt::Formatter<'_>) -> ::core::fmt::Result {
+    let mut ds = f.debug_struct("SegmentChecksResponse");
+      ds.field("partitions", &self.partitions());
+      ds.field("checks", &self.checks());
       ds.field("refusals", &self.refusals());
       ds.finish()
   }
@@ -11717,6 +12242,21 @@ impl<'a> Request<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_segment_checks_request(&self) -> Option<SegmentChecksRequest<'a>> {
+    if self.body_type() == RequestBody::SegmentChecksRequest {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SegmentChecksRequest::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Request<'_> {
@@ -11757,6 +12297,7 @@ impl ::flatbuffers::Verifiable for Request<'_> {
           RequestBody::RetireNodeRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RetireNodeRequest>>("RequestBody::RetireNodeRequest", pos),
           RequestBody::RemoveNodeRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveNodeRequest>>("RequestBody::RemoveNodeRequest", pos),
           RequestBody::ReplicaLogsRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReplicaLogsRequest>>("RequestBody::ReplicaLogsRequest", pos),
+          RequestBody::SegmentChecksRequest => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SegmentChecksRequest>>("RequestBody::SegmentChecksRequest", pos),
           _ => Ok(()),
         }
      })?
@@ -12016,6 +12557,13 @@ impl ::core::fmt::Debug for Request<'_> {
         },
         RequestBody::ReplicaLogsRequest => {
           if let Some(x) = self.body_as_replica_logs_request() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        RequestBody::SegmentChecksRequest => {
+          if let Some(x) = self.body_as_segment_checks_request() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
@@ -17262,6 +17810,21 @@ impl<'a> Response<'a> {
     }
   }
 
+  #[inline]
+  #[allow(non_snake_case)]
+  pub fn body_as_segment_checks_response(&self) -> Option<SegmentChecksResponse<'a>> {
+    if self.body_type() == ResponseBody::SegmentChecksResponse {
+      self.body().map(|t| {
+       // Safety:
+       // Created from a valid Table for this object
+       // Which contains a valid union in this slot
+       unsafe { SegmentChecksResponse::init_from_table(t) }
+     })
+    } else {
+      None
+    }
+  }
+
 }
 
 impl ::flatbuffers::Verifiable for Response<'_> {
@@ -17303,6 +17866,7 @@ impl ::flatbuffers::Verifiable for Response<'_> {
           ResponseBody::RetireNodeResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RetireNodeResponse>>("ResponseBody::RetireNodeResponse", pos),
           ResponseBody::RemoveNodeResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<RemoveNodeResponse>>("ResponseBody::RemoveNodeResponse", pos),
           ResponseBody::ReplicaLogsResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<ReplicaLogsResponse>>("ResponseBody::ReplicaLogsResponse", pos),
+          ResponseBody::SegmentChecksResponse => v.verify_union_variant::<::flatbuffers::ForwardsUOffset<SegmentChecksResponse>>("ResponseBody::SegmentChecksResponse", pos),
           _ => Ok(()),
         }
      })?
@@ -17569,6 +18133,13 @@ impl ::core::fmt::Debug for Response<'_> {
         },
         ResponseBody::ReplicaLogsResponse => {
           if let Some(x) = self.body_as_replica_logs_response() {
+            ds.field("body", &x)
+          } else {
+            ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
+          }
+        },
+        ResponseBody::SegmentChecksResponse => {
+          if let Some(x) = self.body_as_segment_checks_response() {
             ds.field("body", &x)
           } else {
             ds.field("body", &"InvalidFlatbuffer: Union discriminant does not match value.")
