@@ -49,7 +49,13 @@ fn produce(c: &mut Criterion) {
 
 fn fetch(c: &mut Criterion) {
     let partition = |p| FetchPartition { partition: place(p), offset: 5, max_bytes: 1 << 20, leader_epoch: Some(1) };
-    let fetch = Fetch { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 24, partitions: (0..1000).map(partition).collect() };
+    let fetch = Fetch {
+        max_wait_ms: 500,
+        min_bytes: 1,
+        max_bytes: 1 << 24,
+        partitions: (0..1000).map(partition).collect(),
+        from: ReadFrom::Leader,
+    };
     let request = Request::Fetch(fetch);
     let mut encoder = RequestEncoder::new();
     let mut out = vec![];

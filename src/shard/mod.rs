@@ -47,6 +47,7 @@ pub mod offsets;
 pub mod partition_cell;
 pub mod pending;
 pub mod produce;
+pub mod read_replica;
 pub mod reader;
 pub mod receipt;
 pub mod replica;
