@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use corelane::request::{Acks, Appended, Fetch, FetchPartition, Produce, ProduceBatch, ProduceResult, Request, Response};
+use corelane::request::{Acks, Appended, Fetch, FetchPartition, Produce, ProduceBatch, ProduceResult, ReadFrom, Request, Response};
 use corelane::types::{TopicId, TopicPartition};
 use corelane::wire::{self, PREFIX_LEN, RequestEncoder, ResponseEncoder};
 use criterion::{Criterion, criterion_group, criterion_main};

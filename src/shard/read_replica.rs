@@ -70,3 +70,74 @@ fn preferred(
     // Of several that have as much the one with the smallest id: who asks again is sent to the same one.
     ends.iter().filter(may_be_read).max_by_key(|(node, end)| (*end, std::cmp::Reverse(*node))).map(|(node, _)| *node)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster::node::tests::registration;
+    use crate::cluster::{Catalogue, Command};
+    use crate::replication::IsrChange;
+    use crate::types::TopicId;
+
+    const PARTITION: TopicPartition = TopicPartition { topic: TopicId([8; 16]), partition: 0 };
+
+    /// Six nodes, two in each of three racks, and a partition that they all have.
+    fn catalogue() -> Catalogue {
+        let mut catalogue = Catalogue::new();
+        for node in 0..6 {
+            catalogue.apply(&Command::RegisterNode(Box::new(registration(node)))).unwrap();
+        }
+        let topic = PARTITION.topic;
+        catalogue
+            .apply(&Command::CreateTopic { id: topic, name: "t".into(), partitions: 1, replication_factor: 6, config: vec![] })
+            .unwrap();
+        catalogue
+    }
+
+    fn rack(node: NodeId) -> String {
+        format!("rack-{}", node % 3)
+    }
+
+    #[test]
+    fn of_the_followers_in_the_rack_the_one_with_the_most_is_read() {
+        let mut catalogue = catalogue();
+        let leader = catalogue.view().partition(&PARTITION).unwrap().leader.unwrap();
+        let [a, b] = [(leader + 1) % 3, (leader + 1) % 3 + 3];
+        let others = |end_of_a, end_of_b| -> Vec<(NodeId, Offset)> {
+            let end = |node| {
+                if node == a {
+                    end_of_a
+                } else if node == b {
+                    end_of_b
+                } else {
+                    100
+                }
+            };
+            (0..6).filter(|node| *node != leader).map(|node| (node, end(node))).collect()
+        };
+        let ask = |catalogue: &Catalogue, rack: &str, offset, ends: &[(NodeId, Offset)]| {
+            preferred(catalogue.view(), leader, &PARTITION, rack, offset, ends)
+        };
+        assert_eq!(ask(&catalogue, &rack(a), 50, &others(100, 100)), Some(a), "the same one each time");
+        assert_eq!(ask(&catalogue, &rack(a), 50, &others(99, 100)), Some(b));
+        assert_eq!(ask(&catalogue, &rack(a), 100, &others(99, 100)), Some(b), "the end of the log will do");
+        assert_eq!(ask(&catalogue, &rack(a), 101, &others(99, 100)), None);
+        assert_eq!(ask(&catalogue, &rack(a), 50, &[(leader, 100)]), None, "of no follower anything is known");
+        assert_eq!(ask(&catalogue, &rack(leader), 50, &others(100, 100)), None, "the leader is in the rack, as another one is");
+        assert_eq!(ask(&catalogue, "elsewhere", 50, &others(100, 100)), None);
+        assert_eq!(
+            preferred(catalogue.view(), a, &PARTITION, &rack(leader), 50, &others(100, 100)),
+            None,
+            "who does not lead sends nobody away"
+        );
+
+        let record = catalogue.view().partition(&PARTITION).unwrap().clone();
+        let (leader_epoch, version) = (record.leader_epoch, record.version);
+        let change = IsrChange { leader, leader_epoch, version, leave: vec![b], join: vec![] };
+        catalogue.apply(&Command::ChangeIsr { partition: PARTITION, change }).unwrap();
+        assert_eq!(ask(&catalogue, &rack(a), 50, &others(99, 100)), Some(a), "the other one is not in sync");
+        let node_epoch = catalogue.view().node(a).unwrap().epoch;
+        catalogue.apply(&Command::DrainNode { node: a, node_epoch }).unwrap();
+        assert_eq!(ask(&catalogue, &rack(a), 50, &others(99, 100)), None, "it is about to stop");
+    }
+}
