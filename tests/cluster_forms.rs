@@ -4,7 +4,7 @@
 mod places;
 mod support;
 
-use std::process::Child;
+use std::process::{Child, Command};
 use std::time::Duration;
 
 use places::{Place, SHARDS, command, create, scratch};
