@@ -3,7 +3,7 @@
 
 use std::hint::black_box;
 
-use corelane::request::{Acks, Appended, Fetch, FetchPartition, Produce, ProduceBatch, ProduceResult, Request, Response};
+use corelane::request::{Acks, Appended, Fetch, FetchPartition, Produce, ProduceBatch, ProduceResult, ReadFrom, Request, Response};
 use corelane::types::{TopicId, TopicPartition};
 use corelane::wire::{self, PREFIX_LEN, RequestEncoder, ResponseEncoder};
 use criterion::{Criterion, criterion_group, criterion_main};
@@ -49,7 +49,13 @@ fn produce(c: &mut Criterion) {
 
 fn fetch(c: &mut Criterion) {
     let partition = |p| FetchPartition { partition: place(p), offset: 5, max_bytes: 1 << 20, leader_epoch: Some(1) };
-    let fetch = Fetch { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 24, partitions: (0..1000).map(partition).collect() };
+    let fetch = Fetch {
+        max_wait_ms: 500,
+        min_bytes: 1,
+        max_bytes: 1 << 24,
+        partitions: (0..1000).map(partition).collect(),
+        from: ReadFrom::Leader,
+    };
     let request = Request::Fetch(fetch);
     let mut encoder = RequestEncoder::new();
     let mut out = vec![];

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use corelane::batch::{BatchBuilder, Compression};
-use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, Request, Response};
+use corelane::request::{Code, Fetch, FetchPartition, ListOffset, OffsetSpec, ReadFrom, Request, Response};
 use corelane::types::{TopicId, TopicPartition};
 use support::{Broker, Connection, batch_of, eventually, produce_one};
 
@@ -126,7 +126,16 @@ fn answers_come_whole_however_slowly_they_are_taken() {
         for n in 0..FETCHES {
             let partition = TopicPartition { topic, partition: n % 2 };
             let wanted = FetchPartition { partition, offset: 0, max_bytes: 16 << 20, leader_epoch: None };
-            sender.send(&Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 16 << 20, partitions: vec![wanted] }), &[]);
+            sender.send(
+                &Request::Fetch(Fetch {
+                    max_wait_ms: 0,
+                    min_bytes: 1,
+                    max_bytes: 16 << 20,
+                    partitions: vec![wanted],
+                    from: ReadFrom::Leader,
+                }),
+                &[],
+            );
             for _ in 0..SMALL {
                 sender.send(&Request::ListOffsets(vec![ListOffset { partition: tail, spec: OffsetSpec::Latest }]), &[]);
                 std::thread::sleep(Duration::from_micros(30));
@@ -429,7 +438,7 @@ fn a_partition_that_turns_out_damaged_does_not_keep_the_journal_from_being_used_
         connection.produce(damaged, &batch_of([value(0, n, 10_000)])).outcome.expect("appended");
     }
     let wanted = FetchPartition { partition: damaged, offset: 0, max_bytes: 1 << 20, leader_epoch: None };
-    let fetch = Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1 << 20, partitions: vec![wanted] };
+    let fetch = Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1 << 20, partitions: vec![wanted], from: ReadFrom::Leader };
     let (Response::Fetch(results), _) = connection.ask(&Request::Fetch(fetch), &[]) else { panic!("no answer to a fetch") };
     assert_eq!(results[0].outcome.as_ref().expect_err("damaged").code, Code::Quarantined);
     fill_ring(&broker, other);
@@ -469,7 +478,7 @@ fn a_batch_too_large_for_memory_is_read_through_another_shard() {
         };
         for front in 0..4 {
             let partitions = (0..4).map(|i| wanted((front + i) % 4)).collect();
-            let fetch = Fetch { max_wait_ms: 1000, min_bytes: 1, max_bytes: 1 << 20, partitions };
+            let fetch = Fetch { max_wait_ms: 1000, min_bytes: 1, max_bytes: 1 << 20, partitions, from: ReadFrom::Leader };
             let (Response::Fetch(results), payload) = connection.ask(&Request::Fetch(fetch), &[]) else { panic!("no answer to a fetch") };
             let bytes: usize = results.iter().map(|r| r.outcome.as_ref().expect("fetched").bytes as usize).sum();
             assert_eq!(bytes, payload.len());

@@ -5,7 +5,7 @@ mod support;
 use std::time::Duration;
 
 use corelane::limits::{MAX_FETCH_BYTES, MAX_QUEUED_ANSWER};
-use corelane::request::{Fetch, FetchPartition, OffsetSpec, Request, Response};
+use corelane::request::{Fetch, FetchPartition, OffsetSpec, ReadFrom, Request, Response};
 use corelane::types::TopicPartition;
 use support::{Broker, batch_of, eventually};
 
@@ -15,7 +15,7 @@ const BATCH: usize = 5_000_000;
 
 fn much(partition: TopicPartition) -> Request {
     let wanted = FetchPartition { partition, offset: 0, max_bytes: MAX_FETCH_BYTES, leader_epoch: None };
-    Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: MAX_FETCH_BYTES, partitions: vec![wanted] })
+    Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: MAX_FETCH_BYTES, partitions: vec![wanted], from: ReadFrom::Leader })
 }
 
 #[test]

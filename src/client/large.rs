@@ -17,7 +17,7 @@ use super::receive::Receiver;
 use crate::batch::{BatchError, BatchHeader, CRC_START, RecordHead, StreamedBatch, decode, split_batch};
 use crate::checksum::Crc32c;
 use crate::limits;
-use crate::request::{Acks, Code, Fetch, FetchPartition, Produce, ProduceBatch, Refusal, Request, Response};
+use crate::request::{Acks, Code, Fetch, FetchPartition, Produce, ProduceBatch, ReadFrom, Refusal, Request, Response};
 use crate::types::{Offset, Timestamp, TopicPartition};
 use crate::wire::{PREFIX_LEN, RequestEncoder, decode_response, encode_request, peek_response};
 
@@ -294,7 +294,7 @@ async fn open_once(brokers: &Brokers, topic: &str, partition: u32, offset: Offse
     let (mut stream, _, mut receiver) = open_stream(&address, &brokers.settings.connection).await?;
     let place = TopicPartition { topic: found.id, partition };
     let wanted = FetchPartition { partition: place, offset, max_bytes: 1, leader_epoch: None };
-    let request = Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1, partitions: vec![wanted] });
+    let request = Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1, partitions: vec![wanted], from: ReadFrom::Leader });
     let mut head = Vec::new();
     encode_request(&mut RequestEncoder::new(), 1, &request, 0, &mut head).map_err(|e| ClientError::Invalid(e.to_string()))?;
     let answer = async {

@@ -75,7 +75,7 @@ mod tests {
     use crate::wire::{ResponseEncoder, decode_response, encode_response};
 
     fn frame(correlation: u64, payload: &[u8]) -> Vec<u8> {
-        let fetched = Fetched { high_watermark: 0, log_start: 0, bytes: payload.len() as u32 };
+        let fetched = Fetched { high_watermark: 0, log_start: 0, bytes: payload.len() as u32, preferred: None };
         let partition = TopicPartition { topic: TopicId([0; 16]), partition: 0 };
         let mut out = vec![];
         let response = Response::Fetch(vec![FetchResult { partition, outcome: Ok(fetched) }]);

@@ -20,6 +20,8 @@ pub struct FetchRequest<'a> {
     pub session_id: i32,
     /// By topic, in order of preference.
     pub topics: Vec<FetchTopic<'a>>,
+    /// The client's rack; empty of one that has none, `None` before version 11, in which followers are read for the first time.
+    pub rack: Option<&'a str>,
 }
 
 /// What is to be read of one topic.
@@ -79,11 +81,9 @@ pub fn decode_fetch<'a>(mut reader: Reader<'a>, version: i16) -> Result<FetchReq
             r.tags()?;
         }
     }
-    if version >= 11 {
-        let _rack = r.string()?;
-    }
+    let rack = if version >= 11 { Some(r.string()?) } else { None };
     r.tags()?;
-    Ok(FetchRequest { max_wait_ms, min_bytes, max_bytes, session_id, topics })
+    Ok(FetchRequest { max_wait_ms, min_bytes, max_bytes, session_id, topics, rack })
 }
 
 fn partition(r: &mut Reader<'_>, version: i16) -> Result<FetchPartition, DecodeError> {
@@ -114,6 +114,8 @@ pub struct FetchedPartition {
     pub log_start: Offset,
     /// Bytes of batches that go with it.
     pub bytes: usize,
+    /// The broker that is to be read from now on, in the place of batches; said from version 11 on.
+    pub preferred: Option<u32>,
 }
 
 /// An answer in the making: what is written here and the batches, which are somewhere else, take turns.
@@ -160,8 +162,7 @@ impl FetchAnswerWriter {
         // No transaction was aborted.
         w.count(0);
         if self.version >= 11 {
-            // No other replica is to be read.
-            w.i32(-1);
+            w.i32(partition.preferred.map_or(-1, |broker| broker as i32));
         }
         w.bytes_len(partition.bytes);
     }
@@ -261,7 +262,8 @@ mod tests {
                 FetchTopic { name: "empty", partitions: vec![] },
             ];
             let session_id = if version >= 7 { 8 } else { 0 };
-            assert_eq!(read, FetchRequest { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 20, session_id, topics });
+            let rack = (version >= 11).then_some("a rack");
+            assert_eq!(read, FetchRequest { max_wait_ms: 500, min_bytes: 1, max_bytes: 1 << 20, session_id, topics, rack });
         }
     }
 
@@ -271,12 +273,21 @@ mod tests {
             let flexible = messages::FetchResponse::header_version(version) == 1;
             let mut writer = FetchAnswerWriter::new(4, version, flexible, 0, 2);
             let mut parts = Vec::new();
-            writer.begin_topic("orders", 2);
-            writer.begin_partition(&FetchedPartition { index: 0, error: 0, high_watermark: 90, log_start: 10, bytes: 6 });
+            writer.begin_topic("orders", 3);
+            writer.begin_partition(&FetchedPartition { index: 0, error: 0, high_watermark: 90, log_start: 10, bytes: 6, preferred: None });
             parts.push(writer.give_out(6));
             parts.push(b"batch!".to_vec());
             writer.end_partition();
-            writer.begin_partition(&FetchedPartition { index: 3, error: 1, high_watermark: -1, log_start: -1, bytes: 0 });
+            writer.begin_partition(&FetchedPartition { index: 3, error: 1, high_watermark: -1, log_start: -1, bytes: 0, preferred: None });
+            writer.end_partition();
+            writer.begin_partition(&FetchedPartition {
+                index: 4,
+                error: 0,
+                high_watermark: 7,
+                log_start: 0,
+                bytes: 0,
+                preferred: Some(2049),
+            });
             writer.end_partition();
             writer.end_topic();
             writer.begin_topic("empty", 0);
@@ -302,7 +313,8 @@ mod tests {
                 }
                 data
             };
-            let orders = vec![data(0, 90, 10, b"batch!"), data(3, -1, -1, b"").with_error_code(1)];
+            let elsewhere = data(4, 7, 0, b"").with_preferred_read_replica(if version >= 11 { 2049 } else { -1 }.into());
+            let orders = vec![data(0, 90, 10, b"batch!"), data(3, -1, -1, b"").with_error_code(1), elsewhere];
             let topic = |text, data| FetchableTopicResponse::default().with_topic(name(text)).with_partitions(data);
             let expected = messages::FetchResponse::default().with_responses(vec![topic("orders", orders), topic("empty", vec![])]);
             assert_eq!(answer, expected, "version {version}");

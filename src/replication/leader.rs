@@ -263,6 +263,12 @@ impl Leader {
         behind.map(|f| (f.replica.node, f.durable_end, self.record.in_sync(f.replica.node)))
     }
 
+    /// Followers whose streams flow and how far each is known to have the log, for readers that are to be sent to one.
+    pub fn follower_ends(&self) -> impl Iterator<Item = (NodeId, Offset)> + '_ {
+        let flowing = self.followers.iter().filter(|f| f.phase == Phase::Shipping);
+        flowing.filter_map(|f| f.durable_end.map(|end| (f.replica.node, end)))
+    }
+
     /// When [`Leader::poll`] has something to do, if nothing else happens; `None` of a partition whose followers are all at its end.
     pub fn next_timeout(&self) -> Option<Millis> {
         let proposal = match &self.pending {

@@ -10,6 +10,7 @@ pub mod group;
 mod group_error;
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use self::cluster::{ClusterAnswer, ClusterRequest};
 use self::group::{GroupAnswer, GroupError, GroupRequest};
@@ -128,6 +129,20 @@ pub struct Fetch {
     pub max_bytes: u32,
     /// In order of preference.
     pub partitions: Vec<FetchPartition>,
+    /// Who may answer.
+    pub from: ReadFrom,
+}
+
+/// Which replicas may answer a fetch.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub enum ReadFrom {
+    /// The leader.
+    #[default]
+    Leader,
+    /// A follower that is in sync too: up to the watermark that it knows.
+    InSync,
+    /// As [`ReadFrom::InSync`], and a leader that is not in this rack names an in-sync follower that is, in the place of records.
+    Rack(Arc<str>),
 }
 
 /// One partition of a fetch.
@@ -384,6 +399,8 @@ pub struct Fetched {
     pub log_start: Offset,
     /// Bytes of whole batches in the payload.
     pub bytes: u32,
+    /// Advertised id of the broker that is to be asked from now on, in the place of records.
+    pub preferred: Option<u32>,
 }
 
 /// The answer to one [`ListOffset`].

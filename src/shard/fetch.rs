@@ -10,7 +10,7 @@ use crate::limits;
 use crate::log::segment::FIRST_POSITION;
 use crate::metrics::Counter;
 use crate::request::{
-    Code, Fetch, FetchPartition, FetchResult, Fetched, ListOffset, ListOffsetResult, OffsetSpec, Refusal, Request, Response,
+    Code, Fetch, FetchPartition, FetchResult, Fetched, ListOffset, ListOffsetResult, OffsetSpec, ReadFrom, Refusal, Request, Response,
 };
 use crate::shard::budget::Building;
 use crate::shard::buffer::Piece;
@@ -20,6 +20,7 @@ use crate::shard::mesh::{MeshReply, SegmentPart, shard_gone};
 use crate::shard::net::{Outgoing, Sender, Turn};
 use crate::shard::offsets::list_offsets;
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::read_replica;
 use crate::shard::write_behind;
 
 /// An answer: one result for each partition asked, and the bytes in the same order.
@@ -62,9 +63,14 @@ impl FetchAnswer {
         self.pieces.push(piece);
     }
 
-    /// Whether the client should hear of it at once: enough bytes, as many as there may be, or a refusal.
+    /// Whether the client should hear of it at once: enough bytes, as many as there may be, a refusal, or that it should ask somebody else.
     fn is_enough(&self, min_bytes: usize) -> bool {
-        self.bytes >= min_bytes.min(self.most) || self.is_cut || self.results.iter().any(|r| r.outcome.is_err())
+        let is_news = |result: &FetchResult| match &result.outcome {
+            Ok(fetched) => fetched.preferred.is_some(),
+            // A follower hears of the watermark in a moment, which ends the wait as records do.
+            Err(refusal) => refusal.code != Code::OffsetNotAvailable,
+        };
+        self.bytes >= min_bytes.min(self.most) || self.is_cut || self.results.iter().any(is_news)
     }
 }
 
@@ -164,7 +170,7 @@ async fn read_now(context: &Rc<Context>, request: &Fetch, cells: &[Option<Rc<Par
     for (wanted, cell) in request.partitions.iter().zip(cells) {
         let outcome = match cell {
             None => Err(context.unknown(&wanted.partition)),
-            Some(cell) => read_partition(context, cell, wanted, &mut answer).await,
+            Some(cell) => read_partition(context, cell, wanted, &request.from, &mut answer).await,
         };
         answer.results.push(FetchResult { partition: wanted.partition, outcome });
     }
@@ -176,17 +182,25 @@ async fn read_partition(
     context: &Rc<Context>,
     cell: &Rc<PartitionCell>,
     wanted: &FetchPartition,
+    from: &ReadFrom,
     answer: &mut FetchAnswer,
 ) -> Result<Fetched, Refusal> {
-    if let Some(refusal) = cell.not_served() {
-        return Err(refusal);
-    }
+    read_replica::check_readable(context, cell, from)?;
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
+    let preferred = read_replica::preferred_broker(context, cell, wanted.offset, from);
+    if preferred.is_some() {
+        return Ok(Fetched { high_watermark, log_start, bytes: 0, preferred });
+    }
+    let cuts = cell.cuts.get();
     let mut taken = 0;
     let mut records = 0;
     let mut offset = wanted.offset;
     let is_first = answer.bytes == 0;
     while offset < high_watermark {
+        if cell.cuts.get() != cuts {
+            // What is there now is of another past, and this watermark is not its.
+            break;
+        }
         let left = answer.room(context).min((wanted.max_bytes as usize).saturating_sub(taken));
         let at_least_one = taken == 0 && is_first;
         if left == 0 && !at_least_one {
@@ -237,6 +251,9 @@ async fn read_partition(
             Err(refusal) => return Err(refusal),
         };
         context.store.reader.read_ahead(&context.store, cell, &run);
+        if cell.cuts.get() != cuts {
+            break;
+        }
         // Others may have taken the room meanwhile.
         let left = left.min(answer.room(context));
         let range = run.from(offset, left.max(1), high_watermark);
@@ -258,11 +275,14 @@ async fn read_partition(
         });
         offset = end;
     }
+    if taken == 0 && cell.cuts.get() != cuts {
+        return Err(cell.refusal(Code::OffsetNotAvailable, "its log was cut while it was read"));
+    }
     answer.is_cut |= answer.bytes > 0 && offset < high_watermark && answer.room(context) < answer.most.saturating_sub(answer.bytes);
     cell.metrics.count_out(records as u64, taken as u64);
     context.metrics.add(Counter::RecordsOut, records as u64);
     context.metrics.add(Counter::RecordBytesOut, taken as u64);
-    Ok(Fetched { high_watermark, log_start, bytes: taken as u32 })
+    Ok(Fetched { high_watermark, log_start, bytes: taken as u32, preferred: None })
 }
 
 fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i64), Refusal> {
@@ -281,6 +301,13 @@ fn check_bounds(cell: &PartitionCell, wanted: &FetchPartition) -> Result<(i64, i
     if wanted.offset < log_start || wanted.offset > machine.ladder().appended() {
         let message = format!("it has offsets {log_start} to {high_watermark}, not {}", wanted.offset);
         return Err(cell.refusal(Code::OffsetOutOfRange, message));
+    }
+    if wanted.offset > high_watermark && !cell.role().leads() {
+        let message = format!(
+            "this follower has heard of records up to offset {high_watermark} that they are committed, not up to {}",
+            wanted.offset
+        );
+        return Err(cell.refusal(Code::OffsetNotAvailable, message));
     }
     Ok((high_watermark, log_start))
 }
@@ -369,17 +396,34 @@ async fn bounds(context: &Rc<Context>, part: &Fetch) -> FetchAnswer {
     let ask = |wanted: &FetchPartition| specs.map(|spec| ListOffset { partition: wanted.partition, spec });
     let questions: Vec<_> = part.partitions.iter().flat_map(ask).collect();
     let found = list_offsets(context, &questions).await;
+    let followed = bounds_of_followed(context, part, &found, specs.len()).await;
     let result = |(wanted, found): (&FetchPartition, &[ListOffsetResult])| {
         let outcome = match found {
             [ListOffsetResult { outcome: Ok(start), .. }, ListOffsetResult { outcome: Ok(end), .. }] => {
-                Ok(Fetched { high_watermark: end.offset, log_start: start.offset, bytes: 0 })
+                Ok(Fetched { high_watermark: end.offset, log_start: start.offset, bytes: 0, preferred: None })
             }
             other => Err(other.iter().find_map(|one| one.outcome.clone().err()).unwrap_or_else(shard_gone)),
         };
-        FetchResult { partition: wanted.partition, outcome }
+        let known = followed.iter().find(|result| result.partition == wanted.partition);
+        known.cloned().unwrap_or(FetchResult { partition: wanted.partition, outcome })
     };
     let results = part.partitions.iter().zip(found.chunks(specs.len())).map(result).collect();
     FetchAnswer { results, ..FetchAnswer::new(context, usize::MAX) }
+}
+
+/// The same of partitions that this node only follows, whose offsets are the leader's to list: a read of one batch says it.
+async fn bounds_of_followed(context: &Rc<Context>, part: &Fetch, found: &[ListOffsetResult], each: usize) -> Vec<FetchResult> {
+    let is_led_elsewhere = |one: &ListOffsetResult| one.outcome.as_ref().is_err_and(|refusal| refusal.code == Code::NotLeader);
+    let followed = part.partitions.iter().zip(found.chunks(each)).filter(|(_, found)| found.iter().any(is_led_elsewhere));
+    let mut results = Vec::new();
+    for (wanted, _) in followed.filter(|_| part.from != ReadFrom::Leader) {
+        let read = Fetch { max_bytes: 1, partitions: vec![FetchPartition { max_bytes: 1, ..*wanted }], ..part.clone() };
+        results.extend(ask(context, context.owner(&wanted.partition), read).await.results.into_iter().map(|mut result| {
+            result.outcome = result.outcome.map(|fetched| Fetched { bytes: 0, ..fetched });
+            result
+        }));
+    }
+    results
 }
 
 /// Ends when one of the shards has enough, after `max_wait_ms` at the latest.

@@ -5,7 +5,8 @@ use std::rc::Rc;
 use crate::kafka::{
     self, Answering, FetchAnswerWriter, FetchedPartition, FrameError, FrameStart, Reader, RequestHead, kafka_code, put_length,
 };
-use crate::request::{Code, Fetch, FetchPartition, FetchResult};
+use crate::limits;
+use crate::request::{Code, Fetch, FetchPartition, FetchResult, ReadFrom};
 use crate::shard::context::Context;
 use crate::shard::fetch::{FetchAnswer, fetch};
 use crate::shard::kafka_exchange::Exchange;
@@ -54,7 +55,13 @@ pub fn plan(context: &Context, start: FrameStart, head: &RequestHead<'_>, body: 
     }
     // A client hears of an unknown topic at once.
     let max_wait_ms = if unknown { 0 } else { positive(request.max_wait_ms) };
-    let fetch = Fetch { max_wait_ms, min_bytes: positive(request.min_bytes), max_bytes: positive(request.max_bytes), partitions };
+    let from = match request.rack {
+        None => ReadFrom::Leader,
+        // No node is in a rack with a longer name.
+        Some(rack) if rack.is_empty() || rack.len() > limits::MAX_HOST_NAME => ReadFrom::InSync,
+        Some(rack) => ReadFrom::Rack(rack.into()),
+    };
+    let fetch = Fetch { max_wait_ms, min_bytes: positive(request.min_bytes), max_bytes: positive(request.max_bytes), partitions, from };
     Ok(PlannedFetch { start, correlation: head.correlation, session_id: request.session_id, fetch, topics })
 }
 
@@ -110,7 +117,14 @@ impl PlannedFetch {
 
 /// What a partition's part of the answer says before its batches.
 fn fetched(index: i32, outcome: Option<(&FetchPartition, Option<FetchResult>)>) -> FetchedPartition {
-    let refused = |code| FetchedPartition { index, error: kafka_code(code, Answering::Read), high_watermark: -1, log_start: -1, bytes: 0 };
+    let refused = |code| FetchedPartition {
+        index,
+        error: kafka_code(code, Answering::Read),
+        high_watermark: -1,
+        log_start: -1,
+        bytes: 0,
+        preferred: None,
+    };
     match outcome {
         None => refused(Code::UnknownTopicOrPartition),
         Some((_, Some(FetchResult { outcome: Ok(fetched), .. }))) => FetchedPartition {
@@ -119,6 +133,7 @@ fn fetched(index: i32, outcome: Option<(&FetchPartition, Option<FetchResult>)>) 
             high_watermark: fetched.high_watermark,
             log_start: fetched.log_start,
             bytes: fetched.bytes as usize,
+            preferred: fetched.preferred,
         },
         Some((_, Some(FetchResult { outcome: Err(refusal), .. }))) => refused(refusal.code),
         Some((_, None)) => refused(Code::Internal),

@@ -49,6 +49,7 @@ pub mod pending;
 pub mod pieces;
 pub mod produce;
 pub mod read_fault;
+pub mod read_replica;
 pub mod reader;
 pub mod receipt;
 pub mod replica;

@@ -13,6 +13,7 @@ use crate::log::segment::SegmentInfo;
 use crate::log::verification::Verification;
 use crate::metrics::TopicMetrics;
 use crate::partition::{Partition, Sealed, Settings};
+use crate::replication::NodeId;
 use crate::request::{Acks, Appended, Code, Refusal};
 use crate::shard::disk::Disk;
 use crate::shard::event::Event;
@@ -45,6 +46,8 @@ pub struct PartitionCell {
     pub enough_replicas: Cell<bool>,
     /// Where consumers' view ends is known: the watermark has reached where the leader's epoch begins, and the lease goes on.
     pub latest_is_known: Cell<bool>,
+    /// Of a leader: its followers, and up to where each is known to have the log on its disk.
+    pub follower_ends: RefCell<Vec<(NodeId, Offset)>>,
     /// Notified when the device has more of the log ([`PartitionCell::level_end`], the durable end).
     pub reached: Event,
     role: Cell<Role>,
@@ -206,6 +209,7 @@ impl PartitionCell {
             appended: Event::default(),
             enough_replicas: Cell::new(true),
             latest_is_known: Cell::new(role == Role::Alone),
+            follower_ends: RefCell::default(),
             reached: Event::default(),
             role: Cell::new(role),
             told_watermark: Cell::new(machine.ladder().committed()),

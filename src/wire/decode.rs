@@ -9,8 +9,8 @@ use super::{NO_LEADER, cluster, generated as g, groups, verified};
 use crate::request::{
     Acks, AlterTopic, Appended, Broker, Code, ConfigEntry, CreateTopic, DeleteRecords, DeleteRecordsResult, EpochEnd, EpochEndResult,
     EpochQuestion, Fetch, FetchPartition, FetchResult, Fetched, FoundOffset, ListOffset, ListOffsetResult, Metadata, MetadataRequest,
-    OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, Refusal, ReplicaLists, Request, Response, TopicDescription,
-    TopicMetadata, TopicPartitions,
+    OffsetSpec, PartitionMetadata, Produce, ProduceBatch, ProduceResult, ReadFrom, Refusal, ReplicaLists, Request, Response,
+    TopicDescription, TopicMetadata, TopicPartitions,
 };
 use crate::types::{Durability, TopicId, TopicPartition};
 
@@ -238,7 +238,13 @@ fn fetch_of(fetch: &g::FetchRequest<'_>) -> Result<Fetch, Fault> {
             leader_epoch,
         });
     }
-    Ok(Fetch { max_wait_ms: fetch.max_wait_ms(), min_bytes: fetch.min_bytes(), max_bytes: fetch.max_bytes(), partitions })
+    Ok(Fetch {
+        max_wait_ms: fetch.max_wait_ms(),
+        min_bytes: fetch.min_bytes(),
+        max_bytes: fetch.max_bytes(),
+        partitions,
+        from: ReadFrom::Leader,
+    })
 }
 
 fn question_of(question: &g::OffsetQuestion) -> Result<ListOffset, Fault> {
@@ -354,7 +360,8 @@ fn fetch_results_of(fetch: &g::FetchResponse<'_>, payload_len: usize) -> Result<
     let mut sum = 0;
     let mut results = Vec::with_capacity(list.len());
     for (index, r) in list.iter().enumerate() {
-        let outcome = refusals.outcome(index, Fetched { high_watermark: r.high_watermark(), log_start: r.log_start(), bytes: r.bytes() });
+        let outcome = refusals
+            .outcome(index, Fetched { high_watermark: r.high_watermark(), log_start: r.log_start(), bytes: r.bytes(), preferred: None });
         sum += outcome.as_ref().map_or(0, |fetched| fetched.bytes as usize);
         results.push(FetchResult { partition: partition(r.topic(), r.partition()), outcome });
     }

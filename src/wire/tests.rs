@@ -44,7 +44,7 @@ fn fetch() -> impl Strategy<Value = Request> {
     let partition = (place(), any::<i64>(), any::<u32>(), proptest::option::of(0..i32::MAX))
         .prop_map(|(partition, offset, max_bytes, leader_epoch)| FetchPartition { partition, offset, max_bytes, leader_epoch });
     (any::<[u32; 3]>(), vec(partition, 0..5)).prop_map(|([max_wait_ms, min_bytes, max_bytes], partitions)| {
-        Request::Fetch(Fetch { max_wait_ms, min_bytes, max_bytes, partitions })
+        Request::Fetch(Fetch { max_wait_ms, min_bytes, max_bytes, partitions, from: ReadFrom::Leader })
     })
 }
 
@@ -128,8 +128,12 @@ fn response() -> impl Strategy<Value = (Response, usize)> {
     let appended =
         any::<[i64; 3]>().prop_map(|[base_offset, log_append_time, log_start]| Appended { base_offset, log_append_time, log_start });
     let produced = (place(), outcome(appended)).prop_map(|(partition, outcome)| ProduceResult { partition, outcome });
-    let fetched =
-        (any::<[i64; 2]>(), 0u32..9000).prop_map(|([high_watermark, log_start], bytes)| Fetched { high_watermark, log_start, bytes });
+    let fetched = (any::<[i64; 2]>(), 0u32..9000).prop_map(|([high_watermark, log_start], bytes)| Fetched {
+        high_watermark,
+        log_start,
+        bytes,
+        preferred: None,
+    });
     let fetched = (place(), outcome(fetched)).prop_map(|(partition, outcome)| FetchResult { partition, outcome });
     let found = (any::<[i64; 2]>(), proptest::option::of(0..i32::MAX)).prop_map(|([offset, timestamp], leader_epoch)| FoundOffset {
         offset,
@@ -314,7 +318,7 @@ fn unknown_enums_and_misplaced_payloads_are_refused() {
     assert!(decode_request(&frame[PREFIX_LEN..], 1).unwrap_err().to_string().contains("payload"));
     let frame = response_frame(1, &Response::TopicDeleted, 0);
     assert!(decode_response(&frame[PREFIX_LEN..], 1).unwrap_err().to_string().contains("payload"));
-    let fetched = Fetched { high_watermark: 1, log_start: 0, bytes: 10 };
+    let fetched = Fetched { high_watermark: 1, log_start: 0, bytes: 10, preferred: None };
     let results = vec![FetchResult { partition: TopicPartition { topic: TopicId([0; 16]), partition: 0 }, outcome: Ok(fetched) }];
     let frame = response_frame(1, &Response::Fetch(results), 10);
     assert!(decode_response(&frame[PREFIX_LEN..], 9).unwrap_err().to_string().contains("divide 10"));

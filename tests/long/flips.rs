@@ -18,7 +18,7 @@ use corelane::log::index::{INDEX_ENTRY_LEN, entry_position};
 use corelane::log::inspect::{VerifyReport, inspect_segment, verify};
 use corelane::log::journal::{parse_group, peek_group};
 use corelane::log::paths::{self, PartitionFile};
-use corelane::request::{Code, Fetch, FetchPartition, Request, Response};
+use corelane::request::{Code, Fetch, FetchPartition, ReadFrom, Request, Response};
 use corelane::shard::blocking_files::BlockingFiles;
 use corelane::types::{Offset, TopicPartition};
 
@@ -272,7 +272,7 @@ impl Store {
 
 fn fetch(connection: &mut Connection, partition: TopicPartition, offset: Offset) -> Result<bytes::Bytes, Code> {
     let wanted = FetchPartition { partition, offset, max_bytes: 1, leader_epoch: None };
-    let fetch = Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1, partitions: vec![wanted] };
+    let fetch = Fetch { max_wait_ms: 0, min_bytes: 1, max_bytes: 1, partitions: vec![wanted], from: ReadFrom::Leader };
     match connection.ask(&Request::Fetch(fetch), &[]) {
         (Response::Fetch(mut results), payload) => results.remove(0).outcome.map(|_| payload).map_err(|refusal| refusal.code),
         (Response::Refused(refusal), _) => Err(refusal.code),

@@ -185,7 +185,7 @@ impl State {
                 let before = payload.len();
                 let batches = log.batches.iter().filter(|(_, bytes)| BatchHeader::parse(bytes).unwrap().next_offset() > wanted.offset);
                 batches.take(3).for_each(|(_, bytes)| payload.extend_from_slice(bytes));
-                Fetched { high_watermark: log.end, log_start: 0, bytes: (payload.len() - before) as u32 }
+                Fetched { high_watermark: log.end, log_start: 0, bytes: (payload.len() - before) as u32, preferred: None }
             });
             FetchResult { partition: wanted.partition, outcome }
         });

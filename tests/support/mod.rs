@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use corelane::batch::{self, BatchBuilder, BatchIter, Compression};
 use corelane::request::{
-    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, Refusal,
-    Request, Response,
+    Acks, CreateTopic, Fetch, FetchPartition, ListOffset, MetadataRequest, OffsetSpec, Produce, ProduceBatch, ProduceResult, ReadFrom,
+    Refusal, Request, Response,
 };
 use corelane::types::{Offset, TopicId, TopicPartition};
 use corelane::wire::handshake::{self, Hello};
@@ -258,7 +258,7 @@ impl Connection {
     /// Whole batches from `offset` on, as bytes, and the watermark.
     pub fn fetch(&mut self, partition: TopicPartition, offset: Offset, max_bytes: u32, max_wait_ms: u32) -> (Bytes, Offset) {
         let wanted = FetchPartition { partition, offset, max_bytes, leader_epoch: None };
-        let fetch = Fetch { max_wait_ms, min_bytes: 1, max_bytes, partitions: vec![wanted] };
+        let fetch = Fetch { max_wait_ms, min_bytes: 1, max_bytes, partitions: vec![wanted], from: ReadFrom::Leader };
         match self.ask(&Request::Fetch(fetch), &[]) {
             (Response::Fetch(mut results), payload) => {
                 let fetched = results.remove(0).outcome.unwrap_or_else(|e| panic!("fetch of {partition} at {offset}: {e}"));
@@ -272,7 +272,10 @@ impl Connection {
     /// Reads one batch of a partition, or hears why not.
     pub fn try_fetch(&mut self, partition: TopicPartition, offset: Offset) -> Result<Bytes, Refusal> {
         let wanted = FetchPartition { partition, offset, max_bytes: 1, leader_epoch: None };
-        match self.ask(&Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes: 1, partitions: vec![wanted] }), &[]) {
+        match self.ask(
+            &Request::Fetch(Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes: 1, partitions: vec![wanted], from: ReadFrom::Leader }),
+            &[],
+        ) {
             (Response::Fetch(mut results), payload) => results.remove(0).outcome.map(|_| payload),
             (other, _) => panic!("{other:?}"),
         }

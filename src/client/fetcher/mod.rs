@@ -20,7 +20,7 @@ use super::backoff::Backoff;
 use super::error::{ClientError, ConsumeError};
 use super::session::Micros;
 use crate::batch::{BatchHeader, split_batch};
-use crate::request::{Code, Fetch, FetchPartition, FetchResult};
+use crate::request::{Code, Fetch, FetchPartition, FetchResult, ReadFrom};
 use crate::types::{Offset, TopicPartition};
 
 /// While a leader is looked for, it is asked about at least so often, microseconds: an election is over in a moment, and nobody tells.
@@ -341,7 +341,7 @@ impl Fetcher {
         self.reserved += reserved;
         *self.in_flight.entry(broker).or_default() += 1;
         let Settings { max_wait_ms, min_bytes, .. } = self.settings;
-        Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions }, asked))
+        Some((Fetch { max_wait_ms, min_bytes, max_bytes: reserved as u32, partitions, from: ReadFrom::Leader }, asked))
     }
 
     /// The answer to a request, or the failure in its place.

@@ -47,7 +47,7 @@ fn answer(parts: &[(u32, Result<Bytes, Code>)]) -> Result<(Vec<FetchResult>, Byt
         outcome: match outcome {
             Ok(bytes) => {
                 payload.extend_from_slice(bytes);
-                Ok(Fetched { high_watermark: 100, log_start: 0, bytes: bytes.len() as u32 })
+                Ok(Fetched { high_watermark: 100, log_start: 0, bytes: bytes.len() as u32, preferred: None })
             }
             Err(code) => Err(Refusal::new(*code, "refused")),
         },

@@ -11,7 +11,7 @@ use crate::batch::{self, BatchIter};
 use crate::group::{Coordinator, Settings};
 use crate::limits;
 use crate::metrics::Counter;
-use crate::request::{Fetch, FetchPartition};
+use crate::request::{Fetch, FetchPartition, ReadFrom};
 use crate::shard::context::Context;
 use crate::shard::fetch::fetch_mine;
 use crate::shard::partition_cell::PartitionCell;
@@ -94,7 +94,8 @@ async fn wait_for_all(context: &Context, cell: &PartitionCell, epoch: LeaderEpoc
 async fn read(context: &Rc<Context>, partition: TopicPartition, offset: Offset) -> Result<Vec<u8>, String> {
     let max_bytes = limits::GROUP_LOAD_BYTES;
     let wanted = FetchPartition { partition, offset, max_bytes, leader_epoch: None };
-    let answer = fetch_mine(context, &Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes, partitions: vec![wanted] }).await;
+    let answer =
+        fetch_mine(context, &Fetch { max_wait_ms: 0, min_bytes: 0, max_bytes, partitions: vec![wanted], from: ReadFrom::Leader }).await;
     answer.results.first().map_or(Ok(()), |result| result.outcome.as_ref().map(drop).map_err(ToString::to_string))?;
     let mut bytes = Vec::with_capacity(answer.bytes);
     for piece in &answer.pieces {

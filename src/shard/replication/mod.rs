@@ -125,6 +125,11 @@ impl Replication {
         self.lease.until.load(Ordering::Relaxed)
     }
 
+    /// Whether this node may take itself for a member of the cluster that is there.
+    pub fn holds_lease(&self) -> bool {
+        self.lease.holds()
+    }
+
     /// A moment of the machines' clock.
     pub fn moment(&self, at: Millis) -> Instant {
         self.lease.begun + Duration::from_millis(at)

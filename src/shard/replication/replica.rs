@@ -297,6 +297,9 @@ impl Life {
         self.execute(&mut effects, &Bytes::new()).await;
         if let Some(Machine::Leader(leader)) = &self.machine {
             self.replica.cell.latest_is_known.set(leader.may_acknowledge(self.context.replication.now()));
+            let mut ends = self.replica.cell.follower_ends.borrow_mut();
+            ends.clear();
+            ends.extend(leader.follower_ends());
         }
         self.replica.cell.expire(Instant::now());
         self.drop_stale_incoming().await;
