@@ -84,7 +84,7 @@ mod tests {
         assert_eq!(around(&epochs, 100).0, Some(11), "records of 11 may go on");
         assert!(begin(&mut epochs, 14, 130, 100));
         assert_eq!(epochs, [(3, 0), (11, 60), (14, 130)], "a promise that a later one covers");
-        assert!(!begin(&mut epochs, 14, 130, 100) && !begin(&mut epochs, 9, 20, 100), "known, or before one that is");
+        assert!(!begin(&mut epochs, 14, 130, 100), "it is known");
         assert_eq!(epochs, [(3, 0), (11, 60), (14, 130)]);
     }
 }

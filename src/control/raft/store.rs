@@ -76,7 +76,7 @@ pub struct ConsensusStatus {
 #[derive(Clone)]
 pub struct ClusterStore {
     jobs: mpsc::Sender<Job>,
-    node: Arc<Node>,
+    pub(super) node: Arc<Node>,
 }
 
 /// The thread with all tasks of the consensus; it ends when this is dropped or stopped, as if the node had been killed: nothing is lost by that.
