@@ -30,7 +30,8 @@
 //! Topics and whatever else all nodes must agree on are commands ([`cluster`]) to one state machine, kept behind [`control::metadata::MetadataStore`]. The commands of a node that is alone
 //! go through a log of its own ([`control::metadata::SingleNodeLog`]); [`control::raft`] is the same door with consensus behind it: any node proposes, the leader's log decides the order,
 //! every node applies it. [`server::membership`] decides which it is. What a leader ships and a follower takes is decided in [`replication`], carried between shards by [`shard::replication`] and done to
-//! the log in [`shard::replica`]; [`docs::replication`] has all of it.
+//! the log in [`shard::replica`]; who may be read in the leader's place is in [`shard::read_replica`]. [`shard::verifier`] reads sealed segments again, [`log::verification`] remembers what was
+//! found, and [`shard::replication`] mends what is damaged. [`docs::replication`] has all of it.
 //!
 //! # The layers
 //! A module uses modules of its own layer or of those above it, never in a circle; `tests/architecture.rs` holds that.

@@ -6,30 +6,27 @@ mod replicas;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use corelane::bridge::bridge;
-use corelane::cluster::{Catalogue, Command, Election, Endpoint, Registration};
+use corelane::cluster::{Catalogue, Command, Election};
 use corelane::group::{Settings, partition_of};
-use corelane::metrics::ShardMetrics;
 use corelane::request::group::{
     CommitOffsets, CommitPartition, FetchOffsets, GroupAnswer, GroupError, GroupRequest, Heartbeat, JoinGroup, MemberRef, Protocol,
     SyncGroup,
 };
 use corelane::request::{Acks, Broker, Code};
 use corelane::shard::budget::Building;
-use corelane::shard::context::{Context, NodeIdentity};
+use corelane::shard::context::Context;
 use corelane::shard::groups;
-use corelane::shard::mesh::mesh;
 use corelane::shard::pending::{Patience, PendingProduce};
 use corelane::shard::produce;
 use corelane::shard::replication::Lease;
 use corelane::shard::role::Role;
 use corelane::shard::truncation::Truncation;
-use corelane::types::{Durability, OFFSETS_TOPIC, Offset, TopicId};
+use corelane::types::{OFFSETS_TOPIC, Offset, TopicId};
 
-use replicas::{CLUSTER, PARTITION, Produced, Running, run};
+use replicas::node::{registration, shard};
+use replicas::{PARTITION, Produced, Running, run};
 
 /// The topic that groups read.
 const READ: &str = "orders";
@@ -38,23 +35,6 @@ const OFFSETS_PARTITIONS: u32 = 50;
 const SLICE: Duration = Duration::from_secs(5);
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(60);
-
-fn registration(node: u32) -> Registration {
-    Registration {
-        node,
-        incarnation: [node as u8 + 1; 16],
-        cluster: CLUSTER,
-        protocol: corelane::cluster::node::PROTOCOL,
-        software: "test".into(),
-        cluster_address: Some(Endpoint::new(format!("node-{node}"), 9190)),
-        replication_port: 9191,
-        clients: vec![Endpoint::new(format!("client-{node}"), 9092)],
-        shards: 1,
-        rack: None,
-        durability: Durability::Durable,
-        clean_stop: true,
-    }
-}
 
 /// Node 0 of three: what its one shard has of the groups' topic is [`PARTITION`].
 struct Node {
@@ -72,7 +52,7 @@ impl Node {
         let mut catalogue = Catalogue::new();
         let mut apply = |command| catalogue.apply(&command).unwrap();
         for node in 0..3 {
-            apply(Command::RegisterNode(Box::new(registration(node))));
+            apply(Command::RegisterNode(Box::new(registration(node, None))));
         }
         let of_groups = vec![("cleanup.policy".into(), "compact".into()), ("min.insync.replicas".into(), "2".into())];
         for (id, name, partitions, config) in
@@ -85,22 +65,9 @@ impl Node {
             catalogue.apply(&Command::ElectLeader { partition: PARTITION, election: Election::HandOver(1) }).unwrap();
         }
         let settings = Settings { initial_rebalance_delay_ms: 0, min_session_timeout_ms: 1, ..Settings::default() };
-        let brokers = vec![Broker { id: 0, host: "client-0".into(), port: 9092 }];
         let lease = Lease::begin();
         lease.extend(Instant::now() + 60 * PATIENCE);
-        let (_, mut ends) = bridge(1);
-        let context = Context::new(
-            Arc::new(NodeIdentity { cluster: CLUSTER, node: 0, brokers }),
-            running.store.clone(),
-            mesh(1).remove(0),
-            ends.remove(0),
-            catalogue.view().clone(),
-            Durability::Durable,
-            false,
-            settings,
-            lease.clone(),
-            Arc::new(ShardMetrics::new(0)),
-        );
+        let context = shard(&running, &catalogue, settings, &lease);
         groups::follow_catalogue(&context, &[]);
         let group = (0..).map(|n| format!("group-{n}")).find(|name| partition_of(name, OFFSETS_PARTITIONS) == PARTITION.partition).unwrap();
         Node { running, context, lease, catalogue: RefCell::new(catalogue), group }
@@ -385,19 +352,8 @@ fn a_leader_without_a_lease_answers_nobody_until_it_has_one() {
         let node = Node::start(dir.path()).await;
         // The first lease is over before anything is asked.
         let short = Lease::begin();
-        let (_, mut ends) = bridge(1);
-        let context = Context::new(
-            node.context.identity.clone(),
-            node.running.store.clone(),
-            mesh(1).remove(0),
-            ends.remove(0),
-            node.context.view.borrow().clone(),
-            Durability::Durable,
-            false,
-            Settings { initial_rebalance_delay_ms: 0, ..Settings::default() },
-            short.clone(),
-            node.context.metrics.clone(),
-        );
+        let settings = Settings { initial_rebalance_delay_ms: 0, ..Settings::default() };
+        let context = shard(&node.running, &node.catalogue.borrow(), settings, &short);
         node.context.groups.stop(&node.context);
         let node = Node { context, lease: short, ..node };
         node.lead().await;

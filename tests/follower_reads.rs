@@ -11,52 +11,32 @@ mod support;
 use std::cell::RefCell;
 use std::path::Path;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use corelane::batch::BatchIter;
-use corelane::bridge::bridge;
-use corelane::cluster::{Catalogue, Command, Election, Endpoint, Registration};
+use corelane::cluster::{Catalogue, Command, Election};
 use corelane::group::Settings;
 use corelane::limits::MAX_FETCH_WAIT_MS;
-use corelane::metrics::ShardMetrics;
-use corelane::request::{Broker, Code, Fetch, FetchPartition, ReadFrom};
-use corelane::shard::context::{Context, NodeIdentity};
+use corelane::request::{Code, Fetch, FetchPartition, ReadFrom};
+use corelane::shard::context::Context;
 use corelane::shard::fetch::fetch_mine;
-use corelane::shard::mesh::mesh;
 use corelane::shard::replication::Lease;
 use corelane::shard::role::Role;
-use corelane::types::{Durability, Offset};
+use corelane::types::Offset;
 use kafka_protocol::messages::FetchRequest;
 use kafka_protocol::messages::fetch_response::PartitionData;
 use kafka_protocol::protocol::StrBytes;
 
 use places::{Place, create, scratch};
 use raw::KafkaConnection;
-use replicas::{CLUSTER, PARTITION, Running, batch, run};
+use replicas::node::{registration, shard};
+use replicas::{PARTITION, Running, batch, run};
 use support::eventually;
 
 /// Far longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(3600);
 /// As many records are in each batch.
 const EACH: Offset = 3;
-
-fn registration(node: u32) -> Registration {
-    Registration {
-        node,
-        incarnation: [node as u8 + 1; 16],
-        cluster: CLUSTER,
-        protocol: corelane::cluster::node::PROTOCOL,
-        software: "test".into(),
-        cluster_address: Some(Endpoint::new(format!("node-{node}"), 9190)),
-        replication_port: 9191,
-        clients: vec![Endpoint::new(format!("client-{node}"), 9092)],
-        shards: 1,
-        rack: Some(format!("rack-{node}")),
-        durability: Durability::Durable,
-        clean_stop: true,
-    }
-}
 
 /// Node 0 of three, each in a rack of its own; its one shard has a replica of [`PARTITION`].
 struct Node {
@@ -72,25 +52,12 @@ impl Node {
         let running = Running::open(dir, None).await;
         let mut catalogue = Catalogue::new();
         for node in 0..3 {
-            catalogue.apply(&Command::RegisterNode(Box::new(registration(node)))).unwrap();
+            catalogue.apply(&Command::RegisterNode(Box::new(registration(node, Some(format!("rack-{node}")))))).unwrap();
         }
         let create = Command::CreateTopic { id: PARTITION.topic, name: "t".into(), partitions: 3, replication_factor: 3, config: vec![] };
         catalogue.apply(&create).unwrap();
         let lease = Lease::begin();
-        let (_, mut ends) = bridge(1);
-        let brokers = vec![Broker { id: 0, host: "client-0".into(), port: 9092 }];
-        let context = Context::new(
-            Arc::new(NodeIdentity { cluster: CLUSTER, node: 0, brokers }),
-            running.store.clone(),
-            mesh(1).remove(0),
-            ends.remove(0),
-            catalogue.view().clone(),
-            Durability::Durable,
-            false,
-            Settings::default(),
-            lease.clone(),
-            Arc::new(ShardMetrics::new(0)),
-        );
+        let context = shard(&running, &catalogue, Settings::default(), &lease);
         Node { running, context, lease, catalogue: RefCell::new(catalogue) }
     }
 

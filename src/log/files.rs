@@ -26,6 +26,11 @@ impl FileError {
     }
 }
 
+/// Whether an operation failed for want of space. By the kind: the runtime wraps the system's errors, and their number is lost.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
 /// A name in a directory.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct DirEntry {
@@ -181,5 +186,19 @@ impl std::ops::Deref for BlockBuffer {
 impl std::ops::DerefMut for BlockBuffer {
     fn deref_mut(&mut self) -> &mut [u8] {
         &mut self.bytes[self.start..self.start + self.len]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn want_of_space_is_known_by_number_and_when_wrapped() {
+        for number in [libc::ENOSPC, libc::EDQUOT] {
+            let error = io::Error::from_raw_os_error(number);
+            assert!(is_no_space(&error) && is_no_space(&io::Error::new(error.kind(), "wrapped")));
+        }
+        assert!(!is_no_space(&io::Error::from_raw_os_error(libc::EIO)));
     }
 }

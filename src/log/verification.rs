@@ -143,6 +143,11 @@ impl Verification {
         self.found.iter().filter(move |(base_offset, _)| is_sound(base_offset)).map(|(base_offset, damage)| (*base_offset, damage))
     }
 
+    /// How many there are.
+    pub fn damaged_count(&self) -> usize {
+        self.damaged
+    }
+
     /// Whether there is one.
     pub fn is_damaged(&self) -> bool {
         self.damaged > 0

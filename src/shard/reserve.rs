@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::limits::{BLOCK, RESERVE, RESERVE_PER_PARTITION};
 use crate::log::file_header::{ReserveHeader, encode_header};
+use crate::log::files::is_no_space;
 use crate::log::paths;
 
 /// Room that there must be besides the reserve before the disk counts as not full any more, bytes: more than any append that is no file of its own.
@@ -29,11 +30,6 @@ pub struct Reserve {
     full: AtomicBool,
     /// Its size on disk, bytes; 0 while it is given up. Held while the file is changed.
     held: Mutex<u64>,
-}
-
-/// Whether an operation failed for want of space. By the kind: the runtime wraps the system's errors, and their number is lost.
-pub fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 impl Reserve {
@@ -152,15 +148,6 @@ mod tests {
         assert_eq!(fs::metadata(&path).unwrap().len(), wanted + RESERVE_PER_PARTITION);
         assert!(reserve.note_full() && !reserve.note_full());
         assert!(reserve.restore(4) && !reserve.is_full(), "there is room");
-    }
-
-    #[test]
-    fn want_of_space_is_known_by_number_and_when_wrapped() {
-        for number in [libc::ENOSPC, libc::EDQUOT] {
-            let error = io::Error::from_raw_os_error(number);
-            assert!(is_no_space(&error) && is_no_space(&io::Error::new(error.kind(), "wrapped")));
-        }
-        assert!(!is_no_space(&io::Error::from_raw_os_error(libc::EIO)));
     }
 
     /// A size that no disk has: the file stays as it is.

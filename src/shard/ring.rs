@@ -16,10 +16,10 @@ use futures_util::future::try_join_all;
 
 use crate::limits::{BLOCK, MAX_GROUP};
 use crate::log::file_header::{JournalHeader, encode_header};
+use crate::log::files::is_no_space;
 use crate::log::paths;
 use crate::shard::disk::{DataFile, Disk};
 use crate::shard::event::Event;
-use crate::shard::reserve::is_no_space;
 
 /// Zeros are written in pieces of this size, bytes.
 const ZERO_WRITE: usize = 1 << 20;

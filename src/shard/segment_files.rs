@@ -5,11 +5,11 @@ use std::io;
 use std::rc::Rc;
 
 use crate::limits::BLOCK;
+use crate::log::files::is_no_space;
 use crate::log::index::{INDEX_ENTRY_LEN, Index, entry_position};
 use crate::log::paths;
 use crate::log::segment::{FIRST_POSITION, SegmentInfo};
 use crate::shard::disk::{DataFile, Disk};
-use crate::shard::reserve::is_no_space;
 use crate::shard::ring::filled;
 use crate::shard::shared_sync::SharedSync;
 use crate::types::TopicPartition;

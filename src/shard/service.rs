@@ -28,7 +28,7 @@ use crate::types::{TopicId, is_internal_topic};
 /// Partitions of a topic that is created without a number.
 pub const DEFAULT_PARTITIONS: u32 = 1;
 /// Most replicas of a topic that is created without a number: with three, one node may be lost while another one is away.
-pub const DEFAULT_REPLICATION_FACTOR: u16 = 3;
+const DEFAULT_REPLICATION_FACTOR: u16 = 3;
 
 /// Replicas of a topic that is created without a number: three, or as many as there are nodes for.
 pub fn default_replication_factor(view: &CatalogueView) -> u16 {
@@ -144,10 +144,15 @@ pub async fn create_topic(context: &Rc<Context>, request: CreateTopic) -> Result
 /// two of them at least, unless the request says otherwise.
 fn replication(view: &CatalogueView, asked: Option<u16>, mut config: Vec<(String, String)>) -> (u16, Vec<(String, String)>) {
     let replicas = asked.unwrap_or_else(|| default_replication_factor(view));
-    if asked.is_none() && replicas >= 3 && !config.iter().any(|(name, _)| name == MIN_INSYNC_REPLICAS) {
-        config.push((MIN_INSYNC_REPLICAS.into(), "2".into()));
+    if asked.is_none() && !config.iter().any(|(name, _)| name == MIN_INSYNC_REPLICAS) {
+        config.extend(min_insync(replicas));
     }
     (replicas, config)
+}
+
+/// The setting for so many replicas with which one node may be lost while another one is away. Of two, each would stop writes when it is away, so one is enough there.
+pub fn min_insync(replicas: u16) -> Option<(String, String)> {
+    (replicas >= 3).then(|| (MIN_INSYNC_REPLICAS.into(), "2".into()))
 }
 
 /// What a command would do, were it proposed now.

@@ -19,6 +19,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::batch::{self, BatchHeader, HEADER_LEN};
 use crate::limits::{BLOCK, LARGE_APPEND};
+use crate::log::files::is_no_space;
 use crate::log::index::Index;
 use crate::log::journal::{EntryHeader, EntryKind, LargeReference, SegmentOpen};
 use crate::log::paths;
@@ -34,7 +35,7 @@ use crate::shard::partition_cell::{DirectWrite, PartitionCell, Tracked};
 use crate::shard::pending::Completion;
 use crate::shard::reader::Reader;
 use crate::shard::replica::Origin;
-use crate::shard::reserve::{Reserve, is_no_space};
+use crate::shard::reserve::Reserve;
 use crate::shard::ring::Ring;
 use crate::shard::segment_files::SegmentFiles;
 use crate::shard::shared_sync::SharedSync;

@@ -100,10 +100,8 @@ impl Verifier {
     }
 
     /// What is known of a partition changed: the node and the partition's task hear of it.
-    pub fn tell(&self, context: &Context, cell: &PartitionCell) {
+    fn tell(&self, context: &Context, cell: &PartitionCell) {
         self.damaged().tell(cell.id, is_damaged(cell));
-        let count = |cell: &Rc<PartitionCell>| cell.verification.borrow().damaged().count() as u64;
-        context.metrics.set(Gauge::SegmentsDamaged, context.store.partitions().iter().map(count).sum());
         context.replication.look_again(&cell.id);
     }
 }
@@ -149,6 +147,7 @@ async fn look(context: &Rc<Context>, due: &mut VecDeque<TopicPartition>) {
         }
         glommio::yield_if_needed().await;
     }
+    count_damaged(context);
     // Those that are gone are damaged no more.
     for id in context.verifier.damaged().all() {
         if context.is_mine(&id) && context.store.partition(&id).is_none() {
@@ -216,6 +215,12 @@ fn note(context: &Rc<Context>, cell: &Rc<PartitionCell>, info: &SegmentInfo, dam
         None => tracing::info!(partition = %cell.id, segment = info.base_offset, "a segment that was damaged is sound again"),
     }
     context.verifier.tell(context, cell);
+    count_damaged(context);
+}
+
+fn count_damaged(context: &Context) {
+    let count = |cell: &Rc<PartitionCell>| cell.verification.borrow().damaged_count() as u64;
+    context.metrics.set(Gauge::SegmentsDamaged, context.store.partitions().iter().map(count).sum());
 }
 
 /// A segment was found damaged by somebody who read it for another reason: `detail` says how.

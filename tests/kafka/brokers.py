@@ -144,15 +144,14 @@ class Node(Corelane):
     """One of several nodes, with one shard."""
 
     SHARDS = 1
+    # Of a node: for clients, consensus and replication.
+    PORTS = 3
 
     def __init__(self, number, first, *options):
         super().__init__(*options)
         self.number, self.first = number, first
-        # The port for clients, those for consensus and replication behind it; all nodes' in a row.
+        # All nodes' in a row.
         self.port = first + (number - 1) * self.PORTS
-
-    # Of a node.
-    PORTS = 3
 
     def command(self):
         others = range(1, self.number) if self.said == 0 else range(1, NODES + 1)

@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test uses a part")]
 
+pub mod node;
+
 use std::cell::{Cell, RefCell};
 use std::path::Path;
 use std::rc::Rc;

@@ -97,9 +97,6 @@ pub async fn whole(admin: &Admin, question: StatusQuestion) -> Result<ClusterSta
     Ok(whole)
 }
 
-/// A cluster of so many nodes has as many that vote, at least: then the loss of one takes nothing.
-const VOTERS: usize = 3;
-
 /// What is to be said of damaged replicas.
 fn judge_damage(damaged: &[DamagedReplica]) -> Option<String> {
     let mut nodes: Vec<u32> = damaged.iter().map(|of| of.node).collect();
@@ -139,7 +136,8 @@ pub fn judge(status: &ClusterStatus) -> (Health, Vec<String>) {
         }
     }
     let (members, voters) = (consensus.members.len(), consensus.members.iter().filter(|member| member.votes).count());
-    if members >= VOTERS && voters < VOTERS {
+    // Then the loss of one that votes takes nothing.
+    if members >= limits::CONSENSUS_VOTERS && voters < limits::CONSENSUS_VOTERS {
         // Those that were let in vote a moment later. Until then the loss of one node may be that of the metadata.
         found(Health::Degraded, format!("{voters} of {members} nodes vote"));
     }

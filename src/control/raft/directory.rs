@@ -5,12 +5,13 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use super::log_format::FormatError;
 use crate::control::metadata::{FileStep, Witness};
 use crate::limits::BLOCK;
+use crate::log::files::is_no_space;
 
 /// What is being made; a start removes it.
 const UNFINISHED: &str = ".tmp";
@@ -52,7 +53,8 @@ pub enum StorageError {
 #[derive(Debug, Default)]
 pub struct Space {
     is_waited_for: AtomicBool,
-    is_missing: AtomicBool,
+    /// How many wait: a snapshot may, while the log goes on in the blocks that it has.
+    waiting: AtomicUsize,
 }
 
 impl Space {
@@ -63,31 +65,28 @@ impl Space {
 
     /// Whether something waits.
     pub fn is_missing(&self) -> bool {
-        self.is_missing.load(Ordering::Relaxed)
+        self.waiting.load(Ordering::Relaxed) > 0
     }
 
     fn wait_for<T>(&self, path: &Path, mut work: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        let mut waits = false;
         loop {
             let outcome = work();
-            let is_full = outcome.as_ref().is_err_and(is_no_space) && self.is_waited_for.load(Ordering::Relaxed);
-            if self.is_missing.swap(is_full, Ordering::Relaxed) != is_full {
-                match is_full {
-                    true => {
-                        tracing::error!(path = %path.display(), "no space for the consensus: this node waits for some, and is counted as away")
-                    }
-                    false => tracing::warn!("there is space for the consensus again"),
+            if !outcome.as_ref().is_err_and(is_no_space) || !self.is_waited_for.load(Ordering::Relaxed) {
+                if waits {
+                    self.waiting.fetch_sub(1, Ordering::Relaxed);
+                    tracing::warn!(path = %path.display(), "the wait for space is over");
                 }
-            }
-            if !is_full {
                 return outcome;
+            }
+            if !waits {
+                waits = true;
+                self.waiting.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(path = %path.display(), "no space for the consensus: this node waits for some, and is counted as away");
             }
             std::thread::sleep(SPACE_PAUSE);
         }
     }
-}
-
-fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// From one look for space to the next.
@@ -299,5 +298,34 @@ impl Slots {
     pub fn write_unsynced(&mut self, block: &[u8; BLOCK]) -> Result<(), StorageError> {
         self.last = 1 - self.last;
         self.file.write(self.last * BLOCK as u64, block)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_space_waits_only_while_that_is_wanted() {
+        let space = Space::default();
+        let full = || -> io::Result<()> { Err(io::ErrorKind::StorageFull.into()) };
+        assert!(space.wait_for(Path::new("f"), full).is_err(), "a start does not wait");
+        space.set_waiting(true);
+        let mut tries = 0;
+        let outcome = space.wait_for(Path::new("f"), || {
+            tries += 1;
+            // Another file, of which the blocks are there, changes nothing for the one that waits.
+            space.wait_for(Path::new("other"), || Ok(()))?;
+            assert_eq!(space.is_missing(), tries > 1);
+            if tries < 3 { full() } else { Ok(()) }
+        });
+        assert!(outcome.is_ok() && tries == 3 && !space.is_missing());
+        let outcome = space.wait_for(Path::new("f"), || -> io::Result<()> { Err(io::ErrorKind::PermissionDenied.into()) });
+        assert!(outcome.is_err(), "what is no want of space fails at once");
+        let outcome = space.wait_for(Path::new("f"), || {
+            space.set_waiting(!space.is_missing());
+            full()
+        });
+        assert!(outcome.is_err() && !space.is_missing(), "a node that stops waits no longer");
     }
 }

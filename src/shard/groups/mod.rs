@@ -178,9 +178,7 @@ async fn offsets_topic(context: &Rc<Context>) -> Result<Arc<Topic>, GroupError> 
 fn new_offsets_topic(replicas: u16, nodes: usize) -> CreateTopic {
     let replicas = replicas.min(nodes.clamp(1, limits::MAX_REPLICAS) as u16);
     let mut config: Vec<(String, String)> = OFFSETS_TOPIC_CONFIG.map(|(name, value)| (name.into(), value.into())).to_vec();
-    if replicas >= 3 {
-        config.push(("min.insync.replicas".into(), "2".into()));
-    }
+    config.extend(service::min_insync(replicas));
     CreateTopic {
         name: OFFSETS_TOPIC.into(),
         partitions: Some(limits::OFFSETS_PARTITIONS),

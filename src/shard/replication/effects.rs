@@ -107,7 +107,10 @@ impl Life {
             Effect::ProposeIsr(change) => self.propose(change),
             Effect::Refuse { from, refusal } => {
                 self.context.metrics.add(Counter::ReplicationRefused, 1);
-                tracing::warn!(partition = %self.id, from, %refusal, "a message of replication was refused");
+                if self.refused.get(&from) != Some(&refusal) {
+                    tracing::warn!(partition = %self.id, from, %refusal, "a message of replication was refused");
+                    self.refused.insert(from, refusal);
+                }
             }
         }
     }

@@ -9,7 +9,7 @@
 //! Everything of a partition happens in its task, one after the other, so the machine sees each thing after all that came before it. The task sleeps while nothing happens.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -209,6 +209,7 @@ impl Replica {
             lost: None,
             unled: None,
             trouble: String::new(),
+            refused: BTreeMap::new(),
             mending: None,
             mends: Mends::default(),
         };
@@ -273,6 +274,8 @@ pub(super) struct Life {
     pub(super) unled: Option<LeaderEpoch>,
     /// Why it began anew the last time. On a full disk that is tried every second, and said once.
     pub(super) trouble: String,
+    /// What was refused last between this replica and each other: the same is said once, however often it is tried again.
+    pub(super) refused: BTreeMap<NodeId, Refusal>,
     /// A damaged segment that comes again from the leader.
     pub(super) mending: Option<Mending>,
     /// When the next attempt is to mend one.
