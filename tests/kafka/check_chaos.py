@@ -21,6 +21,7 @@ import kit
 from chaos_ledger import Committed, Handled
 from confluent_kafka import ConsumerGroupTopicPartitions, Producer
 from confluent_kafka.admin import AdminClient
+from kafka import KafkaProducer
 
 PARTITIONS = 24
 TOPIC, GROUP = "chaos", "chaos-group"
@@ -75,32 +76,69 @@ class Member:
                 yield from chaos_ledger.parse(path.stem, path.read_text())
 
 
+class WithLibrdkafka:
+    """A producer that tells `noted` of each record: an error or none, and its partition."""
+
+    def __init__(self, bootstrap, noted):
+        self.producer = Producer({"bootstrap.servers": bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 2})
+        self.noted = lambda error, message: noted(error, message.partition())
+
+    def send(self, value, partition):
+        self.producer.produce(TOPIC, value, partition=partition, on_delivery=self.noted)
+
+    def poll(self):
+        self.producer.poll(0.01)
+
+    def flush(self):
+        return self.producer.flush(60)
+
+
+class WithKafkaPython:
+    """The same. It is asked of where nodes go: a producer of librdkafka may end its process then (librdkafka issue 5315: a null pointer when a broker goes)."""
+
+    def __init__(self, bootstrap, noted):
+        self.producer = KafkaProducer(bootstrap_servers=bootstrap.split(","), enable_idempotence=True, linger_ms=5)
+        self.noted = noted
+
+    def send(self, value, partition):
+        sent = self.producer.send(TOPIC, value=value.encode(), partition=partition)
+        sent.add_callback(lambda told: self.noted(None, told.partition))
+        sent.add_errback(lambda error: self.noted(error, partition))
+
+    def poll(self):
+        time.sleep(0.01)
+
+    def flush(self):
+        self.producer.flush(60)
+        return 0
+
+
 class Sender(threading.Thread):
     """Sends at an even rate until it is told to stop, and knows what was acknowledged."""
 
     def __init__(self, broker):
         super().__init__(daemon=True)
-        self.producer = Producer({"bootstrap.servers": broker.bootstrap, "enable.idempotence": True, "linger.ms": 5, "log_level": 2})
+        self.producer = (WithKafkaPython if broker.REPLICAS > 1 else WithLibrdkafka)(broker.bootstrap, self.noted)
         self.over, self.sent, self.failed = threading.Event(), collections.Counter(), []
 
     def run(self):
         begun, count = time.monotonic(), 0
         while not self.over.is_set():
             while count < (time.monotonic() - begun) * RECORDS_PER_SECOND:
-                self.producer.produce(TOPIC, str(count), partition=count % PARTITIONS, on_delivery=self.noted)
+                self.producer.send(str(count), count % PARTITIONS)
                 count += 1
-            self.producer.poll(0.01)
+            self.producer.poll()
 
-    def noted(self, error, message):
+    def noted(self, error, partition):
         if error:
             self.failed.append(error)
         else:
-            self.sent[message.partition()] += 1
+            self.sent[partition] += 1
 
     def finish(self):
         self.over.set()
         self.join()
-        waiting = self.producer.flush(60)
+        waiting = self.producer.flush()
         if waiting or self.failed:
             raise AssertionError(f"{waiting} records without an answer, failed: {self.failed[:3]}")
 
