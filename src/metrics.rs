@@ -82,6 +82,7 @@ enumerated! {
         SegmentsRewritten = "segments_rewritten", "Segments that the cleaner replaced.";
         ReplicationBytesSent = "replication_bytes_sent", "Bytes of batches shipped to followers.";
         ReplicationBytesReceived = "replication_bytes_received", "Bytes of batches taken from leaders.";
+        SegmentBytesReceived = "segment_bytes_received", "Of these, bytes that came as parts of whole segments.";
         SegmentsShipped = "segments_shipped", "Whole segments sent to followers.";
         SegmentsInstalled = "segments_installed", "Whole segments of leaders that were taken into logs.";
         ReplicationRefused = "replication_refused", "Messages and connections of other nodes that were refused.";

@@ -5,7 +5,8 @@
 //!  2 threads read, directly --> 1 thread sends ====> 1 thread receives --> 2 threads write, directly; each file is synced
 //!        pieces of 1 MiB, some read ahead    one TCP stream      some waiting to be written
 //! ```
-//! Disk and network work at the same time on both sides, so that the copy is as fast as the slowest of them. What was written is removed as soon as it is synced.
+//! Disk and network work at the same time on both sides, so that the copy is as fast as the slowest of them. What was written is removed as soon
+//! as it is synced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};

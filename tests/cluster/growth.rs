@@ -1,9 +1,11 @@
 //! The check `growth`: under load a fourth node is added and another one decommissioned, by commands that are killed on the way and typed again.
 //!
-//! What clients are told is judged as in the check `cluster`; besides, there is keyed load, of which each record must be there once and in order. Where replicas and leaders are in the end,
+//! What clients are told is judged as in the check `cluster`; besides, there is keyed load, of which each record must be there once and in order.
+//! Where replicas and leaders are in the end,
 //! the command `status` says. Before, a topic gets more partitions under load: see `raise`.
 //!
-//! In the long form, rounds with an even number have keyed load of half of the maximum, and its latencies are compared with those before. In the others a node is killed in the middle of
+//! In the long form, rounds with an even number have keyed load of half of the maximum, and its latencies are compared with those before. In the
+//! others a node is killed in the middle of
 //! each move, which is felt, and nothing is measured.
 
 use std::fs;

@@ -1,6 +1,7 @@
 //! Keyed load at a pace: producers whose latencies are taken, one reader, and what both saw judged in the end.
 //!
-//! A pace is closed (a number of records on their way, as fast as it goes: the maximum) or open (so many a second, whatever becomes of them). In an open one a latency counts from when the record
+//! A pace is closed (a number of records on their way, as fast as it goes: the maximum) or open (so many a second, whatever becomes of them). In
+//! an open one a latency counts from when the record
 //! was meant to be sent, so that whoever is held up is not left out.
 
 use std::collections::HashMap;

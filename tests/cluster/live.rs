@@ -1,4 +1,5 @@
-//! What load feels of a node that catches up under the default rate cap: the 99th percentile of latencies before the node is wiped, and while it gets everything again.
+//! What load feels of a node that catches up under the default rate cap: the 99th percentile of latencies before the node is wiped, and while it
+//! gets everything again.
 
 use std::time::{Duration, Instant};
 
@@ -71,16 +72,19 @@ pub fn measure(round: &mut Round<'_>, nodes: &mut Nodes, plan: &Plan<'_>) -> Res
         view::expect_healthy(&nodes.network, TOPIC, replicas).map(drop)
     })?;
     let (took, during) = (begun.elapsed(), load.take_latencies());
-    let after = load.latencies_within(plan.before / 2);
+    // With what was written meanwhile.
     let bytes = nodes.counter(plan.wiped, "replication_bytes_received")?;
+    let as_files = nodes.counter(plan.wiped, "segment_bytes_received")?;
+    let after = load.latencies_within(plan.before / 2);
     load.finish()?;
 
     let p99 = [&before, &without, &during, &after].map(|latencies| latencies.quantile_us(0.99));
     let ratio = p99[2] / p99[0];
     eprintln!(
-        "live load: {rate:.0} records/s of 1 KiB, {PERCENT} % of {maximum:.0}; {} MiB caught up in {:.1} s with the default cap{}",
+        "live load: {rate:.0} records/s of 1 KiB, {PERCENT} % of {maximum:.0}; {} MiB came in {:.1} s, {} MiB of them as files under the default cap{}",
         bytes >> 20,
         took.as_secs_f64(),
+        as_files >> 20,
         if took < LEAST { ", which is short for a percentile" } else { "" }
     );
     let words = ["before", "with the node away", "while it catches up", "after"];

@@ -1,6 +1,7 @@
 //! The judge of keyed records: each is there once, and those of a key are in the order in which they were sent.
 //!
-//! A key's records are numbered from 1 by the one producer that sends them. Where a topic gets more partitions, a key may go on in another one: its records are in order within each
+//! A key's records are numbered from 1 by the one producer that sends them. Where a topic gets more partitions, a key may go on in another one:
+//! its records are in order within each
 //! partition then, and each is in one of them only. Pure.
 
 use std::collections::{BTreeMap, HashMap};
@@ -58,7 +59,7 @@ impl Order {
         let last = seen.last.entry(partition).or_default();
         let before = std::mem::replace(last, number);
         if !partitions.iter().any(|count| partition_of_key(&key_bytes(key), *count) == partition) {
-            self.findings.push(format!("record {number} of key {key} is in partition {partition}, where its key never goes"));
+            self.findings.push(format!("record {number} of key {key} is in partition {partition}: its key never goes there"));
         }
         if !seen.insert(number) {
             self.again += 1;
@@ -79,7 +80,8 @@ impl Order {
         self.again
     }
 
-    /// All was read: everything that was acknowledged is there, and nothing that was never sent. By key: the last number, all up to which were acknowledged.
+    /// All was read: everything that was acknowledged is there, and nothing that was never sent. By key: the last number, all up to which
+    /// were acknowledged.
     pub fn judge(&self, sent: &HashMap<u64, u64>) -> Result<(), String> {
         let mut findings = self.findings.clone();
         for (key, last) in sent {

@@ -1,4 +1,5 @@
-//! A topic gets more partitions under keyed load: how long until producers write to the new ones and a group reads from them, and whether all is there.
+//! A topic gets more partitions under keyed load: how long until producers write to the new ones and a group reads from them, and whether all is
+//! there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -61,7 +61,8 @@ impl Round<'_> {
         *self.counts.entry(name.to_string()).or_default() += add;
     }
 
-    /// Says whether a figure that depends on the machine is what was aimed at. A miss fails nothing, but the run says so at its end and in its exit code.
+    /// Says whether a figure that depends on the machine is what was aimed at. A miss fails nothing, but the run says so at its end and in
+    /// its exit code.
     pub fn target(&mut self, is_met: bool, what: &str) {
         eprintln!("{}: {what}", if is_met { "MET" } else { "MISS" });
         if !is_met {

@@ -49,6 +49,7 @@ impl Life {
             return self.drop_incoming().await;
         }
         self.context.metrics.add(Counter::ReplicationBytesReceived, payload.len() as u64);
+        self.context.metrics.add(Counter::SegmentBytesReceived, payload.len() as u64);
         if let Err(error) = incoming.receipt.take(payload).await {
             self.drop_incoming().await;
             self.refuse_segment(from, part.stream, part.base_offset, &error, on);
