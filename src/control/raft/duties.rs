@@ -69,12 +69,15 @@ async fn ask_to_join(node: &Node, address: &str) -> bool {
 /// Says that this node lives, and keeps its lease.
 pub async fn say_alive(node: Arc<Node>) {
     let every = node.timing.node_heartbeat();
+    // Without a lease, or without an answer: one that registers a moment later is not to wait long for its lease.
+    let soon = node.timing.heartbeat / 8;
     let mut client: Option<Client> = None;
     let mut leaders = node.raft.server_metrics();
     loop {
         let sent = Instant::now();
         // Who can't hear what is decided, because its log takes nothing, must not go on as if nothing had been.
         let is_deaf = node.log.space().is_missing() || node.failure().is_some();
+        let asked = leaders.borrow_and_update().current_leader;
         let answer = match node.leader().filter(|_| !is_deaf) {
             None => None,
             Some((id, _)) if id == node.me.id => Some(node.handle_heartbeat(id).await),
@@ -91,14 +94,13 @@ pub async fn say_alive(node: Arc<Node>) {
             }
             Some(Answer::Fenced) => {
                 node.lease.send_replace(Lease { until: None, fenced: true });
-                node.timing.heartbeat
+                soon
             }
             // The lease that there is goes on to its end.
-            _ => node.timing.heartbeat,
+            _ => soon,
         };
-        // Another leader is told at once: it may have begun to count.
-        let before = leaders.borrow_and_update().current_leader;
-        let changed = async { leaders.wait_for(|metrics| metrics.current_leader != before).await.map(drop) };
+        // Another leader is told at once, one that came while the last was asked too: it may have begun to count.
+        let changed = async { leaders.wait_for(|metrics| metrics.current_leader != asked).await.map(drop) };
         let _ = timeout(pause.max(Duration::from_millis(1)), changed).await;
     }
 }

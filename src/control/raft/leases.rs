@@ -15,6 +15,8 @@ pub struct Leases {
     leads: Option<(u64, Instant)>,
     heard: HashMap<ConsensusId, Instant>,
     fencing: HashSet<u32>,
+    /// Lives that were told that they live: they have a lease, and the next answer can wait.
+    told: HashSet<ConsensusId>,
     /// Lives whose process has ended. That is true whoever leads.
     gone: HashSet<ConsensusId>,
     /// Lives whose port is being asked.
@@ -51,10 +53,31 @@ impl Leases {
         self.suspected.remove(&id);
     }
 
+    /// A process greets: it lives, and may have just come back, without a lease.
+    pub fn hear_greeting(&mut self, id: ConsensusId, now: Instant) {
+        self.hear(id, now);
+        self.told.remove(&id);
+    }
+
+    /// What a node was told: that it lives, or that it does not.
+    pub fn note_told(&mut self, id: ConsensusId, lives: bool) {
+        if lives {
+            self.told.insert(id);
+        } else {
+            self.told.remove(&id);
+        }
+    }
+
+    /// Whether a node has a lease from this leadership, which is only to be renewed.
+    pub fn was_told(&self, id: ConsensusId) -> bool {
+        self.told.contains(&id)
+    }
+
     /// A node's process has ended; what is heard of it later is of the next one.
     pub fn note_gone(&mut self, id: ConsensusId) {
         self.gone.insert(id);
         self.heard.remove(&id);
+        self.told.remove(&id);
     }
 
     /// Whether a node was heard in this leadership and within the lease.
@@ -120,6 +143,30 @@ mod tests {
         assert!(leases.is_silent(1, now, LEASE) && !leases.lives(1, now, LEASE), "known before this leadership");
         leases.hear(1, now);
         assert!(!leases.is_silent(1, now, LEASE) && leases.lives(1, now, LEASE));
+    }
+
+    #[test]
+    fn who_greets_lives_and_is_told_so_anew() {
+        let now = Instant::now();
+        let mut leases = Leases::default();
+        leases.set_leadership(Some(5), now);
+        assert!(!leases.was_told(1));
+        leases.note_told(1, true);
+        leases.set_leadership(Some(5), now);
+        assert!(leases.was_told(1));
+        leases.note_gone(1);
+        assert!(leases.is_silent(1, now, LEASE) && !leases.was_told(1));
+        leases.hear_greeting(1, now);
+        assert!(!leases.is_silent(1, now, LEASE) && !leases.was_told(1), "it is not fenced before its first heartbeat");
+        leases.note_told(1, true);
+        leases.hear_greeting(1, now);
+        assert!(!leases.was_told(1), "it may have come back so fast that its end was not seen");
+        leases.note_told(1, true);
+        leases.note_told(1, false);
+        assert!(!leases.was_told(1), "fenced");
+        leases.note_told(1, true);
+        leases.set_leadership(Some(6), now);
+        assert!(!leases.was_told(1), "by another leader");
     }
 
     #[test]

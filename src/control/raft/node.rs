@@ -201,6 +201,14 @@ impl Node {
         }
     }
 
+    /// A process that greets lives. It is noted before anything that it asks for: one that has just come back would be registered, and fenced at once as one that has ended,
+    /// before its first heartbeat.
+    pub fn hear_greeting(&self, id: ConsensusId) {
+        if self.members().0.contains_key(&id) {
+            lock(&self.leases).hear_greeting(id, Instant::now());
+        }
+    }
+
     /// Notes that a node lives, and confirms it if this node is the leader at this moment and does not count it as gone.
     pub async fn handle_heartbeat(&self, id: ConsensusId) -> Answer {
         if self.leads_in().is_none() {
@@ -208,19 +216,30 @@ impl Node {
         }
         let Some(member) = self.members().0.remove(&id) else { return Answer::Fenced };
         let now = Instant::now();
-        lock(&self.leases).hear(id, now);
-        // It can wait: the lease counts from when the node has sent this, and has room for more than one heartbeat. So no round is begun for it.
-        if !self.led_at(now).await && !self.confirm_leadership().await {
+        let is_renewal = {
+            let mut leases = lock(&self.leases);
+            leases.hear(id, now);
+            leases.was_told(id)
+        };
+        // A renewal can wait: the lease counts from when the node has sent this, and has room for more than one heartbeat. So no round is begun for it. A node without a lease
+        // acknowledges nothing: it is told as soon as can be.
+        if !(is_renewal && self.led_at(now).await) && !self.confirm_leadership().await {
             return Answer::NotLeader(None);
         }
         // Only now: the round has brought the view up to all that earlier leaders have committed, fences included.
         let is_live = self.registry.is_live(&self.shown.view.borrow(), member.node, id);
-        if is_live && !lock(&self.leases).is_being_fenced(member.node) { Answer::Alive } else { Answer::Fenced }
+        let mut leases = lock(&self.leases);
+        let lives = is_live && !leases.is_being_fenced(member.node);
+        leases.note_told(id, lives);
+        if lives { Answer::Alive } else { Answer::Fenced }
     }
 
     /// Whether this node leads *now*: a majority says so after this was asked, and everything that was committed before is applied here. One round serves all that
     /// ask while the one before is under way.
     pub async fn confirm_leadership(&self) -> bool {
+        if self.leads_in().is_none() {
+            return false;
+        }
         let asked = Instant::now();
         // Over the connections that there are; the library's own way opens new ones for each round.
         if self.raft.trigger().heartbeat().await.is_ok() && self.led_at(asked).await {
@@ -239,7 +258,8 @@ impl Node {
     }
 
     /// Waits for a heartbeat of the library, sent after `moment` and acknowledged by a majority, and until all that was in the log then is applied: everything that this or
-    /// an earlier leader had committed. `false`: none within two heartbeats, which proves nothing, or this node leads no more.
+    /// an earlier leader had committed. `false`: none within two heartbeats, which proves nothing, or this node leads no more, which ends the wait at once: one that has just come
+    /// back takes itself for the leader that it was.
     async fn led_at(&self, moment: Instant) -> bool {
         let (Some(term), last) = (self.leads_in(), self.raft.metrics().borrow().last_log_index) else { return false };
         let led = async {
@@ -253,7 +273,12 @@ impl Node {
             let mut metrics = self.raft.metrics();
             let _ = metrics.wait_for(|metrics| metrics.last_applied.map(|id| id.index) >= last || metrics.current_term != term).await;
         };
-        timeout(self.timing.heartbeat * 2, led).await.is_ok() && self.leads_in() == Some(term)
+        let mut leaders = self.raft.server_metrics();
+        let deposed = leaders.wait_for(|metrics| metrics.current_leader != Some(self.me.id) || metrics.vote.leader_id().term != term);
+        tokio::select! {
+            outcome = timeout(self.timing.heartbeat * 2, led) => outcome.is_ok() && self.leads_in() == Some(term),
+            _ = deposed => false,
+        }
     }
 
     /// Lets a node in, as one that does not vote yet.

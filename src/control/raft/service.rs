@@ -55,6 +55,7 @@ async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Res
     }
     write_payload(&mut stream, &wire::encode_welcome(&Ok(node.me)), counters).await?;
     let is_newcomer = hello.from.cluster == [0; 16];
+    node.hear_greeting(hello.from.id);
     let outcome = answer_all(node, &mut stream, is_newcomer, connection).await;
     if !is_newcomer {
         tokio::spawn(gone::suspect(Arc::clone(node), hello.from.id));
