@@ -75,7 +75,7 @@ pub const LINK_WINDOW: usize = 16 * 1024 * 1024;
 pub const MAX_LINK_PAYLOAD: usize = 1024 * 1024;
 /// A sealed segment of fewer bytes is fed to a follower batch by batch: a file costs syncs of its own, and ends the group commit of what is around it.
 pub const SHIP_LEAST: u64 = 1024 * 1024;
-/// Whole segments leave a node no faster than this unless told otherwise, bytes per second, all shards together.
+/// What replicas that are not in sync lack leaves a node no faster than this unless told otherwise, bytes per second, all shards together.
 pub const CATCH_UP_BYTES_PER_S: u64 = 100 * 1024 * 1024;
 /// Sealed segments are read again to see whether they are as they were written, no faster than this unless told otherwise, bytes per second, all shards together:
 /// a terabyte in a day and a half, and little beside what a disk can do.

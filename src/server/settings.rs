@@ -66,7 +66,7 @@ pub struct RawSettings {
     /// Rack of this node, or whatever fails as one: replicas are spread over them
     #[cfg_attr(feature = "cli", arg(long, value_name = "NAME"))]
     pub rack: Option<String>,
-    /// How fast whole segments go to replicas that are far behind, per second, as 50M; 0 is as fast as it goes [default: 100M]
+    /// How fast this node sends replicas that are not in sync what they lack, per second, as 50M; 0 is as fast as it goes [default: 100M]
     #[cfg_attr(feature = "cli", arg(long, value_name = "SIZE"))]
     pub catch_up_rate: Option<Size>,
     /// How fast sealed segments are read again in the background to see whether they are as they were written, per second, as 8M; 0 is not at all [default: 8M]
@@ -134,7 +134,7 @@ pub struct ServeSettings {
     pub cluster: Option<ClusterSettings>,
     /// Its rack.
     pub rack: Option<String>,
-    /// How fast whole segments go to replicas that are far behind, bytes per second; 0 is as fast as it goes.
+    /// How fast replicas that are not in sync are sent what they lack, bytes per second; 0 is as fast as it goes.
     pub catch_up_bytes_per_s: u64,
     /// How fast sealed segments are read again in the background, bytes per second; 0 is not at all.
     pub verify_bytes_per_s: u64,

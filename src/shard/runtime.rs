@@ -79,7 +79,7 @@ pub struct ShardParts {
     pub replication: Option<std::net::TcpListener>,
     /// Until when this node may acknowledge; one for all shards.
     pub lease: Lease,
-    /// How fast whole segments leave this node; one for all shards.
+    /// How fast what followers catch up with leaves this node; one for all shards.
     pub pace: Pace,
     /// How fast the node reads sealed segments again in the background, if at all; one for all shards.
     pub verify_pace: Option<Pace>,

@@ -232,6 +232,13 @@ impl Run {
     pub fn go(&mut self, until: Until, progress: &mut dyn FnMut(&str)) -> bool {
         let started = Instant::now();
         let seconds_before = self.seconds_before;
+        let _lock = match self.lock() {
+            Ok(lock) => lock,
+            Err(reason) => {
+                self.failure = Some(reason);
+                return false;
+            }
+        };
         let scratch = self.result_file.with_extension("scratch");
         let mut check = (self.entry.start)();
         loop {
@@ -266,6 +273,19 @@ impl Run {
             let _ = fs::remove_dir_all(&scratch);
         }
         self.failure.is_none()
+    }
+
+    /// Two runs of one check in one directory would remove each other's files. The lock ends with the process, however that ends.
+    fn lock(&self) -> Result<fs::File, String> {
+        let path = self.result_file.with_extension("lock");
+        let say = |what: &dyn std::fmt::Display| format!("{}: {what}", path.display());
+        fs::create_dir_all(path.parent().unwrap_or(Path::new("."))).map_err(|e| say(&e))?;
+        let file = fs::File::create(&path).map_err(|e| say(&e))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => Err(say(&format_args!("another run of the check {} uses this directory", self.entry.name))),
+            Err(fs::TryLockError::Error(error)) => Err(say(&error)),
+        }
     }
 
     fn round(&mut self, scratch: &Path, work: impl FnOnce(&mut Round<'_>) -> Result<(), String>) -> Result<(), String> {

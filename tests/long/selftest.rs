@@ -29,6 +29,7 @@ pub fn trials() -> Vec<Trial> {
     vec![
         Trial::test("harness_reports_a_planted_failure", reports_a_planted_failure),
         Trial::test("harness_says_what_was_missed", says_what_was_missed),
+        Trial::test("harness_runs_a_check_once_at_a_time", runs_a_check_once_at_a_time),
         Trial::test("harness_resumes_behind_the_last_round", resumes_behind_the_last_round),
     ]
 }
@@ -67,6 +68,31 @@ fn says_what_was_missed() -> Result<(), Failed> {
         resumed.result()["missed"].as_array().map(Vec::len) == Some(1),
         "the second round misses nothing, and the first one's miss is still told",
     )
+}
+
+/// In its round there is another run of it, which must be refused and remove nothing.
+struct Twice;
+
+const TWICE: Entry = Entry { name: "twice", about: "runs itself again", short_rounds: 1, start: || Box::new(Twice) };
+
+impl Check for Twice {
+    fn round(&mut self, round: &mut Round<'_>) -> Result<(), String> {
+        let directory = round.scratch.parent().ok_or("no directory")?;
+        let mut second = Run::new(TWICE, 8, directory);
+        if second.go(Until::Rounds(1), &mut |_| ()) || !round.scratch.exists() {
+            return Err("a second run was let in".into());
+        }
+        let result = second.result();
+        let words = result["failure"].as_str().unwrap_or_default();
+        if words.contains("another run of the check twice") { Ok(()) } else { Err(format!("refused for: {words}")) }
+    }
+}
+
+fn runs_a_check_once_at_a_time() -> Result<(), Failed> {
+    let directory = tempfile::tempdir()?;
+    let mut first = Run::new(TWICE, 7, directory.path());
+    expect(first.go(Until::Rounds(1), &mut |_| ()), "the second run is refused, the first goes on")?;
+    expect(Run::new(TWICE, 9, directory.path()).go(Until::Rounds(1), &mut |_| ()), "the lock ends with the run")
 }
 
 fn resumes_behind_the_last_round() -> Result<(), Failed> {

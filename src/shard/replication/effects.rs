@@ -1,6 +1,7 @@
 //! Carries out what a machine asks for, and reads what is to be shipped.
 
 use std::rc::Rc;
+use std::time::Instant;
 
 use bytes::Bytes;
 
@@ -15,6 +16,7 @@ use crate::request::Code;
 use crate::shard::deletion::raise_log_start;
 use crate::shard::follower_read::{FollowerPart, FollowerReadError};
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::replication::behind::Behind;
 use crate::shard::replication::replica::{Input, Life, Machine};
 use crate::shard::replication::shipping::Next;
 use crate::shard::role::Role;
@@ -183,6 +185,9 @@ impl Life {
                     Next::Wait => break,
                     Next::Again => continue,
                 }
+                if !self.is_paid(node) {
+                    break;
+                }
                 let Some((hash_before, part)) = self.read(node, &wanted).await else { break };
                 let shipped = Shipped {
                     base_offset: wanted.from,
@@ -195,10 +200,38 @@ impl Life {
                 let Some(Machine::Leader(leader)) = &mut self.machine else { return };
                 if let Some(append) = leader.handle_shipped(node, &wanted, &shipped, self.context.replication.now()) {
                     self.context.metrics.add(Counter::ReplicationBytesSent, part.bytes as u64);
+                    self.pay(node, (wanted.from, part.end_offset), part.bytes);
                     outbox.push(self.id, Message::Append(append), part.pieces);
                 }
             }
         }
+    }
+
+    /// Takes batches that were sent to a follower out of the rate, if they are catch-up: its next ones wait until they are paid for.
+    fn pay(&mut self, node: NodeId, (from, to): (Offset, Offset), bytes: usize) {
+        let Some(Machine::Leader(leader)) = &self.machine else { return };
+        let (log_end, is_in_sync) = (leader.log().log_end, leader.record().in_sync(node));
+        let at = self.behind.iter().position(|(other, ..)| *other == node).unwrap_or_else(|| {
+            self.behind.push((node, Behind::default(), Instant::now()));
+            self.behind.len() - 1
+        });
+        let (_, behind, paid_at) = &mut self.behind[at];
+        if behind.pays(from, to, log_end, is_in_sync) {
+            *paid_at = Instant::now() + self.context.replication.pace().take(bytes);
+        }
+    }
+
+    /// Whether a follower may be sent batches: who is in sync waits for nothing.
+    fn is_paid(&self, node: NodeId) -> bool {
+        let is_in_sync = matches!(&self.machine, Some(Machine::Leader(leader)) if leader.record().in_sync(node));
+        let now = Instant::now();
+        is_in_sync || self.behind.iter().all(|(other, _, paid_at)| *other != node || *paid_at <= now)
+    }
+
+    /// When the first of those who wait for that may be sent more.
+    pub(super) fn next_paid(&self) -> Option<Instant> {
+        let now = Instant::now();
+        self.behind.iter().map(|(.., paid_at)| *paid_at).filter(|paid_at| *paid_at > now).min()
     }
 
     /// Reads what a follower lacks: batches of one segment and one epoch, and the running hash before them.

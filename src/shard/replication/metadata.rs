@@ -44,6 +44,7 @@ impl Life {
             None => self.log_state(),
         };
         self.cursors.clear();
+        self.behind.clear();
         self.replica.cell.latest_is_known.set(false);
         if was_alone && leads && log.promised == record.leader_epoch {
             // It leads already, in this run, and others are to follow now: the same leadership goes on.

@@ -9,6 +9,7 @@
 //! Not here: the rules ([`crate::replication`]), the log ([`crate::shard::replica`]).
 
 mod accepting;
+mod behind;
 mod connection;
 mod effects;
 mod link;
@@ -87,7 +88,7 @@ pub struct Replication {
     replicas: RefCell<HashMap<TopicPartition, Rc<Replica>>>,
     links: RefCell<HashMap<(NodeId, u32), Rc<Link>>>,
     waiting: Rc<Waiting>,
-    /// How fast whole segments leave this node.
+    /// How fast what followers catch up with leaves this node.
     pace: OnceCell<Pace>,
     segment_queue: OnceCell<TaskQueueHandle>,
     /// Partitions whose files are being removed: a replica of the same partition begins after that.

@@ -1,4 +1,4 @@
-//! How fast whole segments leave this node, all shards together: catch-up is not to take the disk from those who produce and consume.
+//! How fast what followers catch up with leaves this node, whole segments and batches, all shards together: catch-up is not to take the disk from those who produce and consume.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

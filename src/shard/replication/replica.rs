@@ -30,6 +30,7 @@ use crate::shard::follower_read::FollowerCursor;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::receipt::Received;
 use crate::shard::replica::ReplicaError;
+use crate::shard::replication::behind::Behind;
 use crate::shard::replication::effects::segment_of;
 use crate::shard::replication::mending::{Mending, Mends};
 use crate::shard::replication::outbox::Outbox;
@@ -203,6 +204,7 @@ impl Replica {
             leaders: Vec::new(),
             checked: None,
             cursors: Vec::new(),
+            behind: Vec::new(),
             shipping: Vec::new(),
             incoming: None,
             received: None,
@@ -258,6 +260,8 @@ pub(super) struct Life {
     pub(super) followers: Vec<(NodeId, Rc<Outbox>)>,
     /// Where the log is read for each follower.
     pub(super) cursors: Vec<(NodeId, FollowerCursor)>,
+    /// How far behind each follower is, and when what it was sent last is paid for.
+    pub(super) behind: Vec<(NodeId, Behind, Instant)>,
     /// Whole segments on their way to followers.
     pub(super) shipping: Vec<Shipping>,
     /// The whole segment that comes in from the leader.
@@ -320,6 +324,7 @@ impl Life {
         .chain(self.replica.cell.expires_at())
         .chain(self.lost.map(|(_, told_at)| told_at + REPORT_AGAIN))
         .chain(self.next_mend())
+        .chain(self.next_paid())
         .min()
         .unwrap_or_else(|| Instant::now() + IDLE)
     }
