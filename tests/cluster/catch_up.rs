@@ -1,14 +1,12 @@
 //! The check `catch_up`: a node that has lost everything gets it again, whole segments as files, as fast as the disk allows.
 //!
 //! A round fills a topic while one node is away, and another topic that is compacted; then the node comes back, empty. It must be in sync again,
-//! by whole segments, and its segments
-//! must be the others', byte for byte. No rate is capped, and the rate is compared with the better of two bare copies of the same files over the
-//! same path, before and after. Then the node is
-//! wiped again, with the default cap and under load: see `live`.
+//! by whole segments, and its segments must be the others', byte for byte. No rate is capped, and the rate is compared with the better of two
+//! bare copies of the same files over the same path, before and after. Then the node is wiped again, with the default cap and under load: see
+//! `live`.
 //!
 //! The long form has `--gib` GiB (2), in `--partitions` partitions (2) all led by one node. Above 8 GiB they have two replicas, on a disk that
-//! may not hold three. The short form has little, and no
-//! bound on time.
+//! may not hold three, and the load is retained for a while only. The short form has little, and no bound on time.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -44,6 +42,8 @@ const GIB: u64 = 2;
 const PARTITIONS: u32 = 2;
 /// Above it there are two replicas.
 const MOST_GIB_OF_THREE: u64 = 8;
+/// What each partition under load keeps then, bytes.
+const RETAINED: u64 = 256 << 20;
 /// A machine may be so slow.
 const LEAST_MIB_S: u64 = 10;
 
@@ -162,7 +162,8 @@ fn run(round: &mut Round<'_>, nodes: &mut Nodes, amount: &Amount) -> Result<(), 
     }
     let is_healthy = |nodes: &Nodes| amount.expect_healthy(nodes);
     let (maximum, before) = amount.live;
-    live::measure(round, nodes, &live::Plan { wiped: WIPED, maximum, before, is_healthy: &is_healthy, patience: amount.patience })?;
+    let retained = (amount.replicas.len() < NODES as usize).then_some(RETAINED);
+    live::measure(round, nodes, &live::Plan { wiped: WIPED, maximum, before, retained, is_healthy: &is_healthy, patience: amount.patience })?;
 
     nodes.expect_running()?;
     stop_all(nodes)?;

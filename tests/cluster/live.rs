@@ -32,6 +32,8 @@ pub struct Plan<'a> {
     pub maximum: Duration,
     /// How long latencies are taken before.
     pub before: Duration,
+    /// How much each partition under load keeps, bytes, if not all.
+    pub retained: Option<u64>,
     /// Whether everything else is in sync again.
     pub is_healthy: &'a dyn Fn(&Nodes) -> Result<(), String>,
     /// How long the node may take.
@@ -43,7 +45,10 @@ pub fn measure(round: &mut Round<'_>, nodes: &mut Nodes, plan: &Plan<'_>) -> Res
     let maximum = Keyed::maximum_of(nodes, PARTITIONS, plan.maximum)?;
     let rate = maximum * PERCENT / 100.0;
     let replicas = nodes.network.nodes().count();
-    let new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(replicas as u16);
+    let mut new = NewTopic::new(TOPIC).partitions(PARTITIONS).replication_factor(replicas as u16);
+    if let Some(bytes) = plan.retained {
+        new = new.config("retention.bytes", bytes.to_string()).config("segment.bytes", (bytes / 4).to_string());
+    }
     nodes.create_topic(new.config("min.insync.replicas", "2"))?;
     wait_until("the live topic is in sync", HEALTH_PATIENCE, || view::expect_healthy(&nodes.network, TOPIC, replicas).map(drop))?;
     let shape = Shape { topic: TOPIC, partitions: PARTITIONS, per_second: rate, metadata_max_age: None, is_read: false };
