@@ -347,7 +347,7 @@ impl Leader {
 
     /// The lease of this node goes until `until`, counted from when the heartbeat was sent, never from when its answer came.
     pub fn handle_lease(&mut self, until: Millis, now: Millis, effects: &mut Vec<Effect>) {
-        self.lease_until = self.lease_until.max(until);
+        self.lease_until = until;
         self.advance(now, effects);
     }
 

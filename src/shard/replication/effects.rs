@@ -149,17 +149,23 @@ impl Life {
         }
     }
 
+    /// Proposes a change. While an answer to the same one is waited for, it is not proposed again: without a majority they would heap up.
     fn propose(&self, change: IsrChange) {
         let (context, replica, partition, version) = (self.context.clone(), self.replica.clone(), self.id, change.version);
+        if self.proposing.replace(Some(version)) == Some(version) {
+            return;
+        }
+        let proposing = self.proposing.clone();
         glommio::spawn_local(async move {
-            if let Err(refusal) = context.control.propose(Command::ChangeIsr { partition, change }).await {
+            let outcome = context.control.propose(Command::ChangeIsr { partition, change }).await;
+            if proposing.get() == Some(version) {
+                proposing.set(None);
+            }
+            if let Err(refusal) = outcome {
                 tracing::debug!(%partition, %refusal, "a change of the ISR was refused");
-                let told = match refusal.code {
-                    Code::InvalidUpdateVersion => RecordRefusal::StaleVersion { expected: version, actual: version },
-                    Code::NotLeader => RecordRefusal::NotLeader { node: context.identity.node, epoch: -1 },
-                    _ => RecordRefusal::Invalid("consensus refused it"),
-                };
-                replica.tell(Input::ProposalRefused(version, told));
+                if is_decided(refusal.code) {
+                    replica.tell(Input::ProposalRefused(version, RecordRefusal::Invalid("consensus refused it")));
+                }
             }
         })
         .detach();
@@ -264,10 +270,29 @@ impl Life {
     }
 }
 
+/// Whether a change of the ISR that got this answer is one that consensus has refused, and can't take any more. All others may have been taken, or be taken yet: that nobody answered in time,
+/// that the record has a later version, which may have come by this very change, or that another one leads. The machine hears of none of these: the record tells it.
+fn is_decided(code: Code) -> bool {
+    matches!(code, Code::InvalidRequest | Code::InvalidReplicaAssignment | Code::IneligibleReplica | Code::StaleBrokerEpoch)
+}
+
 /// The segment that batches of a leader belong to: one that begins with them, or the last one that has records here. One that was opened here without a record is none
 /// that the leader knows of.
 pub(super) fn segment_of(cell: &Rc<PartitionCell>, base_offset: Offset, opens_segment: bool) -> Offset {
     let machine = cell.machine.borrow();
     let last = machine.segments().iter().rev().find(|segment| segment.base_offset < base_offset);
     last.filter(|_| !opens_segment).map_or(base_offset, |segment| segment.base_offset)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_without_a_decision_is_no_refusal() {
+        for code in [Code::Unavailable, Code::Storage, Code::Internal, Code::NotLeader, Code::InvalidUpdateVersion, Code::RequestTimedOut] {
+            assert!(!is_decided(code), "{code:?}: a joiner bounds the watermark until the outcome is known");
+        }
+        assert!(is_decided(Code::IneligibleReplica));
+    }
 }

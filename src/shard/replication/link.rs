@@ -55,7 +55,7 @@ impl Link {
         let outbox = self.outbox.borrow();
         let Some(outbox) = outbox.as_ref() else { return };
         for id in self.partitions.borrow().iter().filter(|id| !before.contains(id)) {
-            tell(context, id, Input::Connection(self.to.0, Some(outbox.clone())));
+            tell(context, id, Input::Connected(self.to.0, outbox.clone()));
         }
     }
 
@@ -143,9 +143,13 @@ impl Link {
 
     async fn serve(&self, context: &Rc<Context>, outbox: &Rc<Outbox>, mut receiver: Receiver) -> LinkEnd {
         *self.outbox.borrow_mut() = Some(outbox.clone());
+        if self.is_over.get() {
+            // While it came about; whoever ended the link had nothing to close.
+            outbox.close();
+        }
         let sending = glommio::spawn_local(outbox.clone().run()).detach();
         let partitions: Vec<_> = self.partitions.borrow().iter().copied().collect();
-        partitions.iter().for_each(|id| tell(context, id, Input::Connection(self.to.0, Some(outbox.clone()))));
+        partitions.iter().for_each(|id| tell(context, id, Input::Connected(self.to.0, outbox.clone())));
         let end = loop {
             match receiver.next().await {
                 Ok((Frame::Messages(items), payload)) => {
@@ -169,7 +173,7 @@ impl Link {
         *self.outbox.borrow_mut() = None;
         sending.await;
         let partitions: Vec<_> = self.partitions.borrow().iter().copied().collect();
-        partitions.iter().for_each(|id| tell(context, id, Input::Connection(self.to.0, None)));
+        partitions.iter().for_each(|id| tell(context, id, Input::Disconnected(self.to.0, outbox.clone())));
         end
     }
 }

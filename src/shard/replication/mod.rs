@@ -71,6 +71,11 @@ impl Lease {
         self.until.fetch_max(until, Ordering::Relaxed);
     }
 
+    /// It has ended: this node was fenced. The next one begins as the first did, once all shards act by what was decided since.
+    pub fn revoke(&self) {
+        self.until.store(0, Ordering::Relaxed);
+    }
+
     /// Whether it goes on.
     pub fn holds(&self) -> bool {
         self.now() < self.until.load(Ordering::Relaxed)

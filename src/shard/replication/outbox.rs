@@ -31,6 +31,8 @@ pub struct Outbox {
     /// Bytes of the items' pieces.
     bytes: Cell<usize>,
     work: Event,
+    /// Something was taken into a frame, or the connection is over.
+    taken: Event,
     sender: Rc<Sender>,
     sent_at: Cell<Instant>,
     received_at: Cell<Instant>,
@@ -59,6 +61,7 @@ impl Outbox {
             items: RefCell::default(),
             bytes: Cell::new(0),
             work: Event::default(),
+            taken: Event::default(),
             sender,
             sent_at: Cell::new(now),
             received_at: Cell::new(now),
@@ -87,10 +90,15 @@ impl Outbox {
 
     /// Waits until there is room, or the connection is over.
     pub async fn wait_for_room(&self) {
-        while !self.has_room() && !self.is_closed() {
-            self.sender.wait_below(LINK_WINDOW / 2).await;
-            if self.bytes.get() >= LINK_WINDOW {
-                glommio::executor().yield_task_queue_now().await;
+        loop {
+            let ticket = self.taken.ticket();
+            if self.has_room() || self.is_closed() {
+                return;
+            }
+            // Each of the two waits ends by another task of this executor, so neither may be asked for while there is nothing to wait for.
+            match self.sender.queued_bytes() > LINK_WINDOW / 2 {
+                true => self.sender.wait_below(LINK_WINDOW / 2).await,
+                false => self.taken.wait(ticket).await,
             }
         }
     }
@@ -145,6 +153,7 @@ impl Outbox {
     pub fn close(&self) {
         self.sender.close();
         self.work.notify();
+        self.taken.notify();
         self.fewer_segments.notify();
     }
 
@@ -162,12 +171,15 @@ impl Outbox {
                 self.send(&Frame::Messages(items), pieces, &mut builder);
             }
             self.sender.flush();
-            let beat_at = self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS);
-            if self.work.wait_until(ticket, beat_at).await {
-                continue;
+            // However much there is to say: a peer may take it all into its sockets and never look at it.
+            let dead_at = (!self.is_busy.get()).then(|| self.received_at.get() + Duration::from_millis(LINK_DEAD_MS));
+            if dead_at.is_some_and(|dead_at| dead_at <= Instant::now()) {
+                self.close();
+                break;
             }
-            if !self.is_busy.get() && self.received_at.get().elapsed() > Duration::from_millis(LINK_DEAD_MS) {
-                return self.close();
+            let beat_at = self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS);
+            if self.work.wait_until(ticket, dead_at.map_or(beat_at, |dead_at| dead_at.min(beat_at))).await {
+                continue;
             }
             if self.sent_at.get() + Duration::from_millis(LINK_BEAT_MS) <= Instant::now() {
                 self.send(&Frame::Beat, Vec::new(), &mut builder);
@@ -199,6 +211,7 @@ impl Outbox {
             pieces.extend(item.pieces);
         }
         self.bytes.set(self.bytes.get() - len);
+        self.taken.notify();
         (!messages.is_empty()).then_some((messages, pieces))
     }
 }

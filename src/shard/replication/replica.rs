@@ -89,8 +89,10 @@ pub enum Input {
         /// The connection that it came on.
         on: Rc<Outbox>,
     },
-    /// The connection to a follower came about, or has ended.
-    Connection(NodeId, Option<Rc<Outbox>>),
+    /// A connection to a follower came about.
+    Connected(NodeId, Rc<Outbox>),
+    /// It has ended.
+    Disconnected(NodeId, Rc<Outbox>),
     /// Consensus refused a proposal that was made on this version of the record.
     ProposalRefused(u32, RecordRefusal),
 }
@@ -103,7 +105,7 @@ impl Input {
             Input::Message { payload, message: Message::Segment(told), .. } => (payload.len(), told.epochs.len()),
             Input::Message { payload, .. } | Input::Part { payload, .. } => (payload.len(), 0),
             Input::Wanted { .. } | Input::Missing { .. } => (0, 0),
-            Input::Metadata(_) | Input::PartsEnded | Input::Connection(..) | Input::ProposalRefused(..) => return 0,
+            Input::Metadata(_) | Input::PartsEnded | Input::Connected(..) | Input::Disconnected(..) | Input::ProposalRefused(..) => return 0,
         };
         size_of::<Input>() + payload + entries * size_of::<EpochStart>()
     }
@@ -204,6 +206,7 @@ impl Replica {
             leaders: Vec::new(),
             checked: None,
             cursors: Vec::new(),
+            proposing: Rc::default(),
             behind: Vec::new(),
             shipping: Vec::new(),
             incoming: None,
@@ -260,6 +263,8 @@ pub(super) struct Life {
     pub(super) followers: Vec<(NodeId, Rc<Outbox>)>,
     /// Where the log is read for each follower.
     pub(super) cursors: Vec<(NodeId, FollowerCursor)>,
+    /// The version on which a change of the ISR was proposed that has no answer yet.
+    pub(super) proposing: Rc<Cell<Option<u32>>>,
     /// How far behind each follower is, and when what it was sent last is paid for.
     pub(super) behind: Vec<(NodeId, Behind, Instant)>,
     /// Whole segments on their way to followers.
@@ -358,12 +363,19 @@ impl Life {
         let now = self.context.replication.now();
         match input {
             Input::Metadata(view) => self.follow_metadata(&view, effects),
-            Input::Connection(node, outbox) => {
+            Input::Connected(node, outbox) => {
                 self.followers.retain(|(other, _)| *other != node);
-                let is_there = outbox.is_some();
-                self.followers.extend(outbox.map(|outbox| (node, outbox)));
+                self.followers.push((node, outbox));
                 if let Some(Machine::Leader(leader)) = &mut self.machine {
-                    leader.handle_connection(node, is_there, now, effects);
+                    leader.handle_connection(node, true, now, effects);
+                }
+            }
+            Input::Disconnected(node, outbox) => {
+                // The end of one that another has followed is no news, however late it comes.
+                let before = self.followers.len();
+                self.followers.retain(|(other, known)| *other != node || !Rc::ptr_eq(known, &outbox));
+                if let Some(Machine::Leader(leader)) = self.machine.as_mut().filter(|_| self.followers.len() < before) {
+                    leader.handle_connection(node, false, now, effects);
                 }
             }
             Input::ProposalRefused(version, refusal) => {
