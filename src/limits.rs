@@ -216,8 +216,12 @@ pub const MAX_PROPOSERS: usize = 1_000;
 pub const CONSENSUS_PROPOSALS: usize = 256;
 /// Longest address of a node, bytes: a host name and a port.
 pub const MAX_NODE_ADDRESS: usize = 300;
-/// Connections of other nodes to the consensus port, at most.
-pub const CONSENSUS_CONNECTIONS: usize = 256;
+/// Connections of other nodes to the consensus port, at most: each keeps one for what it says as a member, one for its proposals, and another pair for a while when the leader changes.
+pub const CONSENSUS_CONNECTIONS: usize = 4 * MAX_NODES;
+/// One who is of no cluster yet asks at once, s, or is gone.
+pub const NEWCOMER_IDLE_S: u64 = 10;
+/// A connection of a node over which nothing comes is asked whether the host is still there after so long, s, and three times more: one whose end was lost would be kept for ever.
+pub const CONSENSUS_KEEPALIVE_S: u64 = 30;
 /// A frame between nodes of the control plane is to be complete after this long, s; a peer that sends slower is gone.
 pub const CONSENSUS_FRAME_S: u64 = 10;
 /// Threads on which a control-plane runtime may block for files.

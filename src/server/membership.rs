@@ -227,7 +227,7 @@ impl Membership {
     /// The cluster does not let it in, or its registration is refused.
     pub async fn enter(&self) -> Result<(), EnterError> {
         loop {
-            match self.store.ready(Duration::from_millis(limits::JOIN_PATIENCE_MS)).await {
+            match self.store.ready(self.patience()).await {
                 Ok(()) => break,
                 Err(StartError::NotReady(refusal)) if refusal.code == Code::Unavailable => {
                     let members = self.store.consensus().members;
@@ -241,9 +241,14 @@ impl Membership {
         self.register().await
     }
 
+    /// An earlier life of this node may be in the way until its lease has ended, however long leases are.
+    fn patience(&self) -> Duration {
+        Duration::from_millis(limits::JOIN_PATIENCE_MS).max(2 * self.store.node_lease())
+    }
+
     /// Registers this node, again and again while an earlier life of it is not fenced yet.
     async fn register(&self) -> Result<(), EnterError> {
-        let deadline = Instant::now() + Duration::from_millis(limits::JOIN_PATIENCE_MS);
+        let deadline = Instant::now() + self.patience();
         loop {
             let Err(refusal) = self.propose_registration(self.registration.clean_stop).await else { return Ok(()) };
             // For a majority it waits as long as it takes.
@@ -275,6 +280,9 @@ impl Membership {
                     lease.extend(until);
                     shards.tell_lease().await;
                 }
+            }
+            if now.fenced {
+                lease.revoke();
             }
             if now.fenced
                 && !self.leaving.load(Relaxed)

@@ -17,18 +17,19 @@ pub struct Leases {
     fencing: HashSet<u32>,
     /// Lives that were told that they live: they have a lease, and the next answer can wait.
     told: HashSet<ConsensusId>,
-    /// Lives whose process has ended. That is true whoever leads.
+    /// Lives whose process has ended, as was seen since this leadership began or the one before ended.
     gone: HashSet<ConsensusId>,
     /// Lives whose port is being asked.
     suspected: HashSet<ConsensusId>,
 }
 
 impl Leases {
-    /// This node leads in a term, or does not. A new leader gives every node the whole time: it can't know when they were heard last.
+    /// This node leads in a term, or does not. A new leader gives every node the whole time: it can't know when they were heard last, nor whether a process that had ended has come back, since
+    /// that greets the leader alone. Whoever has really ended is found so again, within moments.
     pub fn set_leadership(&mut self, term: Option<u64>, now: Instant) {
         if term != self.leads.map(|(term, _)| term) {
-            let (gone, suspected) = (std::mem::take(&mut self.gone), std::mem::take(&mut self.suspected));
-            *self = Leases { leads: term.map(|term| (term, now)), gone, suspected, ..Leases::default() };
+            let suspected = std::mem::take(&mut self.suspected);
+            *self = Leases { leads: term.map(|term| (term, now)), suspected, ..Leases::default() };
         }
     }
 
@@ -140,7 +141,9 @@ mod tests {
         let mut leases = Leases::default();
         leases.note_gone(1);
         leases.set_leadership(Some(5), now);
-        assert!(leases.is_silent(1, now, LEASE) && !leases.lives(1, now, LEASE), "known before this leadership");
+        assert!(!leases.is_silent(1, now, LEASE), "it may have come back, and greeted the leader before");
+        leases.note_gone(1);
+        assert!(leases.is_silent(1, now, LEASE) && !leases.lives(1, now, LEASE));
         leases.hear(1, now);
         assert!(!leases.is_silent(1, now, LEASE) && leases.lives(1, now, LEASE));
     }

@@ -325,6 +325,10 @@ impl Node {
         if self.leads_in().is_none() || !self.confirm_leadership().await {
             return Answer::NotLeader(self.leader().filter(|(leader, _)| *leader != self.me.id));
         }
+        if self.registry.fence(&self.shown.view.borrow(), node).is_some() {
+            // It has come back and registered since it was taken out of the catalogue; as no member it would be told that it lives by nobody, and fenced by nobody.
+            return Answer::Refused(Refusal::new(Code::InvalidRequest, format!("node {node} can't be removed while it runs")));
+        }
         let (members, voters) = self.members();
         match members::removal(&members, &voters, node) {
             Removal::LastVoter => Answer::Membership(MembershipRefusal::LastVoter(node)),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
+use socket2::TcpKeepalive;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
@@ -44,6 +45,8 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener) {
 
 async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Result<(), PeerError> {
     stream.set_nodelay(true)?;
+    let keepalive = Duration::from_secs(limits::CONSENSUS_KEEPALIVE_S);
+    socket2::SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive).with_retries(3))?;
     let counters = &node.dialer.counters;
     let hello = timeout(Duration::from_secs(limits::HELLO_DEADLINE_S), read_payload(&mut stream, limits::MAX_CONSENSUS_HELLO));
     let hello = Hello::decode(&hello.await.map_err(|_| PeerError::Timeout)??)?;
@@ -55,7 +58,9 @@ async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Res
     }
     write_payload(&mut stream, &wire::encode_welcome(&Ok(node.me)), counters).await?;
     let is_newcomer = hello.from.cluster == [0; 16];
-    node.hear_greeting(hello.from.id);
+    if !is_newcomer {
+        node.hear_greeting(hello.from.id);
+    }
     let outcome = answer_all(node, &mut stream, is_newcomer, connection).await;
     if !is_newcomer {
         tokio::spawn(gone::suspect(Arc::clone(node), hello.from.id));
@@ -66,7 +71,8 @@ async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Res
 async fn answer_all(node: &Node, stream: &mut TcpStream, is_newcomer: bool, connection: u64) -> Result<(), PeerError> {
     let counters = &node.dialer.counters;
     loop {
-        let payload = match read_payload(stream, limits::MAX_CONSENSUS_FRAME).await {
+        let patience = if is_newcomer { Duration::from_secs(limits::NEWCOMER_IDLE_S) } else { Duration::MAX };
+        let payload = match timeout(patience, read_payload(stream, limits::MAX_CONSENSUS_FRAME)).await.unwrap_or(Err(PeerError::Timeout)) {
             Err(PeerError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             payload => payload?,
         };

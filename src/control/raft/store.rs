@@ -285,6 +285,11 @@ impl ClusterStore {
         self.node.lease.subscribe()
     }
 
+    /// How long a node that was heard is not given up.
+    pub fn node_lease(&self) -> Duration {
+        self.node.timing.node_lease
+    }
+
     /// Makes a node no member any more.
     pub async fn remove(&self, node: u32) -> Result<(), RemoveError> {
         let Some((id, leader)) = self.node.leader() else { return Err(RemoveError::Refused(super::node::no_quorum())) };

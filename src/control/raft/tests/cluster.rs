@@ -137,3 +137,38 @@ fn a_fourth_node_learns_and_votes_when_one_is_removed() {
     let error = block_on(fourth.store().remove(17)).unwrap_err();
     assert!(error.to_string().contains("no node 17"), "{error}");
 }
+
+/// A change of voters has two steps, and the library takes the second one only while whoever asked for the first one waits.
+#[test]
+fn a_change_of_voters_whose_author_is_gone_is_finished_by_the_next_leader() {
+    let mut nodes = three();
+    let at = leader(&nodes);
+    let removed = nodes[(at + 1) % 3].node;
+    let configs = |node: &TestNode| node.store().node.raft.metrics().borrow().membership_config.membership().get_joint_config().clone();
+    let left: std::collections::BTreeSet<_> = {
+        let members = nodes[at].store().node.members().0;
+        members.into_iter().filter(|(_, member)| member.node != removed).map(|(id, _)| id).collect()
+    };
+    let node = nodes[at].store().node.clone();
+    block_on(async {
+        let mut metrics = node.raft.metrics();
+        let is_joint = metrics.wait_for(|metrics| metrics.membership_config.membership().get_joint_config().len() > 1);
+        let change = node.raft.change_membership(openraft::ChangeMembers::ReplaceAllVoters(left.clone()), false);
+        tokio::select! {
+            biased;
+            _ = is_joint => {}
+            outcome = change => panic!("it has had both steps: {outcome:?}"),
+        }
+    });
+    drop(node);
+    let seen = configs(&nodes[at]);
+    nodes[at].kill();
+    println!("cut off at {seen:?}");
+    let others: Vec<usize> = (0..3).filter(|other| *other != at).collect();
+    nodes[at].start(Origin::Return);
+    nodes.iter().for_each(TestNode::ready);
+    eventually("no node needs two majorities", || others.iter().all(|other| configs(&nodes[*other]).len() == 1));
+    eventually("three vote again", || nodes.iter().all(|node| voters(node).len() == 3));
+    nodes[others[0]].decide(create(1));
+    all_alike(&nodes);
+}
