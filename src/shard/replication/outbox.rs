@@ -215,3 +215,80 @@ impl Outbox {
         (!messages.is_empty()).then_some((messages, pieces))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use glommio::LocalExecutor;
+    use glommio::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::metrics::ShardMetrics;
+    use crate::replication::message::{Ack, StreamId};
+    use crate::types::TopicId;
+
+    const PARTITION: TopicPartition = TopicPartition { topic: TopicId([7; 16]), partition: 0 };
+
+    /// An outbox whose connection sends nothing, and the other end of it.
+    async fn outbox() -> (Rc<Outbox>, TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let other = listener.accept().await.unwrap();
+        (Outbox::new(Sender::new(&stream, Rc::default(), Arc::new(ShardMetrics::new(0)))), stream, other)
+    }
+
+    fn message() -> Message {
+        let stream = StreamId { leader_epoch: 1, node_epoch: 1, incarnation: 1, session: 1 };
+        Message::Ack(Ack { stream, durable_end: 0, log_end: 0, rewind: false })
+    }
+
+    #[test]
+    fn who_waits_for_room_lets_others_make_it() {
+        LocalExecutor::default().run(async {
+            let (outbox, _stream, _other) = outbox().await;
+            // Half of it is in the sender's queue, where that is little enough, and half waits to be put into frames.
+            outbox.sender.queue(Outgoing::Owned(vec![0; LINK_WINDOW / 2]));
+            outbox.push(PARTITION, message(), vec![Outgoing::Owned(vec![0; LINK_WINDOW / 2])]);
+            assert!(!outbox.has_room());
+            let (waiting, has_ended) = (outbox.clone(), Rc::new(Cell::new(false)));
+            let ended = has_ended.clone();
+            let task = glommio::spawn_local(async move {
+                waiting.wait_for_room().await;
+                ended.set(true);
+            });
+            // A wait that never yields would not let this go on.
+            for _ in 0..10 {
+                glommio::executor().yield_task_queue_now().await;
+            }
+            assert!(!has_ended.get(), "there is no room yet");
+            let (messages, pieces) = outbox.next_frame().unwrap();
+            assert_eq!((messages.len(), pieces.len()), (1, 1));
+            task.await;
+            assert!(outbox.has_room());
+        });
+    }
+
+    #[test]
+    fn silence_ends_a_connection_however_much_there_is_to_say() {
+        LocalExecutor::default().run(async {
+            let (outbox, _stream, _other) = outbox().await;
+            let long_ago = Instant::now().checked_sub(Duration::from_millis(LINK_DEAD_MS)).unwrap();
+            outbox.received_at.set(long_ago);
+            outbox.is_busy.set(true);
+            let task = glommio::spawn_local(outbox.clone().run());
+            for _ in 0..10 {
+                outbox.push(PARTITION, message(), Vec::new());
+                glommio::executor().yield_task_queue_now().await;
+            }
+            assert!(!outbox.is_closed(), "it does not listen itself");
+            outbox.is_busy.set(false);
+            for _ in 0..10 {
+                outbox.push(PARTITION, message(), Vec::new());
+                glommio::executor().yield_task_queue_now().await;
+            }
+            assert!(outbox.is_closed(), "something was said each time, and nothing heard");
+            task.await;
+        });
+    }
+}
