@@ -240,6 +240,10 @@ fn random_step(image: &mut Image, shard: &mut Shard, numbers: &mut Numbers, sequ
                 shard.append(image, at, batch);
                 shard.commit_silently(image);
             }
+            if numbers.below(2) == 0 {
+                // What comes after the cut may be a large one in its blocks.
+                shard.append_large_silently(image, at, Shard::batch(1, 9_000 + numbers.below(30_000) as usize, 75, 4, None));
+            }
             shard.truncate(image, at, keep);
         }
         23 => {
@@ -288,6 +292,35 @@ fn random_lives_survive_random_crashes() {
         result.unwrap_or_else(|loser| panic!("seed {seed}: {loser:?}"));
     }
     assert!(images > 50 * lives, "{images} images of {lives} lives");
+}
+
+/// What was cut off is in the journal, and a later batch, whose bytes are in the segment alone, in the very blocks that it was in. A replay of the one must not write over the other.
+#[test]
+fn what_was_cut_is_not_written_over_what_came_after() {
+    // The last one is more than a replay keeps in memory.
+    for (before, cut, after) in [(1, 60_000, 60_000), (0, 9_000, 60_000), (5, 60_000, 9_000), (700, 9_000, 5_000_000)] {
+        let mut image = Image::recording();
+        let mut shards = open(&mut image, 1, 1, None).unwrap();
+        let shard = &mut shards[0];
+        some_appends(&mut image, shard, 3, &mut 0);
+        let keep = shard.partitions[1].state.log_end;
+        for _ in 0..before {
+            shard.append(&mut image, 1, Shard::batch(1, 6_500, 60, 1, None));
+            shard.commit_silently(&mut image);
+        }
+        shard.append_large_silently(&mut image, 1, Shard::batch(1, cut, 70, 2, None));
+        shard.truncate(&mut image, 1, keep);
+        shard.append_large(&mut image, 1, Shard::batch(1, after, 80, 3, None));
+        some_appends(&mut image, shard, 1, &mut 6);
+        let events = image.events.take().unwrap();
+        let mut images = 0;
+        let result = check::enumerate(&Image::default(), &events, (4, 8), 1, |image, acknowledged, _| {
+            images += 1;
+            check::recover_and_compare(image, &catalogue(), 1, acknowledged)
+        });
+        result.unwrap_or_else(|loser| panic!("{before}, {cut}, {after}: {loser:?}"));
+        assert!(images > 20, "{images} images");
+    }
 }
 
 type Logs = BTreeMap<TopicPartition, BTreeMap<i64, Kept>>;

@@ -337,7 +337,18 @@ impl Shard {
     }
 
     /// Writes a batch's whole blocks straight to the segment and refers to them; commits.
-    pub fn append_large(&mut self, files: &mut Image, at: usize, mut batch: Vec<u8>) {
+    pub fn append_large(&mut self, files: &mut Image, at: usize, batch: Vec<u8>) {
+        self.write_large(files, at, batch);
+        self.acknowledge(files);
+    }
+
+    /// As [`Shard::append_large`], telling nobody: it may be cut again.
+    pub fn append_large_silently(&mut self, files: &mut Image, at: usize, batch: Vec<u8>) {
+        self.write_large(files, at, batch);
+        self.unacknowledged.clear();
+    }
+
+    fn write_large(&mut self, files: &mut Image, at: usize, mut batch: Vec<u8>) {
         if self.partitions[at].state.segments.last().is_none_or(|last| last.sealed) {
             self.roll(files, at);
         }
@@ -371,7 +382,6 @@ impl Shard {
             self.name(files, at, segment);
         }
         self.durable = self.next_sequence - 1;
-        self.acknowledge(files);
     }
 
     /// Receives a batch into a file of its own and makes it a segment; commits.

@@ -20,7 +20,7 @@ mod place;
 pub mod repair;
 mod replay;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::fmt;
 
 pub(crate) use self::batch_check::BatchCheck;
@@ -32,9 +32,9 @@ use crate::log::checkpoint::{self, CheckpointBody, CheckpointError, PartitionSta
 use crate::log::damage::{Damage, DamageKind};
 use crate::log::file_header::{self, CheckpointHeader, GenerationRecord, HeaderError};
 use crate::log::files::{FileError, ReadFiles, StoreFiles, len_if_exists, list_sorted, read_blocks};
-use crate::log::journal::{Entries, EntryError, EntryKind, PayloadError};
+use crate::log::journal::{Entries, EntryError, EntryHeader, EntryKind, PayloadError};
 use crate::log::paths::{self, Slot};
-use crate::types::{Timestamp, TopicPartition};
+use crate::types::{Offset, Timestamp, TopicPartition};
 
 /// What the next run wants.
 pub struct OpenRequest<'a> {
@@ -360,8 +360,9 @@ impl Recovery {
             let (body, damaged_slot) = newest_checkpoint(files, request.cluster, record.generation, shard)?;
             let chain = journals::chain(scan, shard, body.replay_from, body.sequence);
             let set_aside = self.report.damage.len();
-            let mut replay =
-                ShardReplay { catalogue: &catalogue, request, scan, chain: &chain, checkpoint: body.sequence, noted: body.sequence };
+            let (checkpoint, noted) = (body.sequence, body.sequence);
+            let cuts = Cuts::of(scan, &chain);
+            let mut replay = ShardReplay { catalogue: &catalogue, request, scan, chain: &chain, checkpoint, noted, cuts };
             let partitions = self.start(body, &catalogue, request.now_ms);
             let done = replay.run(self, files, partitions)?;
             self.take_over(done);
@@ -423,6 +424,7 @@ struct ShardReplay<'a> {
     checkpoint: u64,
     /// Sequence of the newest checkpoint that the journal knows.
     noted: u64,
+    cuts: Cuts,
 }
 
 type Replays = BTreeMap<TopicPartition, Replay>;
@@ -443,6 +445,13 @@ impl ShardReplay<'_> {
         }
         self.note_lost(recovery, &mut replays, self.chain.groups.len());
         finish(recovery, files, replays)
+    }
+
+    /// A partition that the checkpoint does not know.
+    fn anew(&self, partition: TopicPartition) -> Replay {
+        let mut replay = Replay::new(PartitionState::new(partition), self.request.now_ms);
+        replay.placement.set_later_cut(self.cuts.least(partition));
+        replay
     }
 
     /// Lost groups before group number `at`: those after the checkpoint may have changed any partition; those before it may have held bytes, which
@@ -472,6 +481,12 @@ impl ShardReplay<'_> {
             let (entry, payload) = entry.map_err(|error| OpenError::Entry { file: source.file.clone(), offset: source.offset, error })?;
             recovery.report.entries += 1;
             let partition = entry.topic_partition;
+            if cut_of(&entry).is_some() {
+                self.cuts.pass(partition);
+            }
+            if let Some(replay) = replays.get_mut(&partition) {
+                replay.placement.set_later_cut(self.cuts.least(partition));
+            }
             match entry.kind {
                 EntryKind::Checkpoint => self.noted = self.noted.max(u64::try_from(entry.base_offset).unwrap_or(0)),
                 EntryKind::DurableMark => {}
@@ -482,7 +497,7 @@ impl ShardReplay<'_> {
                         && recovery.quarantined.contains_key(&partition) =>
                 {
                     recovery.quarantined.remove(&partition);
-                    let mut replay = Replay::new(PartitionState::new(partition), self.request.now_ms);
+                    let mut replay = self.anew(partition);
                     let outcome = replay.apply(files, &entry, payload, &source);
                     replays.insert(partition, replay);
                     settle(recovery, replays, partition, outcome, &source)?;
@@ -495,13 +510,59 @@ impl ShardReplay<'_> {
                     }
                 }
                 _ => {
-                    let new = || Replay::new(PartitionState::new(partition), self.request.now_ms);
-                    let outcome = replays.entry(partition).or_insert_with(new).apply(files, &entry, payload, &source);
+                    let outcome = replays.entry(partition).or_insert_with(|| self.anew(partition)).apply(files, &entry, payload, &source);
                     settle(recovery, replays, partition, outcome, &source)?;
                 }
             }
         }
         Ok(())
+    }
+}
+
+/// Where entries that are still to come cut logs.
+#[derive(Debug, Default)]
+struct Cuts(HashMap<TopicPartition, VecDeque<(Offset, u64)>>);
+
+impl Cuts {
+    fn of(scan: &Scan, chain: &Chain) -> Cuts {
+        let mut cuts = Cuts::default();
+        for group in &chain.groups {
+            let Ok(bytes) = scan.group(group) else { continue };
+            // What can't be read is told where it is replayed.
+            for (entry, _) in Entries::new(bytes).map_while(Result::ok) {
+                if let Some(cut) = cut_of(&entry) {
+                    cuts.0.entry(entry.topic_partition).or_default().push_back(cut);
+                }
+            }
+        }
+        for of_partition in cuts.0.values_mut() {
+            // Each becomes the least of itself and those after it.
+            let mut least = (Offset::MAX, u64::MAX);
+            for cut in of_partition.iter_mut().rev() {
+                least = least.min(*cut);
+                *cut = least;
+            }
+        }
+        cuts
+    }
+
+    /// The replay has come to the next one of a partition.
+    fn pass(&mut self, partition: TopicPartition) {
+        self.0.get_mut(&partition).map(VecDeque::pop_front);
+    }
+
+    /// The least place of those to come.
+    fn least(&self, partition: TopicPartition) -> Option<(Offset, u64)> {
+        self.0.get(&partition)?.front().copied()
+    }
+}
+
+/// Where an entry cuts the log: what is behind it there counts for nothing.
+fn cut_of(entry: &EntryHeader) -> Option<(Offset, u64)> {
+    match entry.kind {
+        EntryKind::Truncate => Some((entry.segment, entry.position)),
+        EntryKind::Restart | EntryKind::PartitionDropped => Some((Offset::MIN, 0)),
+        _ => None,
     }
 }
 

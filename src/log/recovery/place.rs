@@ -1,5 +1,7 @@
 //! Putting replayed bytes where they belong in a partition's segments: whole blocks, each of which the journal holds all of.
 //!
+//! What a later entry cuts off again is never written: by then the log may have gone on with a batch whose bytes are in the segment alone, in those very blocks.
+//!
 //! Bytes are gathered in runs, one for each segment that has unflushed bytes, and written in large pieces. A run begins on a block boundary. Its last,
 //! unfinished block stays in memory until the end: it is written zero-padded, and handed to the partition's next owner.
 
@@ -41,6 +43,8 @@ pub(super) struct Placement {
     partition: TopicPartition,
     /// Everything below is in the segments and synced.
     flushed: (Offset, u64),
+    /// The least place that a later entry cuts the log at.
+    later_cut: Option<(Offset, u64)>,
     runs: Vec<Run>,
     /// Per segment: bytes below are flushed, in a run, or were proven to be in the segment.
     covered: Vec<(Offset, u64)>,
@@ -59,12 +63,29 @@ impl Placement {
         Placement {
             partition,
             flushed,
+            later_cut: None,
             runs: Vec::new(),
             covered: Vec::new(),
             touched: BTreeSet::new(),
             ready: BTreeSet::new(),
             broken: BTreeMap::new(),
             written: 0,
+        }
+    }
+
+    /// Of the entries that are still to come, the least place that one cuts the log at.
+    pub(super) fn set_later_cut(&mut self, cut: Option<(Offset, u64)>) {
+        self.later_cut = cut;
+    }
+
+    /// The bytes of a run that may be written, from its start: whole blocks below any later cut.
+    fn writable(&self, run: &Run) -> usize {
+        match self.later_cut {
+            Some((segment, position)) if segment == run.segment.base_offset => {
+                run.bytes.len().min(block_start(position).saturating_sub(run.start) as usize)
+            }
+            Some((segment, _)) if segment < run.segment.base_offset => 0,
+            _ => run.bytes.len(),
         }
     }
 
@@ -202,7 +223,8 @@ impl Placement {
     }
 
     fn write_run(&mut self, files: &mut impl StoreFiles, at: usize) -> Result<(), Fault> {
-        if self.runs[at].bytes.is_empty() {
+        let writable = self.writable(&self.runs[at]);
+        if writable == 0 {
             return Ok(());
         }
         let segment = self.runs[at].segment;
@@ -212,8 +234,9 @@ impl Placement {
         let run = &mut self.runs[at];
         let len = run.bytes.len();
         run.bytes.resize(len.next_multiple_of(BLOCK), 0);
-        files.write(&paths::segment(self.partition, segment.base_offset), run.start, &run.bytes)?;
-        self.written += run.bytes.len() as u64;
+        let written = writable.next_multiple_of(BLOCK);
+        files.write(&paths::segment(self.partition, segment.base_offset), run.start, &run.bytes[..written])?;
+        self.written += written as u64;
         run.bytes.truncate(len);
         self.touched.insert(segment.base_offset);
         Ok(())
@@ -224,11 +247,11 @@ impl Placement {
             return Ok(());
         };
         let segment = self.runs[at].segment;
-        if !self.is_usable(files, &segment)? {
+        let whole = self.writable(&self.runs[at]) / BLOCK * BLOCK;
+        if whole == 0 || !self.is_usable(files, &segment)? {
             return Ok(());
         }
         let run = &mut self.runs[at];
-        let whole = run.bytes.len() / BLOCK * BLOCK;
         files.write(&paths::segment(self.partition, base), run.start, &run.bytes[..whole])?;
         run.bytes.drain(..whole);
         run.start += whole as u64;
