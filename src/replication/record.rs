@@ -317,6 +317,11 @@ impl PartitionRecord {
         true
     }
 
+    /// Whether anybody but `node` has everything that was acknowledged: is in sync, or eligible.
+    pub fn others_may_lead(&self, node: NodeId) -> bool {
+        self.isr.iter().chain(&self.eligible).any(|candidate| *candidate != node)
+    }
+
     fn may_lead(&self, node: NodeId) -> bool {
         self.isr.contains(&node) || self.eligible.contains(&node)
     }
@@ -439,6 +444,17 @@ mod tests {
         let stale = IsrChange { version: record.version, ..old };
         assert!(matches!(record.change_isr(&stale, 3, |_| Some(7)), Err(RecordRefusal::StaleIncarnation { .. })));
         assert!(record.replica_lost(1, 3, ALL) && record.leader == Some(3));
+    }
+
+    #[test]
+    fn who_is_damaged_and_alone_in_sync_gives_way_to_one_that_is_eligible() {
+        let mut record = record();
+        record.node_away(2, 2, ALL);
+        record.node_away(3, 2, ALL);
+        assert_eq!((&record.isr[..], &record.eligible[..]), (&[1][..], &[3][..]), "node 2 left while there were enough");
+        assert!(record.others_may_lead(1));
+        assert!(record.replica_lost(1, 2, ALL) && record.leader == Some(3));
+        assert!(!record.others_may_lead(3), "what it has is all that there is");
     }
 
     #[test]

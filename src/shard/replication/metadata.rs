@@ -92,7 +92,8 @@ impl Life {
         match self.lost {
             Some((incarnation, _)) if incarnation != replica.incarnation => self.begin_anew().await,
             Some((_, told_at)) if told_at.elapsed() < REPORT_AGAIN => {}
-            _ if record.isr.iter().all(|member| *member == node) => self.lost = None,
+            // What it still has may be all that there is: somebody has to look at it.
+            _ if !record.others_may_lead(node) => self.lost = None,
             _ => {
                 self.lost = Some((replica.incarnation, Instant::now()));
                 let (context, partition) = (self.context.clone(), self.id);
