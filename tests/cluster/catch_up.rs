@@ -163,7 +163,11 @@ fn run(round: &mut Round<'_>, nodes: &mut Nodes, amount: &Amount) -> Result<(), 
     let is_healthy = |nodes: &Nodes| amount.expect_healthy(nodes);
     let (maximum, before) = amount.live;
     let retained = (amount.replicas.len() < NODES as usize).then_some(RETAINED);
-    live::measure(round, nodes, &live::Plan { wiped: WIPED, maximum, before, retained, is_healthy: &is_healthy, patience: amount.patience })?;
+    live::measure(
+        round,
+        nodes,
+        &live::Plan { wiped: WIPED, maximum, before, retained, is_healthy: &is_healthy, patience: amount.patience },
+    )?;
 
     nodes.expect_running()?;
     stop_all(nodes)?;

@@ -283,7 +283,9 @@ impl Run {
         let file = fs::File::create(&path).map_err(|e| say(&e))?;
         match file.try_lock() {
             Ok(()) => Ok(file),
-            Err(fs::TryLockError::WouldBlock) => Err(say(&format_args!("another run of the check {} uses this directory", self.entry.name))),
+            Err(fs::TryLockError::WouldBlock) => {
+                Err(say(&format_args!("another run of the check {} uses this directory", self.entry.name)))
+            }
             Err(fs::TryLockError::Error(error)) => Err(say(&error)),
         }
     }

@@ -46,7 +46,8 @@ pub async fn serve(node: Arc<Node>, listener: TcpListener) {
 async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Result<(), PeerError> {
     stream.set_nodelay(true)?;
     let keepalive = Duration::from_secs(limits::CONSENSUS_KEEPALIVE_S);
-    socket2::SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive).with_retries(3))?;
+    socket2::SockRef::from(&stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(keepalive).with_interval(keepalive).with_retries(3))?;
     let counters = &node.dialer.counters;
     let hello = timeout(Duration::from_secs(limits::HELLO_DEADLINE_S), read_payload(&mut stream, limits::MAX_CONSENSUS_HELLO));
     let hello = Hello::decode(&hello.await.map_err(|_| PeerError::Timeout)??)?;

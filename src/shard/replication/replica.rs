@@ -105,7 +105,9 @@ impl Input {
             Input::Message { payload, message: Message::Segment(told), .. } => (payload.len(), told.epochs.len()),
             Input::Message { payload, .. } | Input::Part { payload, .. } => (payload.len(), 0),
             Input::Wanted { .. } | Input::Missing { .. } => (0, 0),
-            Input::Metadata(_) | Input::PartsEnded | Input::Connected(..) | Input::Disconnected(..) | Input::ProposalRefused(..) => return 0,
+            Input::Metadata(_) | Input::PartsEnded | Input::Connected(..) | Input::Disconnected(..) | Input::ProposalRefused(..) => {
+                return 0;
+            }
         };
         size_of::<Input>() + payload + entries * size_of::<EpochStart>()
     }
