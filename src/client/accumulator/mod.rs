@@ -182,6 +182,8 @@ struct Partition {
     /// Waits until nothing is in flight, for a new identity.
     is_resetting: bool,
     last_request: u64,
+    /// Batches that got a sequence so far.
+    numbered: u64,
     /// Bytes of the last batch that left: the next one's first room.
     usual_len: usize,
 }
@@ -204,6 +206,8 @@ struct Batch {
     created: Micros,
     attempts: u32,
     sequence: Option<i32>,
+    /// Which one it is of those of its partition that got a sequence.
+    number: u64,
     /// An attempt ended without an answer: it may be in the log.
     may_be_appended: bool,
     /// The broker could not place its sequence although all before it were settled; once, this may be an answer from before.
@@ -516,6 +520,8 @@ impl Accumulator {
             identity.next_sequence = sequence_after(sequence, batch.count as i32);
             batch.sequence = Some(sequence);
             fresh = Some((identity.id, identity.epoch, sequence));
+            batch.number = partition.numbered;
+            partition.numbered += 1;
         }
         let body = match (std::mem::replace(&mut batch.body, Body::Taken), fresh) {
             (Body::Open(mut builder), Some((id, epoch, sequence))) => {
@@ -623,6 +629,7 @@ impl Partition {
             is_queued: false,
             is_resetting: false,
             last_request: 0,
+            numbered: 0,
             usual_len: 0,
         }
     }
@@ -631,7 +638,15 @@ impl Partition {
     fn is_ready(&self, now: Micros) -> bool {
         let has_batch = !self.waiting.is_empty() || (self.is_due && self.open.is_some());
         let has_room = self.in_flight.is_empty() || (self.sent_to == self.leader && self.in_flight.len() < limits::PRODUCER_BATCHES);
-        has_batch && has_room && now >= self.not_before && !self.is_resetting
+        has_batch && has_room && self.is_remembered() && now >= self.not_before && !self.is_resetting
+    }
+
+    /// Whether a broker that has taken all up to the batch that leaves next still remembers the oldest one that is not settled. Answers don't come in order, and once so many
+    /// were taken behind it, nobody could tell any more whether that one was appended.
+    fn is_remembered(&self) -> bool {
+        let is_retry = self.waiting.front().is_some_and(|batch| batch.sequence.is_some());
+        let open = self.in_flight.iter().filter(|batch| batch.sequence.is_some()).map(|batch| batch.number).min();
+        is_retry || open.is_none_or(|oldest| self.numbered - oldest < limits::PRODUCER_BATCHES as u64)
     }
 
     /// Bytes of the batch that leaves next.
@@ -658,6 +673,7 @@ impl Batch {
             created,
             attempts: 0,
             sequence: None,
+            number: 0,
             may_be_appended: false,
             is_out_of_order: false,
             last_error: None,

@@ -355,6 +355,30 @@ impl Log {
     }
 }
 
+/// Answers don't come in order. One that is late must not be followed by so many batches that its broker remembers it no more.
+#[test]
+fn nothing_leaves_that_makes_the_broker_forget_one_that_is_open() {
+    let mut a = accumulator(settings(), 1);
+    let mut send = |a: &mut Accumulator| {
+        add(a, 0, &[1; 250], 0);
+        poll(a, 0).map(|request| keys(&request))
+    };
+    let late = send(&mut a).unwrap();
+    for _ in 1..limits::PRODUCER_BATCHES {
+        let next = send(&mut a).unwrap();
+        complete(a.handle_answer(BROKER, &next, Ok(vec![result(Ok(0))]), 0));
+    }
+    assert_eq!(send(&mut a), None, "the broker would forget the first one");
+    // Its connection breaks; it is sent again, and those that wait behind it leave once it is settled.
+    complete(a.handle_answer(BROKER, &late, Err(lost()), 0));
+    complete(a.handle_time(10_000));
+    let again = keys(&poll(&mut a, 10_000).unwrap());
+    assert_eq!(again, late);
+    assert_eq!(poll(&mut a, 10_000), None);
+    complete(a.handle_answer(BROKER, &again, Ok(vec![result(Ok(0))]), 10_000));
+    assert!(poll(&mut a, 10_000).is_some());
+}
+
 type Request = Vec<(BatchKey, u32, Bytes)>;
 
 /// A request on its way to a broker, or its answer on the way back.
