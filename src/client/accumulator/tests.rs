@@ -359,8 +359,8 @@ impl Log {
 #[test]
 fn nothing_leaves_that_makes_the_broker_forget_one_that_is_open() {
     let mut a = accumulator(settings(), 1);
-    let mut send = |a: &mut Accumulator| {
-        add(a, 0, &[1; 250], 0);
+    let send = |a: &mut Accumulator| {
+        let _record = add(a, 0, &[1; 250], 0);
         poll(a, 0).map(|request| keys(&request))
     };
     let late = send(&mut a).unwrap();
