@@ -223,7 +223,8 @@ impl Node {
         };
         // A renewal can wait: the lease counts from when the node has sent this, and has room for more than one heartbeat. So no round is begun for it. A node without a lease
         // acknowledges nothing: it is told as soon as can be.
-        if !(is_renewal && self.led_at(now).await) && !self.confirm_leadership().await {
+        let leads = (is_renewal && self.led_at(now).await) || self.confirm_leadership().await;
+        if !leads {
             return Answer::NotLeader(None);
         }
         // Only now: the round has brought the view up to all that earlier leaders have committed, fences included.
