@@ -218,6 +218,8 @@ pub const CONSENSUS_PROPOSALS: usize = 256;
 pub const MAX_NODE_ADDRESS: usize = 300;
 /// Connections of other nodes to the consensus port, at most: each keeps one for what it says as a member, one for its proposals, and another pair for a while when the leader changes.
 pub const CONSENSUS_CONNECTIONS: usize = 4 * MAX_NODES;
+/// Longest frame of one who is of no cluster yet, bytes: it asks who leads, and what else fits is refused in words. Anybody may be one, on all connections at once.
+pub const MAX_NEWCOMER_FRAME: usize = MAX_CONSENSUS_HELLO + MAX_NODE_ADDRESS;
 /// One who is of no cluster yet asks at once, s, or is gone.
 pub const NEWCOMER_IDLE_S: u64 = 10;
 /// A connection of a node over which nothing comes is asked whether the host is still there after so long, s, and three times more: one whose end was lost would be kept for ever.

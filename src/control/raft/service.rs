@@ -71,9 +71,12 @@ async fn answer(node: &Arc<Node>, mut stream: TcpStream, connection: u64) -> Res
 
 async fn answer_all(node: &Node, stream: &mut TcpStream, is_newcomer: bool, connection: u64) -> Result<(), PeerError> {
     let counters = &node.dialer.counters;
+    let (patience, most) = match is_newcomer {
+        true => (Duration::from_secs(limits::NEWCOMER_IDLE_S), limits::MAX_NEWCOMER_FRAME),
+        false => (Duration::MAX, limits::MAX_CONSENSUS_FRAME),
+    };
     loop {
-        let patience = if is_newcomer { Duration::from_secs(limits::NEWCOMER_IDLE_S) } else { Duration::MAX };
-        let payload = match timeout(patience, read_payload(stream, limits::MAX_CONSENSUS_FRAME)).await.unwrap_or(Err(PeerError::Timeout)) {
+        let payload = match timeout(patience, read_payload(stream, most)).await.unwrap_or(Err(PeerError::Timeout)) {
             Err(PeerError::Io(error)) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
             payload => payload?,
         };

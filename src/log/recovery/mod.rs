@@ -431,6 +431,9 @@ type Replays = BTreeMap<TopicPartition, Replay>;
 
 impl ShardReplay<'_> {
     fn run(&mut self, recovery: &mut Recovery, files: &mut impl StoreFiles, mut replays: Replays) -> Result<Replays, OpenError> {
+        for (partition, replay) in &mut replays {
+            replay.placement.set_later_cut(self.cuts.least(*partition));
+        }
         let mut finished_seen = false;
         for (at, group) in self.chain.groups.iter().enumerate() {
             if !finished_seen && group.header.sequence > self.checkpoint {
@@ -483,9 +486,9 @@ impl ShardReplay<'_> {
             let partition = entry.topic_partition;
             if cut_of(&entry).is_some() {
                 self.cuts.pass(partition);
-            }
-            if let Some(replay) = replays.get_mut(&partition) {
-                replay.placement.set_later_cut(self.cuts.least(partition));
+                if let Some(replay) = replays.get_mut(&partition) {
+                    replay.placement.set_later_cut(self.cuts.least(partition));
+                }
             }
             match entry.kind {
                 EntryKind::Checkpoint => self.noted = self.noted.max(u64::try_from(entry.base_offset).unwrap_or(0)),
