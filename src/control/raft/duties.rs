@@ -124,6 +124,10 @@ pub async fn keep(node: Arc<Node>) {
         let term = node.leads_in();
         let led_in = lock(&node.leases).term();
         lock(&node.leases).set_leadership(term, Instant::now());
+        if term != led_in {
+            // What an earlier leadership began may wait for ever: of an entry that a snapshot stands for the library does not answer.
+            [fence.take(), change.take()].into_iter().flatten().for_each(|task| task.abort());
+        }
         if term.is_some() && term != led_in {
             // Who ended while nobody led, or was not seen to, is not waited for.
             for id in node.members().0.into_keys() {

@@ -30,6 +30,8 @@ pub struct MemoryLog {
     pub entries: VecDeque<(Entry, u64)>,
     /// Their length in the files, bytes.
     pub bytes: u64,
+    /// How often entries that were there gave way to others, or to none.
+    pub cuts: u64,
 }
 
 impl MemoryLog {
@@ -76,6 +78,7 @@ impl MemoryLog {
     }
 
     fn cut(&mut self, index: u64) {
+        self.cuts += u64::from(self.next() > index);
         while self.next() > index.max(self.first()) {
             let (_, length) = self.entries.pop_back().expect("next is behind first");
             self.bytes -= length;
@@ -313,7 +316,8 @@ impl LogFiles {
                 let segment = self.segments.pop_front().expect("there are two");
                 self.directory.remove(&segment.name)?;
             }
-            *lock(&self.memory) = MemoryLog { previous: Some(upto), ..MemoryLog::default() };
+            let mut memory = lock(&self.memory);
+            *memory = MemoryLog { previous: Some(upto), cuts: memory.cuts + 1, ..MemoryLog::default() };
             return Ok(());
         }
         while self.segments.len() > 1 && self.segments[1].first <= upto.index + 1 {

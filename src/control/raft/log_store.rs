@@ -3,6 +3,7 @@
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use openraft::storage::{LogFlushed, RaftLogStorage};
 use openraft::{AnyError, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError};
@@ -70,20 +71,43 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end)
 }
 
-/// Reads entries, from memory.
+/// What a stream to a follower that reads a log other than its own waits before it is told so, that it does not ask without a pause.
+const STALE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Reads entries, from memory, for one stream to a follower.
+///
+/// A leader never cuts its log, so a stream that lives through a cut is that of a leadership that has ended. The library (0.9.25) leaves such streams running until this node leads
+/// again, and one that was waiting to repeat something then reads what the next leader has put in place of its entries, or nothing. What it sends as following on the entry before
+/// would not: a follower that has not heard of the next leader would take it for the log of this one. And a read that fails stops the consensus of this node for good. So it gets
+/// no entries any more, which the library sends as a heartbeat; that is refused as soon as the follower knows better.
 #[derive(Clone, Debug)]
-pub struct LogReader(Arc<Mutex<MemoryLog>>);
+pub struct LogReader {
+    memory: Arc<Mutex<MemoryLog>>,
+    cuts: u64,
+}
+
+impl LogReader {
+    fn new(memory: &Arc<Mutex<MemoryLog>>) -> LogReader {
+        LogReader { memory: Arc::clone(memory), cuts: lock(memory).cuts }
+    }
+}
 
 impl RaftLogReader<Types> for LogReader {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>> {
         let (start, end) = bounds(&range);
-        Ok(lock(&self.0).range(start, end, u64::MAX))
+        Ok(lock(&self.memory).range(start, end, u64::MAX))
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>> {
-        let entries = lock(&self.0).range(start, end, limits::CONSENSUS_APPEND as u64);
-        if entries.first().is_none_or(|entry| entry.log_id.index != start) {
-            return Err(StorageIOError::read_log_at_index(start, AnyError::error("it was dropped")).into());
+        let (entries, is_stale) = {
+            let memory = lock(&self.memory);
+            let is_stale = memory.cuts != self.cuts || start < memory.first();
+            (if is_stale { Vec::new() } else { memory.range(start, end, limits::CONSENSUS_APPEND as u64) }, is_stale)
+        };
+        if is_stale {
+            tokio::time::sleep(STALE_PAUSE).await;
+        } else if entries.is_empty() {
+            return Err(StorageIOError::read_log_at_index(start, AnyError::error("it is not there")).into());
         }
         Ok(entries)
     }
@@ -91,7 +115,7 @@ impl RaftLogReader<Types> for LogReader {
 
 impl RaftLogReader<Types> for LogStore {
     async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(&mut self, range: RB) -> Result<Vec<Entry>> {
-        LogReader(Arc::clone(&self.memory)).try_get_log_entries(range).await
+        LogReader::new(&self.memory).try_get_log_entries(range).await
     }
 }
 
@@ -104,7 +128,7 @@ impl RaftLogStorage<Types> for LogStore {
     }
 
     async fn get_log_reader(&mut self) -> LogReader {
-        LogReader(Arc::clone(&self.memory))
+        LogReader::new(&self.memory)
     }
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<()> {

@@ -139,10 +139,7 @@ fn a_fourth_node_learns_and_votes_when_one_is_removed() {
 }
 
 /// A change of voters has two steps, and the library takes the second one only while whoever asked for the first one waits.
-///
-/// By hand, with nothing beside: beside other work it has waited for longer than a minute, and why is not known yet.
 #[test]
-#[ignore = "by hand: cargo test --lib a_change_of_voters -- --ignored"]
 fn a_change_of_voters_whose_author_is_gone_is_finished_by_the_next_leader() {
     let mut nodes = three();
     let at = leader(&nodes);

@@ -1,6 +1,6 @@
 //! The library's own tests of a storage, and what they don't ask: other owners, missing files, failures.
 
-use openraft::storage::RaftLogStorage;
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt};
 use openraft::testing::{StoreBuilder, Suite};
 use openraft::{CommittedLeaderId, EntryPayload, RaftLogReader, StorageError};
 
@@ -196,6 +196,32 @@ fn what_one_message_carries_is_bounded() {
         assert_eq!(reader.limited_get_log_entries(2, 9).await.unwrap().len(), 2, "768 KiB each, 2 MiB in all");
         assert_eq!(reader.try_get_log_entries(1..9).await.unwrap().len(), 8);
         assert!(reader.limited_get_log_entries(20, 22).await.is_err());
+    });
+}
+
+/// One that failed there stopped the consensus of a leader that came back; one that gave what had taken the place of its entries sent the next leader's log as its own.
+#[test]
+fn a_stream_of_an_ended_leadership_gets_no_entries_and_stops_nobody() {
+    let (_scratch, path) = formed();
+    let mut files = open(&path, OWNER).unwrap();
+    files.log.append(entries(1, 1..9)).unwrap();
+    let mut store = LogStore::new(files.log, files.votes);
+    let id = |term, index| LogId::new(CommittedLeaderId::new(term, 71), index);
+    block_on(async {
+        let mut reader = store.get_log_reader().await;
+        store.truncate(id(1, 20)).await.unwrap();
+        assert_eq!(reader.limited_get_log_entries(5, 9).await.unwrap().len(), 4, "there was nothing to cut");
+        store.truncate(id(1, 5)).await.unwrap();
+        assert_eq!(reader.limited_get_log_entries(5, 9).await.unwrap(), [], "they are gone");
+        store.blocking_append(entries(2, 5..9)).await.unwrap();
+        assert_eq!(reader.limited_get_log_entries(6, 9).await.unwrap(), [], "others stand there");
+        let mut reader = store.get_log_reader().await;
+        assert_eq!(reader.limited_get_log_entries(6, 9).await.unwrap(), entries(2, 6..9), "a new stream reads them");
+        store.purge(id(2, 7)).await.unwrap();
+        assert_eq!(reader.limited_get_log_entries(8, 9).await.unwrap(), entries(2, 8..9));
+        assert_eq!(reader.limited_get_log_entries(7, 9).await.unwrap(), [], "a snapshot stands for them");
+        store.purge(id(3, 30)).await.unwrap();
+        assert_eq!(reader.limited_get_log_entries(31, 33).await.unwrap(), [], "a snapshot took the place of the log");
     });
 }
 
