@@ -12,7 +12,7 @@ mod storage;
 use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use super::settings::{NoRegistry, Registry};
@@ -50,9 +50,20 @@ fn life() -> [u8; 16] {
     std::array::from_fn(|at| life.wrapping_mul(37).wrapping_add(at as u8))
 }
 
+/// A port of its own, held until it is used. Below those that the kernel gives to whoever connects: one of them could take it while its node is down.
+fn free_port() -> (TcpListener, u16) {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let port = 16_000 + ((std::process::id() * 30) as u16).wrapping_add(NEXT.fetch_add(1, Relaxed)) % 15_000;
+        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
+            return (listener, port);
+        }
+    }
+}
+
 impl TestNode {
     fn new(node: u32) -> TestNode {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let (held, port) = free_port();
         TestNode {
             scratch: tempfile::tempdir().unwrap(),
             node,
@@ -63,7 +74,7 @@ impl TestNode {
             snapshot_entries: 1_000,
             registry: || Box::new(NoRegistry),
             running: None,
-            held: None,
+            held: Some(held),
         }
     }
 
@@ -76,10 +87,9 @@ impl TestNode {
     }
 
     fn try_start(&mut self, cluster: [u8; 16], origin: Origin) -> Result<(), StartError> {
-        self.held = None;
         let begun = Instant::now();
         let listener = loop {
-            match TcpListener::bind(("127.0.0.1", self.port)) {
+            match self.held.take().map_or_else(|| TcpListener::bind(("127.0.0.1", self.port)), Ok) {
                 Ok(listener) => break listener,
                 Err(error) if begun.elapsed() > LONG => panic!("port {}: {error}", self.port),
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
