@@ -13,15 +13,16 @@ use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-use corelane::batch::BatchIter;
+use corelane::batch::{BatchHeader, BatchIter};
 use corelane::cluster::{Catalogue, Command, Election};
 use corelane::group::Settings;
 use corelane::limits::MAX_FETCH_WAIT_MS;
-use corelane::request::{Code, Fetch, FetchPartition, ReadFrom};
+use corelane::request::{Acks, Code, Fetch, FetchPartition, ListOffset, OffsetSpec, ReadFrom};
 use corelane::shard::context::Context;
 use corelane::shard::fetch::fetch_mine;
 use corelane::shard::replication::Lease;
 use corelane::shard::role::Role;
+use corelane::shard::{offsets, produce};
 use corelane::types::Offset;
 use kafka_protocol::messages::FetchRequest;
 use kafka_protocol::messages::fetch_response::PartitionData;
@@ -182,6 +183,7 @@ fn a_leader_names_the_follower_of_the_readers_rack() {
     run(async || {
         let dir = tempfile::tempdir().unwrap();
         let node = Node::start(dir.path()).await;
+        node.lease.extend(Instant::now() + PATIENCE);
         let epoch = node.elect(0);
         node.running.lead(epoch).await;
         node.running.produce(&batch(1, EACH as usize, 100, None)).await;
@@ -196,6 +198,48 @@ fn a_leader_names_the_follower_of_the_readers_rack() {
         assert_eq!(node.fetch(0, rack("rack-2")).await, Ok((3, 0, Some(2048))));
         assert_eq!(node.fetch(3, rack("rack-2")).await, Ok((3, 3, None)), "it does not have that yet");
         assert_eq!(node.fetch(4, rack("rack-1")).await, Err(Code::OffsetOutOfRange));
+    });
+}
+
+/// It may be cut off, with another one leading and its followers gone over to that one.
+#[test]
+fn a_leader_without_a_lease_says_only_what_stays_true() {
+    run(async || {
+        let dir = tempfile::tempdir().unwrap();
+        let node = Node::start(dir.path()).await;
+        let epoch = node.elect(0);
+        node.running.lead(epoch).await;
+        for seed in 0..2 {
+            node.running.produce(&batch(seed, EACH as usize, 100, None)).await;
+        }
+        node.running.settle().await;
+        let cell = &node.running.cell;
+        cell.set_watermark(EACH);
+        cell.enough_replicas.set(true);
+        let refused = |acks| produce::early_refusal(&node.context, cell, 100, acks).map(|refusal| refusal.code);
+        let largest = BatchHeader::parse(&batch(1, EACH as usize, 100, None)).unwrap().max_timestamp;
+        let at = async |timestamp| {
+            let asked = ListOffset { partition: PARTITION, spec: OffsetSpec::At(timestamp) };
+            offsets::list_offsets(&node.context, &[asked]).await.remove(0).outcome.map(|found| found.offset).map_err(|refusal| refusal.code)
+        };
+        for from in [ReadFrom::Leader, ReadFrom::InSync, rack("rack-1")] {
+            assert_eq!(node.fetch(0, from.clone()).await, Ok((3, 3, None)), "{from:?}: what is committed stays so");
+            assert_eq!(node.ask(wanted(3, None), from.clone(), PATIENCE).await, Err(Code::NotLeader), "{from:?}: at once");
+            assert_eq!(node.fetch(60, from.clone()).await, Err(Code::NotLeader), "{from:?}: another one may have that");
+        }
+        assert_eq!(at(0).await, Ok(0));
+        assert_eq!(at(largest + 1).await, Err(Code::OffsetNotAvailable), "not that there is none");
+        for acks in [Acks::None, Acks::Leader, Acks::All] {
+            assert_eq!(refused(acks), Some(Code::NotLeader), "{acks:?}");
+        }
+
+        node.lease.extend(Instant::now() + PATIENCE);
+        assert_eq!(node.fetch(3, ReadFrom::Leader).await, Ok((3, 3, None)));
+        assert_eq!(node.fetch(60, ReadFrom::Leader).await, Err(Code::OffsetOutOfRange));
+        assert_eq!(refused(Acks::Leader), None);
+        assert_eq!(at(largest + 1).await, Err(Code::OffsetNotAvailable), "it has just begun: some of its log may be acknowledged");
+        cell.latest_is_known.set(true);
+        assert_eq!(at(largest + 1).await, Ok(-1));
     });
 }
 

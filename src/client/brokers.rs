@@ -4,7 +4,7 @@
 //! Questions and retries are in
 //! `asking`.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -66,6 +66,8 @@ struct State {
     known: HashMap<u32, String>,
     controller: Option<u32>,
     topics: HashMap<String, Arc<TopicPartitions>>,
+    /// Of these, those about which the next one that needs them asks.
+    doubtful: HashSet<String>,
     /// The node that is asked next what any may answer, or the first behind it.
     turn: Option<u32>,
     /// By address; the async lock is held while one is being made.
@@ -193,8 +195,10 @@ impl Brokers {
                         is_behind |= keep_newer(found, known);
                     }
                     state.topics.insert(topic.name.clone(), Arc::new(found.clone()));
+                    state.doubtful.remove(&topic.name);
                 }
-                Err(_) => drop(state.topics.remove(&topic.name)),
+                Err(_) if state.topics.contains_key(&topic.name) => drop(state.doubtful.insert(topic.name.clone())),
+                Err(_) => {}
             }
         }
         let brokers = metadata.brokers.iter().map(|b| (b.id, join_address(&b.host, b.port)));
@@ -220,12 +224,13 @@ impl Brokers {
 
     /// What is known of a topic, without asking.
     pub fn cached_topic(&self, name: &str) -> Option<Arc<TopicPartitions>> {
-        self.lock().topics.get(name).cloned()
+        let state = self.lock();
+        state.topics.get(name).filter(|_| !state.doubtful.contains(name)).cloned()
     }
 
-    /// What is known of a topic may be wrong: who needs it next asks.
+    /// What is known of a topic may be wrong: who needs it next asks. Its leaders' epochs stay: they tell the answer of a node that is cut off.
     pub fn forget_topic(&self, name: &str) {
-        self.lock().topics.remove(name);
+        self.lock().doubtful.insert(name.into());
     }
 
     /// The leader of a partition.

@@ -552,10 +552,14 @@ impl Inner {
             SeekTo::Latest => OffsetSpec::Latest,
             SeekTo::Timestamp(timestamp) => OffsetSpec::At(timestamp),
         };
-        match list_offset(&self.brokers, topic, partition, spec).await? {
-            (-1, _) => list_offset(&self.brokers, topic, partition, OffsetSpec::Latest).await.map(|(offset, _)| offset),
-            (offset, _) => Ok(offset),
+        let (offset, _) = list_offset(&self.brokers, topic, partition, spec).await?;
+        if offset >= 0 {
+            return Ok(offset);
         }
+        let (end, _) = list_offset(&self.brokers, topic, partition, OffsetSpec::Latest).await?;
+        // Asked once more: a record that was appended in between is the one that is looked for, and before the end.
+        let (offset, _) = list_offset(&self.brokers, topic, partition, spec).await?;
+        Ok(if offset >= 0 { offset } else { end })
     }
 
     /// Assigns the partitions of a topic from number `known` on.

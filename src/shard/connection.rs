@@ -355,7 +355,7 @@ impl Connection {
 
     /// One large batch for a partition of this shard, straight into aligned memory. The CRC is computed while the bytes are in the cache.
     pub(super) async fn large_produce(&mut self, cell: &Rc<PartitionCell>, len: usize, done: Completion) -> Result<(), End> {
-        if let Some(refusal) = produce::early_refusal(cell, len, done.patience.acks) {
+        if let Some(refusal) = produce::early_refusal(&self.context, cell, len, done.patience.acks) {
             return self.refuse_unread(refusal, len, done).await;
         }
         let position = cell.machine.borrow().next_position().unwrap_or(BLOCK as u64);
@@ -399,7 +399,7 @@ impl Connection {
         done: Completion,
     ) -> Result<(), End> {
         let trailer = if crc_trailer { 4 } else { 0 };
-        if let Some(refusal) = produce::early_refusal(cell, len, done.patience.acks) {
+        if let Some(refusal) = produce::early_refusal(&self.context, cell, len, done.patience.acks) {
             return self.refuse_unread(refusal, len + trailer, done).await;
         }
         let mut adoption = match adoption::Adoption::begin(&self.context.store, cell, len).await {

@@ -185,7 +185,7 @@ async fn read_partition(
     from: &ReadFrom,
     answer: &mut FetchAnswer,
 ) -> Result<Fetched, Refusal> {
-    read_replica::check_readable(context, cell, from)?;
+    read_replica::check_readable(context, cell, from, wanted.offset)?;
     let (high_watermark, log_start) = check_bounds(cell, wanted)?;
     let preferred = read_replica::preferred_broker(context, cell, wanted.offset, from);
     if preferred.is_some() {

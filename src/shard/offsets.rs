@@ -51,14 +51,19 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
         return Err(refusal);
     }
     let (log_start, committed) = (cell.machine.borrow().log_start(), cell.machine.borrow().ladder().committed());
+    let unavailable = || {
+        cell.refusal(Code::OffsetNotAvailable, "a leader that has just begun, or is cut off, does not know where consumers have come to")
+    };
+    let knows_latest = || cell.latest_is_known.get() && may_tell_latest(context, &cell);
     let (offset, timestamp) = match question.spec {
         OffsetSpec::Earliest => (log_start, -1),
-        OffsetSpec::Latest | OffsetSpec::MaxTimestamp if !cell.latest_is_known.get() || !may_tell_latest(context, &cell) => {
-            let words = "a leader that has just begun, or is cut off, does not know where consumers have come to";
-            return Err(cell.refusal(Code::OffsetNotAvailable, words));
-        }
+        OffsetSpec::Latest | OffsetSpec::MaxTimestamp if !knows_latest() => return Err(unavailable()),
         OffsetSpec::Latest => (committed, -1),
-        OffsetSpec::At(timestamp) => first_at(context, &cell, timestamp, looked).await?,
+        OffsetSpec::At(timestamp) => match first_at(context, &cell, timestamp, looked).await? {
+            // It may be among what was acknowledged and is not known here to be committed.
+            (-1, _) if !knows_latest() => return Err(unavailable()),
+            found => found,
+        },
         OffsetSpec::MaxTimestamp if committed == log_start => (-1, -1),
         OffsetSpec::MaxTimestamp => {
             // That of the log may have been a record's that a cleaning left out.

@@ -14,6 +14,7 @@ use crate::shard::context::Context;
 use crate::shard::mesh::{MeshReply, shard_gone};
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::pending::{Answer, Completion, Patience, PendingProduce};
+use crate::shard::read_replica;
 use crate::shard::role::Role;
 use crate::shard::store::{Blocked, LargeBatch};
 use crate::types::TopicPartition;
@@ -36,15 +37,20 @@ pub async fn produce(context: &Rc<Context>, request: &Produce, payload: &[u8], a
 
 /// Checks a client's batch and appends it to a partition of this shard.
 async fn append_of_client(context: &Rc<Context>, id: &TopicPartition, bytes: &[u8], done: Completion) {
-    match context.store.partition(id).and_then(|cell| early_refusal(&cell, bytes.len(), done.patience.acks)) {
+    match context.store.partition(id).and_then(|cell| early_refusal(context, &cell, bytes.len(), done.patience.acks)) {
         Some(refusal) => done.complete(Err(refusal)),
         None => append(context, id, bytes, done).await,
     }
 }
 
 /// Why a client's batch of `len` bytes is refused whatever is in it.
-pub fn early_refusal(cell: &PartitionCell, len: usize, acks: Acks) -> Option<Refusal> {
+///
+/// A leader without a lease takes nothing, whatever copies are asked for: another one may lead, and what only this one has would be cut.
+pub fn early_refusal(context: &Context, cell: &PartitionCell, len: usize, acks: Acks) -> Option<Refusal> {
     if let Some(refusal) = cell.not_served() {
+        return Some(refusal);
+    }
+    if let Some(refusal) = read_replica::doubt(context, cell) {
         return Some(refusal);
     }
     if let Role::Leader(_) = cell.role() {

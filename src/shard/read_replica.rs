@@ -4,6 +4,9 @@
 //! and is never wrong. Its watermark came from a leader, which counts only what every member of the ISR has, and nothing below it is cut but by an election that the operator calls unclean.
 //!
 //! That it is in the ISR, and its lease goes on, is asked all the same: one that is cut off would be behind for as long as it is.
+//!
+//! A leader whose lease is over goes on to answer with what was committed, and sends away whoever has read all of it: another one may lead, and have more. Nor does it call an offset
+//! out of range that is behind all it has.
 
 use std::rc::Rc;
 
@@ -16,12 +19,15 @@ use crate::shard::partition_cell::PartitionCell;
 use crate::shard::role::Role;
 use crate::types::{Offset, TopicPartition};
 
-/// Checks that this node may answer a fetch.
+/// Checks that this node may answer a fetch from `offset` on.
 ///
 /// # Errors
-/// The partition is gone; or this node neither leads it nor follows in sync, or only a leader may answer.
-pub fn check_readable(context: &Context, cell: &PartitionCell, from: &ReadFrom) -> Result<(), Refusal> {
-    let Some(refusal) = cell.not_served() else { return Ok(()) };
+/// The partition is gone; or this node neither leads it nor follows in sync, or only a leader may answer; or it can't know whether there is more.
+pub fn check_readable(context: &Context, cell: &PartitionCell, from: &ReadFrom, offset: Offset) -> Result<(), Refusal> {
+    let Some(refusal) = cell.not_served() else {
+        let committed = cell.machine.borrow().ladder().committed();
+        return doubt(context, cell).filter(|_| offset >= committed).map_or(Ok(()), Err);
+    };
     let Role::Follower(epoch) = cell.role() else { return Err(refusal) };
     if cell.gone().is_some() || *from == ReadFrom::Leader {
         return Err(refusal);
@@ -35,6 +41,12 @@ pub fn check_readable(context: &Context, cell: &PartitionCell, from: &ReadFrom) 
         true => Ok(()),
         false => Err(cell.refusal(Code::NotLeader, "this broker does not lead it, and is not in sync with the one that does")),
     }
+}
+
+/// Why this leader can't say whether it still leads; `None` where it can, or is no leader of several replicas.
+pub fn doubt(context: &Context, cell: &PartitionCell) -> Option<Refusal> {
+    let is_in_doubt = matches!(cell.role(), Role::Leader(_)) && !context.replication.holds_lease();
+    is_in_doubt.then(|| cell.refusal(Code::NotLeader, "this broker is cut off from the cluster: another one may lead it"))
 }
 
 /// The advertised shard that a consumer at `offset` is to ask in the place of this leader; `None` where it is to stay.

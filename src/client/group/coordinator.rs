@@ -21,8 +21,9 @@ impl Coordinator {
         Coordinator { brokers, group, found: Mutex::default() }
     }
 
-    /// It may be another one now.
+    /// It may be another one now, which whoever named it may not know: another node is asked.
     pub fn forget(&self) {
+        self.brokers.look_elsewhere();
         *self.found.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 

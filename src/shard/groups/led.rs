@@ -143,8 +143,13 @@ impl Led {
 
     /// Asks the machine; the answer comes when what it relies on is durable.
     pub async fn ask(self: &Rc<Led>, context: &Context, request: GroupRequest) -> GroupAnswer {
-        if let Err(error) = self.check(context) {
-            return super::refusal(&request)(error);
+        match self.check(context) {
+            Ok(()) => {}
+            // As Kafka does: a member that is told otherwise may leave for this, and its session has not begun to count.
+            Err(GroupError::CoordinatorLoadInProgress) if matches!(request, GroupRequest::Heartbeat(_)) => {
+                return GroupAnswer::Heartbeat(Ok(()));
+            }
+            Err(error) => return super::refusal(&request)(error),
         }
         let now = self.now();
         let waiter = Waiter(self.next_waiter.get());

@@ -131,6 +131,8 @@ fn leader(context: &Context, partition: &TopicPartition) -> Result<Broker, Group
             });
             found.ok_or(GroupError::CoordinatorNotAvailable)
         }
+        // Cut off: another one may be the coordinator.
+        Some(record) if record.replicas.len() > 1 && !context.replication.holds_lease() => Err(GroupError::CoordinatorNotAvailable),
         _ => {
             let brokers = &context.identity.brokers;
             // With fewer endpoints than shards the others are reached through the advertised ones.
