@@ -71,6 +71,41 @@ fn a_node_without_its_cluster_can_be_stopped() {
     assert_eq!(ended.and_then(|status| status.code()), Some(0));
 }
 
+fn voters(at: &Place) -> Vec<u64> {
+    let members = at.status()["consensus"]["members"].as_array().cloned().unwrap_or_default();
+    members.iter().filter(|member| member["votes"] == true).filter_map(|member| member["node"].as_u64()).collect()
+}
+
+/// Of two voters none could stop.
+#[test]
+fn a_cluster_shrinks_to_one_node_as_its_commands_say() {
+    let directory = scratch();
+    let places: Vec<Place> = (1..=3).map(|node| Place::new(directory.path(), node)).collect();
+    let mut running = vec![Some(places[0].start(&[]))];
+    running.extend(places[1..].iter().map(|place| Some(place.start(&[&places[0]]))));
+    create(&places[0], "t", 6, 1);
+    places[0].produce("t", 0..100);
+    eventually("three vote", || voters(&places[0]).len() == 3);
+    let mut go = |node: u64, asked: &Place| {
+        let id = node.to_string();
+        let said = asked.ask(&["cluster", "decommission", &id]);
+        assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+        assert_eq!(running[node as usize - 1].take().expect("it runs").stop(), 0);
+        eventually("it is removed", || asked.ask(&["cluster", "remove", &id]).status.success());
+    };
+    go(3, &places[0]);
+    eventually("one of two votes", || voters(&places[0]).len() == 1);
+    let stays = voters(&places[0])[0];
+    let last = &places[stays as usize - 1];
+    go(3 - stays, last);
+    last.wait_healthy(1);
+    last.produce("t", 100..200);
+    assert_eq!(last.consume("t"), (0..200).collect::<Vec<_>>());
+    running[stays as usize - 1].take().expect("it runs").kill();
+    let _again = last.start(&[]);
+    assert_eq!(last.consume("t"), (0..200).collect::<Vec<_>>());
+}
+
 #[test]
 fn a_store_of_a_node_that_was_alone_becomes_a_cluster_with_its_topics() {
     let directory = scratch();

@@ -60,7 +60,8 @@ impl Catalogue {
             return refused(format!("{} replicas, 1 to {} can be", target.len(), limits::MAX_REPLICAS));
         }
         if record.target.as_deref().unwrap_or(&goal(&record)) == target {
-            return refused("its replicas are these, or are to be".into());
+            // They are these, or are to be: the request may have come before, and its answer been lost.
+            return Ok(Applied::PartitionsChanged(ChangedPartitions::These(Vec::new())));
         }
         for id in target {
             let node = self.registered(*id)?;

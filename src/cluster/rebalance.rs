@@ -26,26 +26,37 @@ use crate::types::TopicPartition;
 ///
 /// # Errors
 /// A retiring node's replicas can't all go anywhere.
-pub fn plan_rebalance(view: &CatalogueView) -> Result<Vec<Command>, Refusal> {
+pub fn plan_rebalance(view: &CatalogueView) -> Result<Plan, Refusal> {
     let mut planner = Planner::new(view, |node| node.retiring);
     planner.empty_retiring()?;
     planner.even_replicas();
     planner.even_leaders();
-    Ok(planner.commands)
+    Ok(planner.plan)
 }
 
 /// A plan after which a node holds nothing. The others are not made more even than that takes.
 ///
 /// # Errors
 /// The node is not registered, or its replicas can't all go anywhere.
-pub fn plan_decommission(view: &CatalogueView, node: NodeId) -> Result<Vec<Command>, Refusal> {
+pub fn plan_decommission(view: &CatalogueView, node: NodeId) -> Result<Plan, Refusal> {
     if view.node(node).is_none() {
         return Err(Refusal::new(Code::BrokerIdNotRegistered, format!("node {node} is not registered")));
     }
     let mut planner = Planner::new(view, |other| other.id() == node || other.retiring);
     planner.empty_retiring()?;
     planner.even_leaders();
-    Ok(planner.commands)
+    Ok(planner.plan)
+}
+
+/// What is to be done, and what can't be yet.
+#[derive(Debug, Default)]
+pub struct Plan {
+    /// In this order.
+    pub commands: Vec<Command>,
+    /// Replicas of retiring nodes that can go nowhere but to nodes that are away.
+    pub put_off: u32,
+    /// Those nodes.
+    pub waits_for: BTreeSet<NodeId>,
 }
 
 /// A node by its number in the planner.
@@ -76,7 +87,7 @@ struct Planner<'a> {
     nodes: Vec<PlannedNode>,
     /// In an order that has nothing to do with topics, so that none moves as a whole.
     partitions: Vec<PlannedPartition>,
-    commands: Vec<Command>,
+    plan: Plan,
 }
 
 impl<'a> Planner<'a> {
@@ -99,13 +110,13 @@ impl<'a> Planner<'a> {
                 nodes[*node].on.insert(at);
             }
         }
-        Planner { view, nodes, partitions, commands: Vec::new() }
+        Planner { view, nodes, partitions, plan: Plan::default() }
     }
 
     fn emit(&mut self, at: usize) {
         let PlannedPartition { id, goal } = &self.partitions[at];
         let target = goal.iter().map(|node| self.nodes[*node].id).collect();
-        self.commands.push(Command::Reassign { partition: *id, target });
+        self.plan.commands.push(Command::Reassign { partition: *id, target });
     }
 
     /// A replica goes from one node to another, and to the end of the list: the new one has nothing yet, another is to lead where there is one.
@@ -137,6 +148,13 @@ impl<'a> Planner<'a> {
                 let rack = |to: At| self.in_rack(at, self.nodes[to].rack, from);
                 let found = self.free(at).min_by_key(|to| (rack(*to), self.nodes[*to].on.len(), *to));
                 let Some(to) = found else {
+                    let away = |to: &At| !self.nodes[*to].retires && !self.nodes[*to].takes && !self.partitions[at].goal.contains(to);
+                    let away: Vec<_> = (0..self.nodes.len()).filter(away).map(|to| self.nodes[to].id).collect();
+                    if !away.is_empty() {
+                        self.plan.put_off += 1;
+                        self.plan.waits_for.extend(away);
+                        continue;
+                    }
                     let PlannedPartition { id, goal } = &self.partitions[at];
                     let message = format!(
                         "partition {id} has {} replicas and there is no other node that takes the one of node {}: add a node or lower its replication factor",

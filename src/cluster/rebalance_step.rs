@@ -35,8 +35,12 @@ pub fn next_step(view: &CatalogueView, empty: Option<NodeId>, most_moving: u32) 
     };
     let mut moving: BTreeSet<_> = view.all_partitions().filter(|(_, record)| record.target.is_some()).map(|(id, _)| id).collect();
     let mut left = left(view, &moving);
+    left.unnamed = plan.put_off;
+    left.waits_for.extend(plan.waits_for);
+    left.waits_for.sort_unstable();
+    left.waits_for.dedup();
     let (mut begin, mut goals) = (Vec::new(), BTreeMap::new());
-    let mut rest = plan.into_iter();
+    let mut rest = plan.commands.into_iter();
     for command in rest.by_ref() {
         let Command::Reassign { partition, target } = &command else { continue };
         let starts = !moving.contains(partition) && ships(view, partition, target);

@@ -299,10 +299,11 @@ impl PartitionRecord {
         Ok(())
     }
 
-    /// Ends a reassignment whose target is all in sync: those that go are out. True if it was time for that.
+    /// Ends a reassignment whose target is all in sync, or is the present replicas in another order, which waits for nobody: those that go are out. True if it was time for that.
     pub fn finish_reassignment(&mut self, min_insync: usize, live: impl Fn(NodeId) -> bool) -> bool {
         let Some(target) = &self.target else { return false };
-        if !target.iter().all(|node| self.isr.contains(node)) {
+        let is_order = target.len() == self.replicas.len() && target.iter().all(|node| self.replica(*node).is_some());
+        if !is_order && !target.iter().all(|node| self.isr.contains(node)) {
             return false;
         }
         let target = self.target.take().unwrap_or_default();
@@ -511,6 +512,19 @@ mod tests {
         assert!(record.finish_reassignment(1, ALL));
         assert_eq!((record.leader, &record.isr[..], record.replicas.len(), record.target.clone()), (Some(4), &[2, 4][..], 2, None));
         assert!(record.reassign(&[]).is_err() && record.reassign(&[2, 2]).is_err());
+    }
+
+    #[test]
+    fn another_order_of_the_same_replicas_waits_for_nobody() {
+        let mut record = record();
+        record.node_away(3, 2, |node| node != 3);
+        assert_eq!(record.isr, [1, 2]);
+        record.reassign(&[2, 3, 1]).unwrap();
+        assert!(record.finish_reassignment(2, ALL));
+        let order: Vec<NodeId> = record.replicas.iter().map(|replica| replica.node).collect();
+        assert_eq!((order, &record.isr[..], record.leader, &record.target), (vec![2, 3, 1], &[1, 2][..], Some(1), &None));
+        record.reassign(&[2, 3, 4]).unwrap();
+        assert!(!record.finish_reassignment(2, ALL), "a new one is waited for, and with it the one that is away");
     }
 
     #[test]

@@ -97,6 +97,10 @@ impl Registry for ByCatalogue {
         let node = view.node(node).filter(|node| node.is_live())?;
         Some(Command::FenceNode { node: node.id(), node_epoch: node.epoch })
     }
+
+    fn retires(&self, view: &CatalogueView, node: u32) -> bool {
+        view.node(node).is_some_and(|node| node.retiring)
+    }
 }
 
 /// What a data directory says of its node's past.

@@ -149,17 +149,28 @@ async fn run(admin: &Admin, empty: Option<u32>, args: &Moving) -> Result<Moves, 
     let asked = Rebalance { empty, most_moving: args.at_once, dry_run: args.dry_run };
     let mut moves = Moves::default();
     let mut progress = Progress::new(Duration::from_secs(args.patience), Instant::now());
+    let mut has_retired = false;
     loop {
+        // Another step would make the node go again that was told to stay in the meantime.
+        if let Some(node) = empty.filter(|_| !args.dry_run)
+            && let Ok(Some(found)) = node_status(admin, node).await
+        {
+            if has_retired && !found.retiring {
+                return Err(Failure::new(Exit::Failed, format!("node {node} stays: the decommission was cancelled")));
+            }
+            has_retired |= found.retiring;
+        }
         let step = match admin.rebalance(asked).await {
             Ok(step) => step,
             // The cluster may be without a leader for a moment: what was begun goes on.
-            Err(error) if error.is_retriable() && !progress.is_over(Instant::now()) => {
+            Err(error) if error.is_retriable() && !progress.has_failed_long(Instant::now()) => {
                 progress.say(&error.to_string());
                 tokio::time::sleep(PAUSE).await;
                 continue;
             }
             Err(error) => return Err(error.into()),
         };
+        progress.failing = None;
         if args.dry_run {
             return Ok(Moves { begun: Vec::new(), planned: step.planned, unnamed: step.unnamed });
         }
@@ -186,13 +197,15 @@ struct Progress {
     patience: Duration,
     /// When the numbers changed last.
     since: Instant,
+    /// When the first of the last failures in a row was.
+    failing: Option<Instant>,
     last: Option<(u32, usize, u32)>,
     said: String,
 }
 
 impl Progress {
     fn new(patience: Duration, now: Instant) -> Progress {
-        Progress { patience, since: now, last: None, said: String::new() }
+        Progress { patience, since: now, failing: None, last: None, said: String::new() }
     }
 
     /// A line to standard error, where it is another one than the last.
@@ -201,6 +214,11 @@ impl Progress {
             eprintln!("{text}");
             self.said = text.to_owned();
         }
+    }
+
+    /// The cluster can't be asked, and could not for so long.
+    fn has_failed_long(&mut self, now: Instant) -> bool {
+        now.duration_since(*self.failing.get_or_insert(now)) >= self.patience
     }
 
     fn is_over(&self, now: Instant) -> bool {
@@ -232,8 +250,8 @@ fn obstacle(step: &RebalanceStep) -> Option<String> {
     }
     match step.waits_for[..] {
         [] => None,
-        [node] => Some(format!("{} for node {node}, which is away", waiting(step.moving))),
-        _ => Some(format!("{} for nodes {}, which are away", waiting(step.moving), list(&step.waits_for))),
+        [node] => Some(format!("{} for node {node}, which is away", waiting(step.moving + step.unnamed))),
+        _ => Some(format!("{} for nodes {}, which are away", waiting(step.moving + step.unnamed), list(&step.waits_for))),
     }
 }
 

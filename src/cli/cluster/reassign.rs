@@ -57,7 +57,7 @@ pub async fn finish(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> R
         let status = status(admin, topic).await?;
         let moving: Vec<_> = status.partitions.iter().filter(|state| is_moving(state, wanted)).collect();
         if moving.is_empty() {
-            return Ok(());
+            return others_wish(&status.partitions, wanted).map_or(Ok(()), |why| Err(Failure::new(Exit::Failed, why)));
         }
         let text = describe(&moving);
         if text != said {
@@ -77,6 +77,18 @@ pub async fn finish(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> R
 async fn status(admin: &Admin, topic: &str) -> Result<ClusterStatus, Failure> {
     let question = StatusQuestion { topic: Some(topic.into()), all_partitions: true, ..StatusQuestion::default() };
     whole(admin, question).await
+}
+
+/// What has become of a partition whose replicas are, or are to be, others than were wanted: another command has come in between.
+fn others_wish(states: &[PartitionState], wanted: &[(u32, Vec<u32>)]) -> Option<String> {
+    let goal = |state: &PartitionState| state.target.clone().unwrap_or_else(|| state.replicas.clone());
+    let found = wanted.iter().find_map(|(partition, nodes)| {
+        let state = states.iter().find(|state| state.partition == *partition)?;
+        (goal(state) != *nodes).then(|| (partition, list(nodes), list(&goal(state))))
+    });
+    found.map(|(partition, ours, theirs)| {
+        format!("partition {partition} was to be on nodes {ours}; another command, a rebalance perhaps, has moved it to {theirs} since")
+    })
 }
 
 /// Whether a move can't go on: nobody leads the partition, or a replica that is to come is on a node that is away.

@@ -1,7 +1,7 @@
 //! Nodes come, stop, fail and go.
 
 use super::*;
-use crate::cluster::{ChangedPartitions, NodeState, Role};
+use crate::cluster::{ChangedPartitions, Election, NodeState, Role};
 use crate::limits;
 use crate::types::Durability;
 
@@ -157,6 +157,24 @@ fn the_last_replica_below_durable_leads_after_an_unclean_stop_in_a_marked_epoch(
     catalogue.apply(&register_with(3, |r| r.clean_stop = false)).unwrap();
     let record = record(&catalogue, at(2, 0));
     assert_eq!((record.leader, &record.isr[..], record.unclean_epoch), (Some(3), &[3][..], Some(record.leader_epoch)));
+}
+
+/// The last one with everything came back empty: who had left before waits for an administrator, since another may have more.
+#[test]
+fn a_replica_that_had_left_does_not_lead_after_an_unclean_stop() {
+    let mut catalogue = three();
+    for node in [2, 1] {
+        fence(&mut catalogue, node);
+    }
+    assert_eq!(record(&catalogue, at(2, 0)).isr, [3]);
+    fence(&mut catalogue, 3);
+    catalogue.apply(&register_with(3, |r| r.incarnation = [77; 16])).unwrap();
+    let lost = record(&catalogue, at(2, 0));
+    assert_eq!((lost.leader, lost.isr.len(), lost.eligible.len()), (None, 0, 0));
+    catalogue.apply(&register_with(2, |r| r.clean_stop = false)).unwrap();
+    assert_eq!(record(&catalogue, at(2, 0)).leader, None);
+    catalogue.apply(&Command::ElectLeader { partition: at(2, 0), election: Election::Unclean(2) }).unwrap();
+    assert_eq!(record(&catalogue, at(2, 0)).leader, Some(2));
 }
 
 #[test]

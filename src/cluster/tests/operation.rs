@@ -149,9 +149,9 @@ fn steps_come_to_where_the_plan_comes() {
         catalogue.apply(&create(2, 7, 2, &[])).unwrap();
         catalogue.apply(&register_with(4, |r| r.rack = None)).unwrap();
         assert_eq!(run_to_the_end(&mut catalogue, None, most), 12, "no replica moves twice, and none that need not");
-        assert!(plan_rebalance(catalogue.view()).unwrap().is_empty());
+        assert!(plan_rebalance(catalogue.view()).unwrap().commands.is_empty());
         run_to_the_end(&mut catalogue, Some(2), most);
-        assert!(plan_decommission(catalogue.view(), 2).unwrap().is_empty());
+        assert!(plan_decommission(catalogue.view(), 2).unwrap().commands.is_empty());
         assert_eq!(catalogue.view().load(2).unwrap().replicas, 0);
     }
 }

@@ -7,7 +7,7 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::gone;
 use super::log_files::lock;
-use super::members::{self, Change};
+use super::members::{self, Change, Known};
 use super::node::{Lease, Node};
 use super::peer::Client;
 use super::wire::{Answer, Request};
@@ -219,7 +219,8 @@ fn next_change(node: &Node) -> Option<Change> {
     let metrics = metrics.borrow();
     if let [_, .., goal] = &metrics.membership_config.membership().get_joint_config()[..] {
         // Whoever began that is gone, and the library does not finish it by itself: until then each decision needs both majorities.
-        return Some(Change::Voters(goal.clone()));
+        // Whoever loses its vote stays a member, which can be mended: one that was to go is asked to once more, one that was to stay would not come back by itself.
+        return Some(Change::Shift(goal.clone()));
     }
     let (leases, now) = (lock(&node.leases), Instant::now());
     let matched = |id: &ConsensusId| metrics.replication.as_ref()?.get(id).copied().flatten().map(|last| last.index);
@@ -228,6 +229,8 @@ fn next_change(node: &Node) -> Option<Change> {
             || (leases.lives(*id, now, node.timing.node_lease)
                 && matched(id).is_some_and(|index| index + NEARLY >= metrics.last_log_index.unwrap_or(0)))
     };
-    let ready = all.keys().copied().filter(is_ready).collect();
-    members::next_change(&all, &voters, &ready, node.voters)
+    let view = node.shown.view.borrow();
+    let retiring = all.iter().filter(|(_, member)| node.registry.retires(&view, member.node)).map(|(id, _)| *id).collect();
+    let known = Known { me: node.me.id, ready: all.keys().copied().filter(is_ready).collect(), retiring };
+    members::next_change(&all, &voters, &known, node.voters)
 }

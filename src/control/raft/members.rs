@@ -1,7 +1,8 @@
 //! Who votes: the next change of the membership. Pure.
 //!
 //! The first three (or five) nodes become voters; of two lives of a node the one that lives takes the place of the other. The number of voters grows from one odd number
-//! to the next, because an even one bears no more failures and needs more nodes for each decision. One change at a time, each on what the one before made.
+//! to the next, because an even one bears no more failures and needs more nodes for each decision; where a node went for which there is no other, it shrinks to the odd number below.
+//! A node that is to go gives its vote to one that stays, while it is there. One change at a time, each on what the one before made.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,17 +13,31 @@ use super::{ConsensusId, Member};
 pub enum Change {
     /// These vote from now on; who voted and is not among them is no member any more.
     Voters(BTreeSet<ConsensusId>),
+    /// These vote from now on; who voted and is not among them stays, without a vote.
+    Shift(BTreeSet<ConsensusId>),
     /// These are no members any more; none of them votes.
     Drop(BTreeSet<ConsensusId>),
 }
 
-/// The next change, if there is one. `ready`: members that live and have nearly all of the log; `wanted`: how many are to vote.
+/// What the leader knows of the members.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Known {
+    /// The leader itself.
+    pub me: ConsensusId,
+    /// Members that live and have nearly all of the log.
+    pub ready: BTreeSet<ConsensusId>,
+    /// Members whose nodes are to go.
+    pub retiring: BTreeSet<ConsensusId>,
+}
+
+/// The next change, if there is one. `wanted`: how many are to vote.
 pub fn next_change(
     members: &BTreeMap<ConsensusId, Member>,
     voters: &BTreeSet<ConsensusId>,
-    ready: &BTreeSet<ConsensusId>,
+    known: &Known,
     wanted: usize,
 ) -> Option<Change> {
+    let Known { me, ready, retiring } = known;
     let later_life = |id: &ConsensusId| {
         let node = members.get(id)?.node;
         members.iter().find(|(other, member)| *other != id && member.node == node && ready.contains(other)).map(|(other, _)| *other)
@@ -43,10 +58,20 @@ pub fn next_change(
     let voting_nodes: BTreeSet<u32> = voters.iter().filter_map(|id| members.get(id)).map(|member| member.node).collect();
     let mut candidates: Vec<_> = members
         .iter()
-        .filter(|(id, member)| !voters.contains(id) && ready.contains(id) && !voting_nodes.contains(&member.node))
+        .filter(|(id, member)| !voters.contains(id) && ready.contains(id) && !retiring.contains(id) && !voting_nodes.contains(&member.node))
         .map(|(id, member)| (member.node, *id))
         .collect();
     candidates.sort_unstable();
+    // The leader stays: once it has stopped another one leads.
+    if let (Some(goes), Some((_, comes))) = (voters.iter().find(|id| retiring.contains(id) && *id != me), candidates.first()) {
+        return Some(Change::Shift(voters.iter().copied().filter(|id| id != goes).chain([*comes]).collect()));
+    }
+    if voters.len().is_multiple_of(2) && candidates.is_empty() {
+        let node = |id: &ConsensusId| members.get(id).map(|member| member.node);
+        let rank = |id: &&ConsensusId| (retiring.contains(id), !ready.contains(id), node(id));
+        let goes = voters.iter().filter(|id| *id != me).max_by_key(rank)?;
+        return Some(Change::Shift(voters.iter().copied().filter(|id| id != goes).collect()));
+    }
     let more = if voters.len().is_multiple_of(2) { 1 } else { 2 };
     if voters.len() + more > wanted || candidates.len() < more {
         return None;
@@ -94,7 +119,38 @@ mod tests {
 
     fn next(list: &[(ConsensusId, u32)], voting: &[ConsensusId], ready: &[ConsensusId], wanted: usize) -> Option<Change> {
         let set = |ids: &[ConsensusId]| ids.iter().copied().collect();
-        next_change(&members(list), &set(voting), &set(ready), wanted)
+        let known = Known { me: voting[0], ready: set(ready), retiring: BTreeSet::new() };
+        next_change(&members(list), &set(voting), &known, wanted)
+    }
+
+    #[test]
+    fn where_nobody_takes_the_place_of_one_that_went_the_number_of_voters_is_odd_again() {
+        let set = |ids: &[ConsensusId]| ids.iter().copied().collect::<BTreeSet<_>>();
+        let shift = |ids: &[ConsensusId]| Some(Change::Shift(set(ids)));
+        let two = [(90, 1), (80, 2)];
+        assert_eq!(next(&two, &[90, 80], &[90, 80], 3), shift(&[90]), "of two none may stop; of one the other may");
+        assert_eq!(next(&two, &[80, 90], &[90, 80], 3), shift(&[80]), "the leader stays");
+        assert_eq!(next(&two, &[90], &[90, 80], 3), None, "and back again");
+        let four = [(90, 1), (80, 2), (70, 3), (60, 4)];
+        assert_eq!(next(&four, &[90, 80, 70, 60], &[90, 80, 60], 5), shift(&[90, 80, 60]), "one that is away");
+    }
+
+    #[test]
+    fn one_that_is_to_go_gives_its_vote_to_one_that_stays() {
+        let set = |ids: &[ConsensusId]| ids.iter().copied().collect::<BTreeSet<_>>();
+        let shift = |ids: &[ConsensusId]| Some(Change::Shift(set(ids)));
+        let five = members(&[(90, 1), (80, 2), (70, 3), (60, 4), (50, 5)]);
+        let next = |me, voting: &[ConsensusId], ready: &[ConsensusId], retiring: &[ConsensusId]| {
+            next_change(&five, &set(voting), &Known { me, ready: set(ready), retiring: set(retiring) }, 3)
+        };
+        let all = [90, 80, 70, 60, 50];
+        assert_eq!(next(70, &[90, 80, 70], &all, &[90, 80]), shift(&[90, 70, 60]));
+        assert_eq!(next(70, &[90, 70, 60], &all, &[90, 80]), shift(&[70, 60, 50]), "not to the other one that is to go");
+        assert_eq!(next(70, &[70, 60, 50], &all, &[90, 80]), None);
+        assert_eq!(next(70, &[90, 80, 70], &[90, 80, 70, 50], &[80]), shift(&[90, 70, 50]), "who is behind gets none");
+        assert_eq!(next(80, &[90, 80, 70], &all, &[80]), None, "the leader itself has it until it stops");
+        assert_eq!(next(90, &[90, 80, 70], &[90, 80, 70], &[80, 70]), None, "to nobody");
+        assert_eq!(next(90, &[90], &all, &[80, 70]), Some(Change::Voters(set(&[90, 60, 50]))));
     }
 
     #[test]

@@ -344,11 +344,12 @@ impl Node {
     /// Changes the membership; the library takes one change at a time.
     pub async fn change_members(&self, change: Change) -> Answer {
         tracing::info!(?change, "the membership changes");
-        let change = match change {
-            Change::Voters(voters) => ChangeMembers::ReplaceAllVoters(voters),
-            Change::Drop(members) => ChangeMembers::RemoveNodes(members),
+        let (change, stays) = match change {
+            Change::Voters(voters) => (ChangeMembers::ReplaceAllVoters(voters), false),
+            Change::Shift(voters) => (ChangeMembers::ReplaceAllVoters(voters), true),
+            Change::Drop(members) => (ChangeMembers::RemoveNodes(members), false),
         };
-        done(self.raft.change_membership(change, false).await)
+        done(self.raft.change_membership(change, stays).await)
     }
 
     async fn handle_piece(&self, piece: SnapshotPiece, connection: u64) -> Answer {

@@ -88,6 +88,11 @@ pub trait Registry: Send + Sync + 'static {
 
     /// The command that fences a node that is live; `None` if there is nothing to do.
     fn fence(&self, view: &CatalogueView, node: u32) -> Option<Command>;
+
+    /// Whether a node is to go: others are to vote in its place.
+    fn retires(&self, _view: &CatalogueView, _node: u32) -> bool {
+        false
+    }
 }
 
 /// Nodes are not in the catalogue: each is taken for live, and none is fenced.
