@@ -259,6 +259,36 @@ fn a_rewritten_segment_is_shipped_and_so_is_the_rest_of_one() {
     });
 }
 
+/// An elected leader that lacks records may have the others cut back into what was rewritten there: that log goes, and the leader's comes in its place.
+#[test]
+fn a_rewritten_segment_is_cut_nowhere_and_gives_way_as_a_whole() {
+    run(async || {
+        let (a, mut b) = (scratch(), scratch());
+        let (leader, other) = (Running::open(a.path(), None).await, Running::open(b.path(), None).await);
+        other.lead(1).await;
+        fill(&other, 0, 60).await;
+        other.flush().await;
+        other.cell.set_watermark(other.end());
+        let end = other.cell.machine.borrow().segments()[1].end_offset;
+        other.rewrite(0, end, |header| header.base_offset % 2 == 0).await;
+        other.store.set_role(&other.cell, Role::Unassigned).unwrap();
+        for offset in [0, 3] {
+            let cut = other.store.truncate(&other.cell, Truncation { offset, epoch: 2, epoch_start: offset, unclean: true }).await;
+            assert!(matches!(cut, Err(ReplicaError::Refused(ReplicaRefusal::Rewritten { segment: 0, .. }))), "{offset}: {cut:?}");
+        }
+        other.store.restart(&other.cell, 0, 0).await.unwrap();
+        leader.lead(2).await;
+        fill(&leader, 0, 20).await;
+        leader.flush().await;
+        other.follow(2, 0).await;
+        catch_up(&leader, &other).await;
+        other.flush().await;
+        expect_same((&leader, a.path()), (&other, b.path()));
+        let other = other.restart(&mut b, None).await;
+        assert_eq!(other.end(), leader.end());
+    });
+}
+
 #[test]
 fn a_shipped_segment_is_cut_as_any_other() {
     run(async || {

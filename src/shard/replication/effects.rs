@@ -1,7 +1,7 @@
 //! Carries out what a machine asks for, and reads what is to be shipped.
 
 use std::rc::Rc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -9,19 +9,23 @@ use crate::cluster::Command;
 use crate::limits::MAX_LINK_PAYLOAD;
 use crate::log::leader_epochs::UNKNOWN_START;
 use crate::metrics::Counter;
-use crate::partition::ReplicaAppend;
+use crate::partition::{ReplicaAppend, ReplicaRefusal};
 use crate::replication::message::Truncate;
 use crate::replication::{Effect, IsrChange, Message, NodeId, RecordRefusal, Shipped, ToShip};
 use crate::request::Code;
 use crate::shard::deletion::raise_log_start;
 use crate::shard::follower_read::{FollowerPart, FollowerReadError};
 use crate::shard::partition_cell::PartitionCell;
+use crate::shard::replica::ReplicaError;
 use crate::shard::replication::behind::Behind;
 use crate::shard::replication::replica::{Input, Life, Machine};
 use crate::shard::replication::shipping::Next;
 use crate::shard::role::Role;
 use crate::shard::truncation::Truncation;
 use crate::types::Offset;
+
+/// A read for a follower that failed is tried again after so long.
+const READ_AGAIN: Duration = Duration::from_secs(1);
 
 impl Life {
     /// Carries effects out, in their order; what they bring about may ask for more. `payload`: bytes of the message that is being handled.
@@ -91,6 +95,14 @@ impl Life {
                 self.context.metrics.add(Counter::ReplicationTruncations, 1);
                 match store.truncate(&cell, Truncation { offset: to, epoch, epoch_start: UNKNOWN_START, unclean }).await {
                     Ok(()) => self.truncated(to, more),
+                    // What the cleaner has rewritten ends nowhere in the middle. The leader was elected by an administrator, and its log counts: all of it comes again.
+                    Err(ReplicaError::Refused(refusal @ ReplicaRefusal::Rewritten { .. })) if unclean => {
+                        tracing::warn!(partition = %self.id, to, %refusal, "the log is given up for that of the elected leader");
+                        if let Err(error) = store.restart(&cell, 0, 0).await {
+                            tracing::error!(partition = %self.id, %error, "it could not begin anew");
+                        }
+                        self.give_up(&format!("a cut at offset {to}: {refusal}"));
+                    }
                     Err(error) => self.give_up(&format!("a cut at offset {to}: {error}")),
                 }
             }
@@ -264,6 +276,8 @@ impl Life {
             Ok(None) => None,
             Err(error) => {
                 tracing::warn!(partition = %self.id, from = wanted.from, %error, "the log can't be read for a follower");
+                // The cleaner may have replaced the segment, or something was short for a moment; nothing else wakes a partition that nobody writes to.
+                self.read_again = Some(Instant::now() + READ_AGAIN);
                 None
             }
         }

@@ -60,7 +60,12 @@ impl Life {
     pub(super) async fn take_segment(&mut self, from: NodeId, segment: &Segment, on: &Rc<Outbox>, effects: &mut Vec<Effect>) {
         let is_it = |incoming: &Incoming| (incoming.stream, incoming.receipt.base_offset()) == (segment.stream, segment.base_offset);
         let incoming = self.incoming.take();
-        let Some(Machine::Follower(follower)) = &mut self.machine else { return };
+        let Some(Machine::Follower(follower)) = &mut self.machine else {
+            if let Some(incoming) = incoming {
+                incoming.receipt.abandon().await;
+            }
+            return;
+        };
         let receipt = match incoming {
             Some(incoming) if is_it(&incoming) => incoming.receipt,
             other => {

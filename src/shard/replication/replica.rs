@@ -210,6 +210,7 @@ impl Replica {
             cursors: Vec::new(),
             proposing: Rc::default(),
             behind: Vec::new(),
+            read_again: None,
             shipping: Vec::new(),
             incoming: None,
             received: None,
@@ -269,6 +270,8 @@ pub(super) struct Life {
     pub(super) proposing: Rc<Cell<Option<u32>>>,
     /// How far behind each follower is, and when what it was sent last is paid for.
     pub(super) behind: Vec<(NodeId, Behind, Instant)>,
+    /// When a read for a follower that failed is to be tried again.
+    pub(super) read_again: Option<Instant>,
     /// Whole segments on their way to followers.
     pub(super) shipping: Vec<Shipping>,
     /// The whole segment that comes in from the leader.
@@ -332,6 +335,7 @@ impl Life {
         .chain(self.lost.map(|(_, told_at)| told_at + REPORT_AGAIN))
         .chain(self.next_mend())
         .chain(self.next_paid())
+        .chain(self.read_again.filter(|at| *at > Instant::now()))
         .min()
         .unwrap_or_else(|| Instant::now() + IDLE)
     }
