@@ -53,6 +53,15 @@ enum Standing {
     Silent,
 }
 
+impl State {
+    /// Of a topic that is not known there is nothing to doubt.
+    fn doubt(&mut self, topic: &str) {
+        if self.topics.contains_key(topic) {
+            self.doubtful.insert(topic.into());
+        }
+    }
+}
+
 /// What all handles of a client share.
 pub(super) struct Brokers {
     pub settings: Settings,
@@ -197,8 +206,7 @@ impl Brokers {
                     state.topics.insert(topic.name.clone(), Arc::new(found.clone()));
                     state.doubtful.remove(&topic.name);
                 }
-                Err(_) if state.topics.contains_key(&topic.name) => drop(state.doubtful.insert(topic.name.clone())),
-                Err(_) => {}
+                Err(_) => state.doubt(&topic.name),
             }
         }
         let brokers = metadata.brokers.iter().map(|b| (b.id, join_address(&b.host, b.port)));
@@ -230,7 +238,7 @@ impl Brokers {
 
     /// What is known of a topic may be wrong: who needs it next asks. Its leaders' epochs stay: they tell the answer of a node that is cut off.
     pub fn forget_topic(&self, name: &str) {
-        self.lock().doubtful.insert(name.into());
+        self.lock().doubt(name);
     }
 
     /// The leader of a partition.

@@ -222,7 +222,7 @@ pub(super) fn settle(record: &mut PartitionRecord, min_insync: usize, nodes: &Pr
 /// A replica of a topic below `durable` is there again after an unclean stop: what it acknowledged last may be gone. Where it was the last one that had everything,
 /// it is what there is: the durability that was asked for says that this may happen, so it leads, and its epoch is marked.
 fn stopped_uncleanly(record: &mut PartitionRecord, node: NodeId, min_insync: usize, nodes: &Present<'_>) -> bool {
-    let had_all = record.in_sync(node) || record.eligible.contains(&node);
+    let had_all = record.may_lead(node);
     let changed = record.replica_lost(node, min_insync, |node| nodes.is_live(node));
     // One that had left the ISR before waits, as the others do, for an administrator: another may have more.
     if had_all && record.leader.is_none() && record.isr.is_empty() && record.eligible.is_empty() {

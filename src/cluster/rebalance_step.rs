@@ -34,11 +34,7 @@ pub fn next_step(view: &CatalogueView, empty: Option<NodeId>, most_moving: u32) 
         None => plan_rebalance(view)?,
     };
     let mut moving: BTreeSet<_> = view.all_partitions().filter(|(_, record)| record.target.is_some()).map(|(id, _)| id).collect();
-    let mut left = left(view, &moving);
-    left.unnamed = plan.put_off;
-    left.waits_for.extend(plan.waits_for);
-    left.waits_for.sort_unstable();
-    left.waits_for.dedup();
+    let mut left = RebalanceStep { unnamed: plan.put_off, ..left(view, &moving, plan.waits_for) };
     let (mut begin, mut goals) = (Vec::new(), BTreeMap::new());
     let mut rest = plan.commands.into_iter();
     for command in rest.by_ref() {
@@ -64,9 +60,8 @@ fn ships(view: &CatalogueView, partition: &TopicPartition, target: &[NodeId]) ->
     view.partition(partition).is_some_and(|record| target.iter().any(|node| record.replica(*node).is_none()))
 }
 
-fn left(view: &CatalogueView, moving: &BTreeSet<TopicPartition>) -> RebalanceStep {
+fn left(view: &CatalogueView, moving: &BTreeSet<TopicPartition>, mut waits_for: BTreeSet<NodeId>) -> RebalanceStep {
     let mut left = RebalanceStep { moving: moving.len() as u32, led_elsewhere: led_elsewhere(view), ..RebalanceStep::default() };
-    let mut waits_for = BTreeSet::new();
     for record in moving.iter().filter_map(|id| view.partition(id)) {
         let away = |node: &&NodeId| !record.in_sync(**node) && view.node(**node).is_none_or(|node| !node.is_live());
         waits_for.extend(record.target.iter().flatten().filter(away));

@@ -545,10 +545,10 @@ impl Leader {
     pub fn handle_segment_shipped(&mut self, node: NodeId, to_ship: &ToShip, shipped: &Shipped, now: Millis) -> Option<Segment> {
         let inside = |entry: &&EpochStart| shipped.base_offset < entry.start && entry.start < shipped.end_offset;
         let later: Vec<EpochStart> = self.log.epochs.entries().iter().filter(inside).copied().collect();
-        let told = self.followers.get(self.position(node)?)?.log_start_sent;
+        let at = self.position(node)?;
+        let told = self.followers[at].log_start_sent;
         let append = self.handle_shipped(node, to_ship, shipped, now)?;
         // A SEGMENT does not say where the log begins: what comes next does.
-        let at = self.position(node)?;
         self.followers[at].log_start_sent = told;
         let first = EpochStart { epoch: append.epoch, start: append.base_offset };
         Some(Segment {

@@ -323,7 +323,8 @@ impl PartitionRecord {
         self.isr.iter().chain(&self.eligible).any(|candidate| *candidate != node)
     }
 
-    fn may_lead(&self, node: NodeId) -> bool {
+    /// Whether a replica has everything that was acknowledged: is in sync, or eligible.
+    pub fn may_lead(&self, node: NodeId) -> bool {
         self.isr.contains(&node) || self.eligible.contains(&node)
     }
 

@@ -12,7 +12,7 @@ use crate::request::{Code, FoundOffset, ListOffset, ListOffsetResult, OffsetSpec
 use crate::shard::context::Context;
 use crate::shard::partition_cell::PartitionCell;
 use crate::shard::produce::batch_refusal;
-use crate::shard::role::Role;
+use crate::shard::read_replica::is_in_doubt;
 use crate::shard::spread::spread;
 use crate::shard::write_behind;
 use crate::types::{Offset, Timestamp, TopicPartition};
@@ -54,7 +54,7 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
     let unavailable = || {
         cell.refusal(Code::OffsetNotAvailable, "a leader that has just begun, or is cut off, does not know where consumers have come to")
     };
-    let knows_latest = || cell.latest_is_known.get() && may_tell_latest(context, &cell);
+    let knows_latest = || cell.latest_is_known.get() && !is_in_doubt(context, &cell);
     let (offset, timestamp) = match question.spec {
         OffsetSpec::Earliest => (log_start, -1),
         OffsetSpec::Latest | OffsetSpec::MaxTimestamp if !knows_latest() => return Err(unavailable()),
@@ -74,11 +74,6 @@ async fn answer(context: &Rc<Context>, question: &ListOffset, looked: &mut Looke
     // Of none there is none.
     let leader_epoch = cell.machine.borrow().epoch_of(offset);
     Ok(FoundOffset { offset, timestamp, leader_epoch })
-}
-
-/// Whoever was cut off knows an end that others may have left behind since.
-fn may_tell_latest(context: &Context, cell: &PartitionCell) -> bool {
-    cell.role() == Role::Alone || context.replication.holds_lease()
 }
 
 /// The first committed record whose timestamp is at least `timestamp`; (-1, -1) if there is none.

@@ -43,10 +43,14 @@ pub fn check_readable(context: &Context, cell: &PartitionCell, from: &ReadFrom, 
     }
 }
 
-/// Why this leader can't say whether it still leads; `None` where it can, or is no leader of several replicas.
+/// Whether this leader can't say that it still leads: it may be cut off, and what it knows left behind. One of a single replica can.
+pub fn is_in_doubt(context: &Context, cell: &PartitionCell) -> bool {
+    matches!(cell.role(), Role::Leader(_)) && !context.replication.holds_lease()
+}
+
+/// The refusal of a leader [in doubt](is_in_doubt).
 pub fn doubt(context: &Context, cell: &PartitionCell) -> Option<Refusal> {
-    let is_in_doubt = matches!(cell.role(), Role::Leader(_)) && !context.replication.holds_lease();
-    is_in_doubt.then(|| cell.refusal(Code::NotLeader, "this broker is cut off from the cluster: another one may lead it"))
+    is_in_doubt(context, cell).then(|| cell.refusal(Code::NotLeader, "this broker is cut off from the cluster: another one may lead it"))
 }
 
 /// The advertised shard that a consumer at `offset` is to ask in the place of this leader; `None` where it is to stay.

@@ -250,12 +250,13 @@ fn obstacle(step: &RebalanceStep) -> Option<String> {
     }
     match step.waits_for[..] {
         [] => None,
-        [node] => Some(format!("{} for node {node}, which is away", waiting(step.moving + step.unnamed))),
-        _ => Some(format!("{} for nodes {}, which are away", waiting(step.moving + step.unnamed), list(&step.waits_for))),
+        [node] => Some(format!("{} for node {node}, which is away", waiting(step))),
+        _ => Some(format!("{} for nodes {}, which are away", waiting(step), list(&step.waits_for))),
     }
 }
 
-fn waiting(moves: u32) -> String {
+fn waiting(step: &RebalanceStep) -> String {
+    let moves = step.moving.saturating_add(step.unnamed);
     if moves == 1 { "1 move waits".into() } else { format!("{moves} moves wait") }
 }
 

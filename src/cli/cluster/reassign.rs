@@ -32,9 +32,8 @@ pub fn replicas(text: &str) -> Result<(u32, Vec<u32>), String> {
 pub async fn begin(admin: &Admin, topic: &str, wanted: &[(u32, Vec<u32>)]) -> Result<(), Failure> {
     let present = status(admin, topic).await?.partitions;
     // Those that are there, or on their way, are no mistake: the command may have been interrupted.
-    let is_there = |(partition, nodes): &&(u32, Vec<u32>)| {
-        present.iter().any(|state| state.partition == *partition && state.target.as_ref().unwrap_or(&state.replicas) == nodes)
-    };
+    let is_there =
+        |(partition, nodes): &&(u32, Vec<u32>)| present.iter().any(|state| state.partition == *partition && goal(state) == nodes);
     let partitions: Vec<_> = wanted.iter().filter(|one| !is_there(one)).cloned().collect();
     if partitions.is_empty() {
         return Ok(());
@@ -79,12 +78,16 @@ async fn status(admin: &Admin, topic: &str) -> Result<ClusterStatus, Failure> {
     whole(admin, question).await
 }
 
+/// Where a partition's replicas are, or are to be.
+fn goal(state: &PartitionState) -> &Vec<u32> {
+    state.target.as_ref().unwrap_or(&state.replicas)
+}
+
 /// What has become of a partition whose replicas are, or are to be, others than were wanted: another command has come in between.
 fn others_wish(states: &[PartitionState], wanted: &[(u32, Vec<u32>)]) -> Option<String> {
-    let goal = |state: &PartitionState| state.target.clone().unwrap_or_else(|| state.replicas.clone());
     let found = wanted.iter().find_map(|(partition, nodes)| {
         let state = states.iter().find(|state| state.partition == *partition)?;
-        (goal(state) != *nodes).then(|| (partition, list(nodes), list(&goal(state))))
+        (goal(state) != nodes).then(|| (partition, list(nodes), list(goal(state))))
     });
     found.map(|(partition, ours, theirs)| {
         format!("partition {partition} was to be on nodes {ours}; another command, a rebalance perhaps, has moved it to {theirs} since")

@@ -127,10 +127,8 @@ pub async fn keep(node: Arc<Node>) {
         if term != led_in {
             // What an earlier leadership began may wait for ever: of an entry that a snapshot stands for the library does not answer.
             [fence.take(), change.take()].into_iter().flatten().for_each(|task| task.abort());
-        }
-        if term.is_some() && term != led_in {
             // Who ended while nobody led, or was not seen to, is not waited for.
-            for id in node.members().0.into_keys() {
+            for id in term.map(|_| node.members().0).unwrap_or_default().into_keys() {
                 tokio::spawn(gone::suspect(Arc::clone(&node), id));
             }
         }

@@ -71,7 +71,7 @@ fn bounds(range: &impl RangeBounds<u64>) -> (u64, u64) {
     (start, end)
 }
 
-/// What a stream to a follower that reads a log other than its own waits before it is told so, that it does not ask without a pause.
+/// Before a stream that gets no entries hears so: the library asks again at once.
 const STALE_PAUSE: Duration = Duration::from_millis(100);
 
 /// Reads entries, from memory, for one stream to a follower.
@@ -99,14 +99,16 @@ impl RaftLogReader<Types> for LogReader {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> Result<Vec<Entry>> {
-        let (entries, is_stale) = {
+        let found = {
             let memory = lock(&self.memory);
-            let is_stale = memory.cuts != self.cuts || start < memory.first();
-            (if is_stale { Vec::new() } else { memory.range(start, end, limits::CONSENSUS_APPEND as u64) }, is_stale)
+            let is_whole = memory.cuts == self.cuts && start >= memory.first();
+            is_whole.then(|| memory.range(start, end, limits::CONSENSUS_APPEND as u64))
         };
-        if is_stale {
+        let Some(entries) = found else {
             tokio::time::sleep(STALE_PAUSE).await;
-        } else if entries.is_empty() {
+            return Ok(Vec::new());
+        };
+        if entries.is_empty() {
             return Err(StorageIOError::read_log_at_index(start, AnyError::error("it is not there")).into());
         }
         Ok(entries)

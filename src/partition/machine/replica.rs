@@ -369,13 +369,13 @@ impl Partition {
             }
             _ => self.segments.iter().find(|segment| segment.base_offset >= offset),
         };
-        // Nor does one go on at its beginning: it would be an open segment that was rewritten.
-        if let Some(segment) = kept.filter(|kept| kept.is_rewritten() && (offset != log_end || kept.sealed)) {
-            return Err(ReplicaRefusal::Rewritten { offset, segment: segment.base_offset });
-        }
         // An open segment without a record that has none before it stays as it is.
         let is_cut = |kept: &&SegmentInfo| offset != log_end || kept.sealed;
-        Ok(kept.filter(is_cut).copied())
+        match kept.filter(is_cut) {
+            // Nor does one go on at its beginning: it would be an open segment that was rewritten.
+            Some(kept) if kept.is_rewritten() => Err(ReplicaRefusal::Rewritten { offset, segment: kept.base_offset }),
+            kept => Ok(kept.copied()),
+        }
     }
 
     /// The running hash before the first batch of a segment, where it is known without its index.

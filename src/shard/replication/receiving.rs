@@ -59,13 +59,8 @@ impl Life {
     /// All parts of a segment were sent: the machine hears of it if they are here and are what the leader says.
     pub(super) async fn take_segment(&mut self, from: NodeId, segment: &Segment, on: &Rc<Outbox>, effects: &mut Vec<Effect>) {
         let is_it = |incoming: &Incoming| (incoming.stream, incoming.receipt.base_offset()) == (segment.stream, segment.base_offset);
+        let Some(Machine::Follower(follower)) = &mut self.machine else { return self.drop_incoming().await };
         let incoming = self.incoming.take();
-        let Some(Machine::Follower(follower)) = &mut self.machine else {
-            if let Some(incoming) = incoming {
-                incoming.receipt.abandon().await;
-            }
-            return;
-        };
         let receipt = match incoming {
             Some(incoming) if is_it(&incoming) => incoming.receipt,
             other => {
